@@ -1,0 +1,189 @@
+"""Direct convolution: the three passes as loops over rows, for geometries where an FFT does not pay.
+
+Every pair of a pixel and a tap is multiplied, a pixel of the zero padding only if that tap is not finite: 0·inf is NaN.
+"""
+
+import math
+
+import numpy as np
+
+from nbfftconv import jit, simd, threads
+from nbfftconv.geometry import ConvGeometry
+
+_AXIS_FIELDS = ("stride", "dilation", "before", "input", "output", "kernel")
+_RECORD = np.dtype(
+    [
+        # C-contiguous arrays; `output` is grad_output in the backward passes
+        *((name, np.int64) for name in ("input", "weight", "output", "bias")),
+        # channels and filters of a group
+        *((name, np.int64) for name in ("images", "groups", "channels", "filters", "relu")),
+        *((f"{axis}_{name}", np.int64) for axis in "yx" for name in _AXIS_FIELDS),
+    ]
+)
+_stage = jit.stage(_RECORD)
+
+
+@jit.njit()
+def _inside(tap, stride, before, size, outputs):
+    """Range of the outputs that see a pixel, not padding, at offset `tap`."""
+    first = min(outputs, max(0, (before - tap + stride - 1) // stride))
+    return first, max(first, min(outputs, (size + before - tap + stride - 1) // stride))
+
+
+def _forward(real):
+    def forward(r, slot, begin, end):
+        x, w, y = simd.pointer(real, r.input), simd.pointer(real, r.weight), simd.pointer(real, r.output)
+        filters = r.groups * r.filters
+        width, kernel, x_stride = r.x_output, r.x_kernel, r.x_stride
+        for item in range(begin, end):
+            oy = item % r.y_output
+            k = item // r.y_output % filters
+            n = item // r.y_output // filters
+            row = ((n * filters + k) * r.y_output + oy) * width
+            for ox in range(width):
+                y[row + ox] = real(0)
+            for c in range(r.channels):
+                plane = (n * r.groups + k // r.filters) * r.channels + c
+                for u in range(r.y_kernel):
+                    py = oy * r.y_stride + u * r.y_dilation - r.y_before
+                    is_row = 0 <= py < r.y_input
+                    for v in range(kernel):
+                        tap = v * r.x_dilation
+                        weight = w[((k * r.channels + c) * r.y_kernel + u) * kernel + v]
+                        first, last = _inside(tap, x_stride, r.x_before, r.x_input, width)
+                        if not is_row:
+                            first = last = width
+                        if not math.isfinite(weight):
+                            for ox in range(first):
+                                y[row + ox] += weight * real(0)
+                            for ox in range(last, width):
+                                y[row + ox] += weight * real(0)
+                        source = (plane * r.y_input + py) * r.x_input + tap - r.x_before
+                        for ox in range(first, last):
+                            y[row + ox] += weight * x[source + ox * x_stride]
+            bias = simd.pointer(real, r.bias)[k] if r.bias != 0 else real(0)
+            if r.relu == 0:
+                for ox in range(width):
+                    y[row + ox] += bias
+            else:
+                for ox in range(width):
+                    value = y[row + ox] + bias
+                    y[row + ox] = real(0) if value < real(0) else value  # NaN passes
+
+    return forward
+
+
+def _grad_input(real):
+    def grad_input(r, slot, begin, end):
+        dx, w, g = simd.pointer(real, r.input), simd.pointer(real, r.weight), simd.pointer(real, r.output)
+        channels = r.groups * r.channels
+        width, x_stride = r.x_input, r.x_stride
+        for item in range(begin, end):
+            channel, n = item % channels, item // channels
+            group, c = channel // r.channels, channel % r.channels
+            plane = item * r.y_input * width
+            for at in range(plane, plane + r.y_input * width):
+                dx[at] = real(0)
+            for k in range(group * r.filters, (group + 1) * r.filters):
+                for u in range(r.y_kernel):
+                    first_row, last_row = _inside(u * r.y_dilation, r.y_stride, r.y_before, r.y_input, r.y_output)
+                    for v in range(r.x_kernel):
+                        tap = v * r.x_dilation
+                        weight = w[((k * r.channels + c) * r.y_kernel + u) * r.x_kernel + v]
+                        first, last = _inside(tap, x_stride, r.x_before, width, r.x_output)
+                        for oy in range(first_row, last_row):
+                            py = oy * r.y_stride + u * r.y_dilation - r.y_before
+                            target = plane + py * width + tap - r.x_before
+                            source = ((n * r.groups * r.filters + k) * r.y_output + oy) * r.x_output
+                            for ox in range(first, last):
+                                dx[target + ox * x_stride] += weight * g[source + ox]
+
+    return grad_input
+
+
+@jit.njit(fastmath={"reassoc", "contract"})
+def _dot(real, a, b, stride, count):
+    """Sum of a[i]·b[i·stride], in several lanes."""
+    pa, pb = simd.pointer(real, a), simd.pointer(real, b)
+    total = real(0)
+    if stride == 1:
+        for i in range(count):
+            total += pa[i] * pb[i]
+    else:
+        for i in range(count):
+            total += pa[i] * pb[i * stride]
+    return total
+
+
+def _grad_weight(real):
+    itemsize = np.dtype(real).itemsize
+
+    def grad_weight(r, slot, begin, end):
+        dw, g = simd.pointer(real, r.weight), simd.pointer(real, r.output)
+        for item in range(begin, end):
+            c, k = item % r.channels, item // r.channels
+            for u in range(r.y_kernel):
+                for v in range(r.x_kernel):
+                    tap = v * r.x_dilation
+                    first, last = _inside(tap, r.x_stride, r.x_before, r.x_input, r.x_output)
+                    total = 0.0
+                    for n in range(r.images):
+                        x_plane = (n * r.groups + k // r.filters) * r.channels + c
+                        g_plane = n * r.groups * r.filters + k
+                        for oy in range(r.y_output):
+                            py = oy * r.y_stride + u * r.y_dilation - r.y_before
+                            g_row = (g_plane * r.y_output + oy) * r.x_output
+                            start, stop = first, last
+                            if 0 <= py < r.y_input:
+                                x_row = (x_plane * r.y_input + py) * r.x_input + tap - r.x_before
+                                total += _dot(
+                                    real, r.output + (g_row + first) * itemsize,
+                                    r.input + (x_row + first * r.x_stride) * itemsize, r.x_stride, last - first,
+                                )  # fmt: skip
+                            else:
+                                start = stop = r.x_output
+                            for ox in range(start):
+                                total += g[g_row + ox] * real(0)
+                            for ox in range(stop, r.x_output):
+                                total += g[g_row + ox] * real(0)
+                    dw[(item * r.y_kernel + u) * r.x_kernel + v] = real(total)
+
+    return grad_weight
+
+
+_forward_rows = _stage(_forward)
+_grad_input_planes = _stage(_grad_input)
+_grad_weight_planes = _stage(_grad_weight)
+
+
+def _run(stage, geometry: ConvGeometry, items: int, x: np.ndarray, w: np.ndarray, y: np.ndarray, bias: np.ndarray | None, relu: bool):
+    record = np.zeros((), _RECORD)
+    for name, array in (("input", x), ("weight", w), ("output", y), ("bias", bias)):
+        record[name] = 0 if array is None else array.ctypes.data
+    record["images"], record["groups"] = geometry.input_size[0], geometry.groups
+    record["channels"], record["filters"] = geometry.weight_size[1], geometry.weight_size[0] // geometry.groups
+    record["relu"] = relu
+    for index, axis in enumerate("yx"):
+        record[f"{axis}_stride"] = geometry.stride[index]
+        record[f"{axis}_dilation"] = geometry.dilation[index]
+        record[f"{axis}_before"] = geometry.padding[index][0]
+        record[f"{axis}_input"] = geometry.input_size[2 + index]
+        record[f"{axis}_output"] = geometry.output_size[2 + index]
+        record[f"{axis}_kernel"] = geometry.weight_size[2 + index]
+    threads.run(stage.address(x.dtype.type), record.ctypes.data, items, threads.get_num_threads())
+
+
+def forward(geometry: ConvGeometry, x: np.ndarray, w: np.ndarray, bias: np.ndarray | None, relu: bool, y: np.ndarray) -> None:
+    """Convolve `x` into `y`. Arrays are C-contiguous, of one dtype and the geometry's sizes, here and below."""
+    n, k, height, _ = geometry.output_size
+    _run(_forward_rows, geometry, n * k * height, x, w, y, bias, relu)
+
+
+def grad_input(geometry: ConvGeometry, dx: np.ndarray, w: np.ndarray, g: np.ndarray) -> None:
+    """Compute the gradient with respect to the input into `dx`."""
+    _run(_grad_input_planes, geometry, geometry.input_size[0] * geometry.input_size[1], dx, w, g, None, False)
+
+
+def grad_weight(geometry: ConvGeometry, x: np.ndarray, dw: np.ndarray, g: np.ndarray) -> None:
+    """Compute the gradient with respect to the kernels into `dw`."""
+    _run(_grad_weight_planes, geometry, geometry.weight_size[0] * geometry.weight_size[1], x, dw, g, None, False)

@@ -1,0 +1,82 @@
+"""Runs a plan on validated arrays: by FFT, with outliers put right afterwards, or direct.
+
+Arrays are C-contiguous, aligned, of the plan's dtype and of the sizes of `geometry`, which is the plan's or the same with the
+padding applied beforehand.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from nbfftconv import direct, outliers
+from nbfftconv.geometry import ConvGeometry
+from nbfftconv.passes.forward import forward as fft_forward
+from nbfftconv.passes.grad_input import grad_input as fft_grad_input
+from nbfftconv.passes.grad_weight import grad_weight as fft_grad_weight
+from nbfftconv.passes.spectra import transform_weight
+from nbfftconv.plan import ConvPlan
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """Kernels, and their spectra for the tiles of a plan; None for direct convolution."""
+
+    weight: np.ndarray
+    spectra: np.ndarray | None
+    has_outliers: bool
+
+    @classmethod
+    def of(cls, plan: ConvPlan, weight: np.ndarray) -> "Kernels":
+        """Transform `weight` for `plan`."""
+        if plan.algorithm == "direct":
+            return cls(weight, None, False)
+        return cls(weight, *transform_weight(plan, weight))
+
+
+def forward(
+    plan: ConvPlan,
+    geometry: ConvGeometry,
+    input: np.ndarray,
+    kernels: Kernels,
+    bias: np.ndarray | None,
+    relu: bool,
+    output: np.ndarray,
+) -> None:
+    """Convolve `input` into `output`, add the bias, and clip negative values if `relu`."""
+    if plan.algorithm == "direct":
+        direct.forward(geometry, input, kernels.weight, bias, relu, output)
+        return
+    has_outliers = fft_forward(plan, geometry, input, kernels.spectra, bias, relu, output) or kernels.has_outliers
+    if not has_outliers:
+        return
+    if relu:  # what is to be added comes before the clipping
+        fft_forward(plan, geometry, input, kernels.spectra, bias, False, output)
+    with np.errstate(all="ignore"):
+        if not outliers.correct_forward(geometry, input, kernels.weight, output):
+            direct.forward(geometry, input, kernels.weight, bias, relu, output)
+        elif relu:
+            np.maximum(output, 0, out=output)
+
+
+def grad_input(
+    plan: ConvPlan, geometry: ConvGeometry, kernels: Kernels, grad_output: np.ndarray, result: np.ndarray
+) -> None:
+    """Compute the gradient with respect to the input into `result`."""
+    if plan.algorithm == "direct":
+        direct.grad_input(geometry, result, kernels.weight, grad_output)
+        return
+    has_outliers = fft_grad_input(plan, geometry, kernels.spectra, grad_output, result) or kernels.has_outliers
+    if has_outliers and not outliers.correct_grad_input(geometry, result, kernels.weight, grad_output):
+        direct.grad_input(geometry, result, kernels.weight, grad_output)
+
+
+def grad_weight(
+    plan: ConvPlan, geometry: ConvGeometry, input: np.ndarray, grad_output: np.ndarray, result: np.ndarray
+) -> None:
+    """Compute the gradient with respect to the kernels into `result`."""
+    if plan.algorithm == "direct":
+        direct.grad_weight(geometry, input, result, grad_output)
+        return
+    has_outliers = fft_grad_weight(plan, geometry, input, grad_output, result)
+    if has_outliers and not outliers.correct_grad_weight(geometry, input, result, grad_output):
+        direct.grad_weight(geometry, input, result, grad_output)

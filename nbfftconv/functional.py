@@ -1,0 +1,249 @@
+"""conv2d, conv2d_input, conv2d_weight: arrays in, arrays out. Arguments are validated here, before any work is done."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from nbfftconv import engine, padding as padding_modes
+from nbfftconv.arrays import as_float, as_float4, check_out, check_shape, compact, is_usable_out, result_type
+from nbfftconv.geometry import ConvGeometry, Padding
+from nbfftconv.plan import ConvPlan
+from nbfftconv.planner import make_plan
+
+ACTIVATIONS = (None, "relu")
+
+
+def check_activation(activation: Any) -> None:
+    """Raise ValueError for an unknown activation."""
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"activation must be None or 'relu', got {activation!r}")
+
+
+def check_bias(bias: ArrayLike | None, filters: int) -> np.ndarray | None:
+    """Return the bias as an array of shape (filters,), or None."""
+    if bias is None:
+        return None
+    array = as_float("bias", bias)
+    check_shape("bias", array, (filters,), f"{filters} out channels")
+    return array
+
+
+def _plan_for(plan: ConvPlan | None, geometry: ConvGeometry, direction: str, dtype: np.dtype) -> ConvPlan:
+    if plan is None:
+        return make_plan(geometry, direction, dtype)
+    if not isinstance(plan, ConvPlan):
+        raise TypeError(f"plan must be a ConvPlan, got {type(plan).__name__}")
+    if plan.direction != direction:
+        raise ValueError(f"the plan is for {plan.direction}, not for {direction}: {plan!r}")
+    if plan.dtype != dtype:
+        raise ValueError(f"the plan is for {plan.dtype}, the arrays are {dtype}: {plan!r}")
+    if plan.geometry != geometry:
+        raise ValueError(f"the plan is for another geometry, {plan.geometry}, than the arguments, {geometry}")
+    return plan
+
+
+def conv2d(
+    input: ArrayLike,
+    weight: ArrayLike,
+    bias: ArrayLike | None = None,
+    stride: int | tuple[int, int] = 1,
+    padding: Padding = 0,
+    dilation: int | tuple[int, int] = 1,
+    groups: int = 1,
+    *,
+    padding_mode: str = "zeros",
+    activation: str | None = None,
+    out: np.ndarray | None = None,
+    plan: ConvPlan | None = None,
+) -> np.ndarray:
+    r"""Two-dimensional convolution as in deep learning, that is cross-correlation; `torch.nn.functional.conv2d` on NumPy arrays.
+
+    .. math:: y_{nkij} = b_k + \sum_{cuv} w_{kcuv}\, x_{n,c,\,i s + u d - p,\,j s + v d - p}
+
+    Parameters
+    ----------
+    input : array_like, shape (batch, channels, height, width)
+        float32 or float64, of any memory layout and byte order. The batch may be empty.
+    weight : array_like, shape (out channels, channels / groups, kernel height, kernel width)
+    bias : array_like, shape (out channels,), optional
+    stride, dilation : int or (vertical, horizontal)
+        In pixels.
+    padding : int, (vertical, horizontal), ((top, bottom), (left, right)), "valid", "same" or "full"
+        In pixels. "valid" is 0; "same" keeps the size, needs stride 1 and puts the odd pixel of an even kernel at the
+        end, as PyTorch does; "full" is that of `scipy.signal.correlate`, every position at which kernel and input overlap.
+    groups : int
+        Groups of channels that are convolved apart, each with its own kernels.
+    padding_mode : {"zeros", "reflect", "replicate", "circular"}
+        What the padding holds, as in `torch.nn.Conv2d`.
+    activation : {None, "relu"}
+        Applied to the result while it is written.
+    out : numpy.ndarray, optional
+        Takes the result; of its shape and dtype. It may overlap the other arrays.
+    plan : ConvPlan, optional
+        Of `plan_conv2d` for the same geometry, dtype and direction "forward".
+
+    Returns
+    -------
+    numpy.ndarray, shape (batch, out channels, out height, out width)
+        Of the dtype to which NumPy promotes the arguments' dtypes. `out`, if it was given.
+
+    Raises
+    ------
+    TypeError
+        If an array is neither float32 nor float64, a size is no integer, or `out` has another dtype than the result.
+    ValueError
+        If shapes do not match, a size is out of range, a name is unknown, or `plan` was made for something else.
+
+    References
+    ----------
+    M. Mathieu, M. Henaff, Y. LeCun, "Fast Training of Convolutional Networks through FFTs", ICLR 2014.
+    """
+    x, w = as_float4("input", input), as_float4("weight", weight)
+    geometry = ConvGeometry.from_arguments(x.shape, w.shape, stride, padding, dilation, groups)
+    b = check_bias(bias, w.shape[0])
+    padding_modes.check(geometry, padding_mode)
+    check_activation(activation)
+    dtype = result_type(x, w) if b is None else result_type(x, w, b)
+    if out is not None:
+        check_out(out, geometry.output_size, dtype)
+    plan = _plan_for(plan, geometry, "forward", dtype)
+    kernels = engine.Kernels.of(plan, compact(w, dtype))
+    return run_forward(plan, x, kernels, b, padding_mode, activation, out)
+
+
+def run_forward(
+    plan: ConvPlan,
+    x: np.ndarray,
+    kernels: engine.Kernels,
+    bias: np.ndarray | None,
+    padding_mode: str,
+    activation: str | None,
+    out: np.ndarray | None = None,
+) -> np.ndarray:
+    """Run the forward pass on validated arguments."""
+    geometry, dtype = plan.geometry, plan.dtype
+    x = compact(x, dtype)
+    b = None if bias is None else compact(bias, dtype)
+    if padding_mode != "zeros":
+        x = padding_modes.pad(x, geometry, padding_mode)
+    run_geometry = geometry if padding_mode == "zeros" else geometry.with_padding_applied()
+    direct_out = out is not None and is_usable_out(out, x, kernels.weight, b)
+    result = out if direct_out else np.empty(geometry.output_size, dtype)
+    engine.forward(plan, run_geometry, x, kernels, b, activation == "relu", result)
+    if out is None or direct_out:
+        return result
+    out[...] = result
+    return out
+
+
+def conv2d_weight(
+    input: ArrayLike,
+    weight_size: tuple[int, int, int, int],
+    grad_output: ArrayLike,
+    stride: int | tuple[int, int] = 1,
+    padding: Padding = 0,
+    dilation: int | tuple[int, int] = 1,
+    groups: int = 1,
+    *,
+    padding_mode: str = "zeros",
+    plan: ConvPlan | None = None,
+) -> np.ndarray:
+    """Gradient of a loss with respect to the kernels of `conv2d`; `torch.nn.grad.conv2d_weight` on NumPy arrays.
+
+    Parameters
+    ----------
+    input : array_like, shape (batch, channels, height, width)
+    weight_size : sequence of int
+        (out channels, channels / groups, kernel height, kernel width).
+    grad_output : array_like, shape (batch, out channels, out height, out width)
+        Gradient of the loss with respect to the output of `conv2d`.
+    stride, padding, dilation, groups, padding_mode
+        As in `conv2d`.
+    plan : ConvPlan, optional
+        Of `plan_conv2d` for direction "grad_weight".
+
+    Returns
+    -------
+    numpy.ndarray, of shape `weight_size`
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `conv2d` does.
+    """
+    x, g = as_float4("input", input), as_float4("grad_output", grad_output)
+    geometry = ConvGeometry.from_arguments(x.shape, weight_size, stride, padding, dilation, groups)
+    check_shape("grad_output", g, geometry.output_size, f"input {x.shape} and weight {geometry.weight_size}")
+    padding_modes.check(geometry, padding_mode)
+    plan = _plan_for(plan, geometry, "grad_weight", result_type(x, g))
+    return run_grad_weight(plan, x, g, padding_mode)
+
+
+def run_grad_weight(plan: ConvPlan, x: np.ndarray, g: np.ndarray, padding_mode: str) -> np.ndarray:
+    """Run the pass on validated arguments."""
+    geometry, dtype = plan.geometry, plan.dtype
+    x, g = compact(x, dtype), compact(g, dtype)
+    if padding_mode != "zeros":
+        x, geometry = padding_modes.pad(x, geometry, padding_mode), geometry.with_padding_applied()
+    result = np.empty(geometry.weight_size, dtype)
+    engine.grad_weight(plan, geometry, x, g, result)
+    return result
+
+
+def conv2d_input(
+    input_size: tuple[int, int, int, int],
+    weight: ArrayLike,
+    grad_output: ArrayLike,
+    stride: int | tuple[int, int] = 1,
+    padding: Padding = 0,
+    dilation: int | tuple[int, int] = 1,
+    groups: int = 1,
+    *,
+    padding_mode: str = "zeros",
+    plan: ConvPlan | None = None,
+) -> np.ndarray:
+    """Gradient of a loss with respect to the input of `conv2d`; `torch.nn.grad.conv2d_input` on NumPy arrays.
+
+    Parameters
+    ----------
+    input_size : sequence of int
+        (batch, channels, height, width).
+    weight : array_like, shape (out channels, channels / groups, kernel height, kernel width)
+    grad_output : array_like, shape (batch, out channels, out height, out width)
+        Gradient of the loss with respect to the output of `conv2d`.
+    stride, padding, dilation, groups, padding_mode
+        As in `conv2d`.
+    plan : ConvPlan, optional
+        Of `plan_conv2d` for direction "grad_input".
+
+    Returns
+    -------
+    numpy.ndarray, of shape `input_size`
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `conv2d` does.
+    """
+    w, g = as_float4("weight", weight), as_float4("grad_output", grad_output)
+    geometry = ConvGeometry.from_arguments(input_size, w.shape, stride, padding, dilation, groups)
+    check_shape("grad_output", g, geometry.output_size, f"input {geometry.input_size} and weight {w.shape}")
+    padding_modes.check(geometry, padding_mode)
+    dtype = result_type(w, g)
+    plan = _plan_for(plan, geometry, "grad_input", dtype)
+    return run_grad_input(plan, engine.Kernels.of(plan, compact(w, dtype)), g, padding_mode)
+
+
+def run_grad_input(plan: ConvPlan, kernels: engine.Kernels, g: np.ndarray, padding_mode: str) -> np.ndarray:
+    """Run the pass on validated arguments."""
+    geometry, dtype = plan.geometry, plan.dtype
+    g = compact(g, dtype)
+    if padding_mode == "zeros":
+        result = np.empty(geometry.input_size, dtype)
+        engine.grad_input(plan, geometry, kernels, g, result)
+        return result
+    padded = geometry.with_padding_applied()
+    result = np.empty(padded.input_size, dtype)
+    engine.grad_input(plan, padded, kernels, g, result)
+    return padding_modes.fold(result, geometry, padding_mode)

@@ -1,0 +1,174 @@
+"""The numbers of one convolution, validated: sizes, stride, padding, dilation, groups. Knows no array and no algorithm."""
+
+import operator
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+#: A size, stride, dilation or padding is below this, so that sums and products of two of them fit 64 bits.
+SIZE_LIMIT = 2**31
+#: No array may be larger.
+BYTES_LIMIT = 2**43
+
+Padding = int | str | Sequence[int] | Sequence[Sequence[int]]
+
+
+def integer(name: str, value: Any, minimum: int) -> int:
+    """Return `value` as an int from `minimum` to `SIZE_LIMIT`, or raise an error that repeats it."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be made of integers, got {value!r}") from None
+    if not minimum <= number < SIZE_LIMIT:
+        raise ValueError(f"{name} must be at least {minimum} and below 2**31, got {number}")
+    return number
+
+
+def pair(name: str, value: Any, minimum: int) -> tuple[int, int]:
+    """Return an int, or a pair of them, as (vertical, horizontal)."""
+    if isinstance(value, (str, bytes)):
+        raise TypeError(f"{name} must be an integer or a pair of integers, got {value!r}")
+    try:
+        items = tuple(value)
+    except TypeError:
+        return (integer(name, value, minimum),) * 2
+    if len(items) != 2:
+        raise ValueError(f"{name} must be an integer or a pair of integers, got {value!r}")
+    return integer(name, items[0], minimum), integer(name, items[1], minimum)
+
+
+def size4(name: str, value: Any, minima: tuple[int, int, int, int]) -> tuple[int, int, int, int]:
+    """Return the shape of a four-dimensional array."""
+    try:
+        items = tuple(value)
+    except TypeError:
+        raise TypeError(f"{name} must be a sequence of 4 integers, got {value!r}") from None
+    if len(items) != 4:
+        raise ValueError(f"{name} must have 4 dimensions, got {value!r}")
+    numbers = tuple(integer(f"{name} {items!r}", item, low) for item, low in zip(items, minima, strict=True))
+    check_bytes(name, numbers)
+    return numbers
+
+
+def check_bytes(name: str, shape: Sequence[int]) -> None:
+    """Raise ValueError if an array of that shape in float64 passes `BYTES_LIMIT`."""
+    elements = 1
+    for size in shape:
+        elements *= size
+    if 8 * elements > BYTES_LIMIT:
+        raise ValueError(f"{name} {tuple(shape)} is too large: more than 2**43 bytes")
+
+
+def _resolve_padding(
+    padding: Padding, kernel: tuple[int, int], stride: tuple[int, int], dilation: tuple[int, int]
+) -> tuple[tuple[int, int], tuple[int, int]]:
+    extent = [d * (k - 1) for k, d in zip(kernel, dilation, strict=True)]
+    if isinstance(padding, str):
+        if padding == "valid":
+            return (0, 0), (0, 0)
+        if padding == "full":
+            return (extent[0], extent[0]), (extent[1], extent[1])
+        if padding == "same":
+            if stride != (1, 1):
+                raise ValueError(f"padding 'same' needs stride 1, got stride {stride}")
+            # torch puts the odd one at the end
+            return (extent[0] // 2, extent[0] - extent[0] // 2), (extent[1] // 2, extent[1] - extent[1] // 2)
+        raise ValueError(f"padding must be 'valid', 'same', 'full' or integers, got {padding!r}")
+    try:
+        items = tuple(padding)
+    except TypeError:
+        items = (padding, padding)
+    if len(items) != 2:
+        raise ValueError(f"padding must be an integer, a pair, or ((top, bottom), (left, right)), got {padding!r}")
+    vertical, horizontal = (pair("padding", item, 0) for item in items)
+    return vertical, horizontal
+
+
+@dataclass(frozen=True)
+class ConvGeometry:
+    """One convolution. Build it with `from_arguments`.
+
+    Attributes
+    ----------
+    input_size : tuple of int
+        (batch, channels, height, width).
+    weight_size : tuple of int
+        (out channels, channels / groups, kernel height, kernel width).
+    stride, dilation : tuple of int
+        (vertical, horizontal).
+    padding : tuple of tuple of int
+        ((top, bottom), (left, right)).
+    groups : int
+    """
+
+    input_size: tuple[int, int, int, int]
+    weight_size: tuple[int, int, int, int]
+    stride: tuple[int, int]
+    padding: tuple[tuple[int, int], tuple[int, int]]
+    dilation: tuple[int, int]
+    groups: int
+
+    @classmethod
+    def from_arguments(
+        cls, input_size: Any, weight_size: Any, stride: Any = 1, padding: Padding = 0, dilation: Any = 1, groups: Any = 1
+    ) -> "ConvGeometry":
+        """Validate the arguments of a convolution.
+
+        Raises
+        ------
+        TypeError
+            If a size is not an integer.
+        ValueError
+            If a size is out of range, channels and groups do not match, or the kernel is larger than the padded input.
+        """
+        input_size = size4("input", input_size, (0, 1, 1, 1))
+        weight_size = size4("weight", weight_size, (1, 1, 1, 1))
+        strides = pair("stride", stride, 1)
+        dilations = pair("dilation", dilation, 1)
+        groups = integer("groups", groups, 1)
+        kernel = weight_size[2], weight_size[3]
+        pads = _resolve_padding(padding, kernel, strides, dilations)
+        if input_size[1] != weight_size[1] * groups:
+            raise ValueError(
+                f"input {input_size} has {input_size[1]} channels, but weight {weight_size} with groups={groups} "
+                f"needs {weight_size[1] * groups}"
+            )
+        if weight_size[0] % groups:
+            raise ValueError(f"weight {weight_size} has {weight_size[0]} out channels, not a multiple of groups={groups}")
+        geometry = cls(input_size, weight_size, strides, pads, dilations, groups)
+        padded = geometry.padded_size
+        extent = tuple(d * (k - 1) + 1 for k, d in zip(kernel, dilations, strict=True))
+        if extent[0] > padded[0] or extent[1] > padded[1]:
+            raise ValueError(
+                f"kernel {kernel} with dilation {dilations} spans {extent}, more than the padded input {padded} "
+                f"(input {input_size}, padding {pads})"
+            )
+        check_bytes("padded input", (*input_size[:2], *padded))
+        check_bytes("output", geometry.output_size)
+        return geometry
+
+    @property
+    def padded_size(self) -> tuple[int, int]:
+        """(height, width) of the padded input."""
+        (top, bottom), (left, right) = self.padding
+        return self.input_size[2] + top + bottom, self.input_size[3] + left + right
+
+    @property
+    def output_size(self) -> tuple[int, int, int, int]:
+        """(batch, out channels, height, width) of the output."""
+        height, width = (
+            (p - d * (k - 1) - 1) // s + 1
+            for p, d, k, s in zip(self.padded_size, self.dilation, self.weight_size[2:], self.stride, strict=True)
+        )
+        return self.input_size[0], self.weight_size[0], height, width
+
+    def with_padding_applied(self) -> "ConvGeometry":
+        """Return the same convolution of an input that was padded beforehand."""
+        size = (*self.input_size[:2], *self.padded_size)
+        return replace(self, input_size=size, padding=((0, 0), (0, 0)))
+
+    @property
+    def multiply_adds(self) -> int:
+        """Multiplications of direct convolution, padding included."""
+        n, k, height, width = self.output_size
+        return n * k * height * width * self.weight_size[1] * self.weight_size[2] * self.weight_size[3]

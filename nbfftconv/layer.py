@@ -1,0 +1,181 @@
+"""Conv2d: a convolution layer that keeps its kernels' spectra from call to call."""
+
+import threading
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from nbfftconv import engine, padding as padding_modes
+from nbfftconv.arrays import as_float4, check_shape, compact, result_type
+from nbfftconv.functional import check_activation, check_bias, run_forward, run_grad_input, run_grad_weight
+from nbfftconv.geometry import ConvGeometry, Padding
+from nbfftconv.plan import ConvPlan
+from nbfftconv.planner import ALGORITHMS, make_plan
+
+
+class Conv2d:
+    """A two-dimensional convolution layer, for training and for inference.
+
+    ``layer(x)`` is the forward pass; ``layer.backward(grad_output)`` the gradients at the input that this thread passed last.
+
+    Parameters
+    ----------
+    weight : array_like, shape (out channels, channels / groups, kernel height, kernel width)
+        float32 or float64; copied.
+    bias : array_like, shape (out channels,), optional
+        Copied.
+    stride, padding, dilation, groups, padding_mode, activation
+        As in `nbfftconv.conv2d`.
+
+    Attributes
+    ----------
+    weight, bias : numpy.ndarray
+        Read-only. Assign a new array to change them, which renews the spectra.
+    weight_grad, bias_grad : numpy.ndarray or None
+        Gradients of the last `backward`.
+    algorithm : str
+        "auto", "fft" or "direct"; at first "auto".
+    training : bool
+        At first True. If False, a forward pass keeps nothing for `backward`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `nbfftconv.conv2d` does.
+    """
+
+    def __init__(
+        self,
+        weight: ArrayLike,
+        bias: ArrayLike | None = None,
+        stride: int | tuple[int, int] = 1,
+        padding: Padding = 0,
+        dilation: int | tuple[int, int] = 1,
+        groups: int = 1,
+        *,
+        padding_mode: str = "zeros",
+        activation: str | None = None,
+    ) -> None:
+        check_activation(activation)
+        self.stride, self.padding, self.dilation, self.groups = stride, padding, dilation, groups
+        self.padding_mode, self.activation = padding_mode, activation
+        self.training = True
+        self.weight_grad: np.ndarray | None = None
+        self.bias_grad: np.ndarray | None = None
+        self._algorithm = "auto"
+        self._last = threading.local()  # of each Python thread: the arguments and result of its forward pass
+        self.weight = weight
+        self.bias = bias
+
+    @property
+    def weight(self) -> np.ndarray:
+        """Kernels, read-only."""
+        return self._weight
+
+    @weight.setter
+    def weight(self, value: ArrayLike) -> None:
+        self._weight = _frozen(as_float4("weight", value))
+        # Replaced, never changed: a pass that is under way keeps the spectra that it began with.
+        self._kernels: dict[tuple, engine.Kernels] = {}
+
+    @property
+    def bias(self) -> np.ndarray | None:
+        """Bias, read-only."""
+        return self._bias
+
+    @bias.setter
+    def bias(self, value: ArrayLike | None) -> None:
+        bias = check_bias(value, self._weight.shape[0])
+        self._bias = None if bias is None else _frozen(bias)
+
+    @property
+    def algorithm(self) -> str:
+        """What computes the passes: "auto", "fft" or "direct"."""
+        return self._algorithm
+
+    @algorithm.setter
+    def algorithm(self, value: str) -> None:
+        if value not in ALGORITHMS:
+            raise ValueError(f"algorithm must be one of {', '.join(ALGORITHMS)}, got {value!r}")
+        self._algorithm = value
+
+    def __repr__(self) -> str:
+        return (
+            f"Conv2d(weight {self._weight.shape} {self._weight.dtype}, bias {'no' if self._bias is None else 'yes'}, "
+            f"stride={self.stride!r}, padding={self.padding!r}, dilation={self.dilation!r}, groups={self.groups!r}, "
+            f"padding_mode={self.padding_mode!r}, activation={self.activation!r}, algorithm={self._algorithm!r})"
+        )
+
+    def __call__(self, input: ArrayLike) -> np.ndarray:
+        """Convolve.
+
+        Parameters
+        ----------
+        input : array_like, shape (batch, channels, height, width)
+            Kept for `backward` while `training`; do not change it in between.
+
+        Returns
+        -------
+        numpy.ndarray, shape (batch, out channels, out height, out width)
+        """
+        x = as_float4("input", input)
+        weight, bias, kernels = self._weight, self._bias, self._kernels
+        geometry = ConvGeometry.from_arguments(x.shape, weight.shape, self.stride, self.padding, self.dilation, self.groups)
+        padding_modes.check(geometry, self.padding_mode)
+        dtype = result_type(x, weight) if bias is None else result_type(x, weight, bias)
+        plan = self._plan(geometry, "forward", dtype)
+        result = run_forward(plan, x, _transformed(kernels, plan, weight), bias, self.padding_mode, self.activation)
+        self._last.forward = (geometry, x, result, weight, kernels) if self.training else None
+        return result
+
+    def backward(self, grad_output: ArrayLike) -> np.ndarray:
+        """Compute the gradients at the last input: `weight_grad` and `bias_grad` are set, that of the input is returned.
+
+        Parameters
+        ----------
+        grad_output : array_like, shape (batch, out channels, out height, out width)
+            Gradient of the loss with respect to what the forward pass returned.
+
+        Returns
+        -------
+        numpy.ndarray, of the shape of the last input
+
+        Raises
+        ------
+        RuntimeError
+            If this thread made no forward pass while `training`.
+        """
+        last = getattr(self._last, "forward", None)
+        if last is None:
+            raise RuntimeError("backward needs a forward pass of the same thread, made with training = True")
+        geometry, x, output, weight, kernels = last
+        g = as_float4("grad_output", grad_output)
+        check_shape("grad_output", g, geometry.output_size, "the last forward pass")
+        dtype = result_type(output, g)
+        g = compact(g, dtype)
+        if self.activation == "relu":
+            g = np.where(output > 0, g, dtype.type(0))
+        plan = self._plan(geometry, "grad_input", dtype)
+        grad_input = run_grad_input(plan, _transformed(kernels, plan, weight), g, self.padding_mode)
+        self.weight_grad = run_grad_weight(self._plan(geometry, "grad_weight", dtype), x, g, self.padding_mode)
+        self.bias_grad = None if self._bias is None else g.sum(axis=(0, 2, 3))
+        return grad_input
+
+    def _plan(self, geometry: ConvGeometry, direction: str, dtype: np.dtype) -> ConvPlan:
+        return make_plan(geometry, direction, dtype, self._algorithm, weight_is_transformed=not self.training)
+
+
+def _frozen(array: np.ndarray) -> np.ndarray:
+    copy = np.array(array, dtype=array.dtype.newbyteorder("="), order="C")
+    copy.flags.writeable = False
+    return copy
+
+
+def _transformed(cache: dict[tuple, engine.Kernels], plan: ConvPlan, weight: np.ndarray) -> engine.Kernels:
+    """Return the kernels as `plan` needs them, from `cache` if they were transformed before."""
+    key: tuple[Any, ...] = (plan.dtype, plan.algorithm, plan.transform, plan.tile)
+    kernels = cache.get(key)
+    if kernels is None:
+        kernels = cache[key] = engine.Kernels.of(plan, compact(weight, plan.dtype))
+    return kernels

@@ -1,0 +1,37 @@
+"""Padding modes other than zeros: the padded input, and the adjoint that folds its gradient back."""
+
+import numpy as np
+
+from nbfftconv.geometry import ConvGeometry
+
+#: PyTorch's names, and NumPy's.
+_MODES = {"reflect": "reflect", "replicate": "edge", "circular": "wrap"}
+PADDING_MODES = ("zeros", *_MODES)
+
+
+def check(geometry: ConvGeometry, mode: str) -> None:
+    """Raise ValueError if the mode is unknown or does not allow so much padding (PyTorch's limits)."""
+    if mode not in PADDING_MODES:
+        raise ValueError(f"padding_mode must be one of {', '.join(PADDING_MODES)}, got {mode!r}")
+    for size, pads in zip(geometry.input_size[2:], geometry.padding, strict=True):
+        if mode == "reflect" and max(pads) >= size or mode == "circular" and max(pads) > size:
+            raise ValueError(f"padding {geometry.padding} is too large for padding_mode {mode!r} and input {geometry.input_size}")
+
+
+def pad(input: np.ndarray, geometry: ConvGeometry, mode: str) -> np.ndarray:
+    """Return the padded input."""
+    return np.pad(input, ((0, 0), (0, 0), *geometry.padding), mode=_MODES[mode])
+
+
+def fold(grad_padded: np.ndarray, geometry: ConvGeometry, mode: str) -> np.ndarray:
+    """Return the gradient with respect to the input, from that with respect to the padded input: every pixel adds to the one it copied."""
+    for axis in (2, 3):
+        size = geometry.input_size[axis]
+        before, after = geometry.padding[axis - 2]
+        source = np.pad(np.arange(size), (before, after), mode=_MODES[mode])
+        padded = np.moveaxis(grad_padded, axis, 0)
+        folded = padded[before : before + size].copy()
+        for i in (*range(before), *range(before + size, before + size + after)):
+            folded[source[i]] += padded[i]
+        grad_padded = np.moveaxis(folded, 0, axis)
+    return np.ascontiguousarray(grad_padded)

@@ -1,0 +1,75 @@
+"""ConvPlan: what the planner decided for one convolution."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from nbfftconv.geometry import ConvGeometry
+from nbfftconv.tiling import TileGrid
+
+DIRECTIONS = ("forward", "grad_weight", "grad_input")
+
+
+@dataclass(frozen=True)
+class ConvPlan:
+    """How one pass of one convolution is computed. Made by `nbfftconv.plan_conv2d`; immutable, usable from any thread.
+
+    Attributes
+    ----------
+    geometry : ConvGeometry
+    direction : str
+        "forward", "grad_weight" or "grad_input".
+    dtype : numpy.dtype
+        float32 or float64.
+    algorithm : str
+        "fft" or "direct".
+    transform : str or None
+        "fftw"; None for direct convolution.
+    grid : TileGrid or None
+        The tiles; None for direct convolution.
+    block_tiles : int
+        Tiles whose spectra are in memory at once.
+    scratch_bytes : int
+        Memory for the spectra of a block of tiles; the spectra of the kernels come on top of it.
+    weight_spectra_bytes : int
+        Memory for the spectra of the kernels, or of their gradient.
+    reason : str
+        Why this was chosen.
+    """
+
+    geometry: ConvGeometry
+    direction: str
+    dtype: np.dtype
+    algorithm: str
+    transform: str | None
+    grid: TileGrid | None
+    block_tiles: int
+    scratch_bytes: int
+    weight_spectra_bytes: int
+    reason: str
+
+    @property
+    def tile(self) -> tuple[int, int] | None:
+        """(height, width) of a tile."""
+        return None if self.grid is None else (self.grid.vertical.tile, self.grid.horizontal.tile)
+
+    @property
+    def tiles(self) -> tuple[int, int] | None:
+        """(rows, columns) of tiles that cover an image."""
+        return None if self.grid is None else (self.grid.vertical.count, self.grid.horizontal.count)
+
+    def __repr__(self) -> str:
+        g = self.geometry
+        head = (
+            f"ConvPlan({self.direction}, {self.dtype}: input {g.input_size}, weight {g.weight_size}, stride {g.stride}, "
+            f"padding {g.padding}, dilation {g.dilation}, groups {g.groups}"
+        )
+        if self.grid is None:
+            return f"{head}\n  algorithm direct, scratch 0 bytes\n  because {self.reason})"
+        rows, columns = self.tiles
+        return (
+            f"{head}\n  algorithm fft, transform {self.transform}, tile {self.tile[0]}x{self.tile[1]}, "
+            f"tiles {rows}x{columns} an image ({self.grid.tiles} in all, blocks of {self.block_tiles})"
+            f"\n  scratch {self.scratch_bytes} bytes, kernels' spectra {self.weight_spectra_bytes} bytes"
+            f"\n  because {self.reason})"
+        )

@@ -1,0 +1,170 @@
+"""Vectors and raw addresses in Numba: the only module that speaks LLVM.
+
+Kernels elsewhere are written against `Emitter`, which turns arithmetic on Python objects into vector instructions
+of the host's full width, or against the small intrinsics `call` and `pointer`.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import llvmlite.binding
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils, config
+from numba.extending import intrinsic
+
+_AVX512_CPUS = ("skylake-avx512", "cascadelake", "cooperlake", "cannonlake", "icelake", "tigerlake", "rocketlake",
+                "sapphirerapids", "emeraldrapids", "graniterapids", "diamondrapids", "knl", "knm", "x86-64-v4", "znver4", "znver5")
+
+
+def _vector_bytes() -> int:
+    """Bytes of a vector register of the processor that Numba compiles for (``NUMBA_CPU_NAME`` may hold it to less than the host's)."""
+    features = llvmlite.binding.get_host_cpu_features()
+    name = config.CPU_NAME
+    if name == "generic":
+        return 16
+    if features.get("avx512f") and (name is None or name.startswith(_AVX512_CPUS)):
+        return 64
+    return 32 if features.get("avx2") else 16
+
+
+VECTOR_BYTES = _vector_bytes()
+#: Vector registers: 32 with AVX-512 and on AArch64, else 16.
+REGISTERS = 32 if VECTOR_BYTES == 64 or llvmlite.binding.get_default_triple().startswith(("aarch64", "arm64")) else 16
+
+
+def lanes(real: type) -> int:
+    """Number of scalars of type `real` in a vector."""
+    return VECTOR_BYTES // np.dtype(real).itemsize
+
+
+class Emitter:
+    """Emits vector instructions at the current place of a function; its values are LLVM values.
+
+    Addresses are integers in bytes, vectors hold `lanes(real)` scalars.
+    """
+
+    def __init__(self, builder: ir.IRBuilder, real: type) -> None:
+        self._builder = builder
+        self.itemsize = np.dtype(real).itemsize
+        scalar = ir.FloatType() if self.itemsize == 4 else ir.DoubleType()
+        self._vector = ir.VectorType(scalar, lanes(real))
+        self._word = ir.IntType(64)
+        suffix = f"v{lanes(real)}f{8 * self.itemsize}"
+        function_type = ir.FunctionType(self._vector, [self._vector] * 3)
+        self._fma = cgutils.get_or_insert_function(builder.module, function_type, f"llvm.fma.{suffix}")
+
+    def integer(self, value: int) -> ir.Value:
+        return ir.Constant(self._word, value)
+
+    def zero(self) -> ir.Value:
+        return ir.Constant(self._vector, None)
+
+    def add(self, a: ir.Value, b: ir.Value) -> ir.Value:
+        """Integer sum: address arithmetic."""
+        return self._builder.add(a, b)
+
+    def scale(self, a: ir.Value, b: ir.Value) -> ir.Value:
+        """Integer product: address arithmetic."""
+        return self._builder.mul(a, b)
+
+    def load(self, address: ir.Value) -> ir.Value:
+        return self._builder.load(self._at(address), align=self.itemsize)
+
+    def store(self, value: ir.Value, address: ir.Value) -> None:
+        self._builder.store(value, self._at(address), align=self.itemsize)
+
+    def _at(self, address: ir.Value) -> ir.Value:
+        return self._builder.inttoptr(address, self._vector.as_pointer())
+
+    def multiply_add(self, a: ir.Value, b: ir.Value, c: ir.Value) -> ir.Value:
+        """a·b + c with one rounding."""
+        return self._builder.call(self._fma, [a, b, c])
+
+    def negate(self, a: ir.Value) -> ir.Value:
+        return self._builder.fneg(a)
+
+    def repeat(self, count: ir.Value, state: Sequence[ir.Value], body: Callable[..., Sequence[ir.Value]]) -> list[ir.Value]:
+        """Emit ``for _ in range(count): state = body(*state)`` with the state held in registers; return the last state."""
+        builder = self._builder
+        before = builder.block
+        loop = builder.append_basic_block("repeat")
+        after = builder.append_basic_block("repeated")
+        builder.cbranch(builder.icmp_signed(">", count, self.integer(0)), loop, after)
+        builder.position_at_end(loop)
+        index = builder.phi(self._word)
+        index.add_incoming(self.integer(0), before)
+        inside = [builder.phi(value.type) for value in state]
+        for phi, value in zip(inside, state, strict=True):
+            phi.add_incoming(value, before)
+        new = body(*inside)
+        following = builder.add(index, self.integer(1))
+        index.add_incoming(following, builder.block)
+        for phi, value in zip(inside, new, strict=True):
+            phi.add_incoming(value, builder.block)
+        builder.cbranch(builder.icmp_signed("<", following, count), loop, after)
+        end = builder.block
+        builder.position_at_end(after)
+        outside = [builder.phi(value.type) for value in state]
+        for phi, value, last in zip(outside, state, new, strict=True):
+            phi.add_incoming(value, before)
+            phi.add_incoming(last, end)
+        return outside
+
+    @contextmanager
+    def when(self, value: ir.Value, equals: int) -> Iterator[None]:
+        """Emit the body of the with statement under ``if value == equals``."""
+        with self._builder.if_then(self._builder.icmp_signed("==", value, self.integer(equals))):
+            yield
+
+
+def kernel(emit: Callable[..., None], name: str, arity: int) -> Any:
+    """Make an intrinsic ``name(real, arguments)`` of ``emit(emitter, *arguments)``; `arguments` is a tuple of `arity` int64."""
+
+    def typed(typingctx: Any, real: Any, arguments: Any) -> Any:
+        if not isinstance(real, types.NumberClass) or arguments != types.UniTuple(types.int64, arity):
+            return None
+        scalar = np.float32 if real.dtype == types.float32 else np.float64
+
+        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            emit(Emitter(builder, scalar), *cgutils.unpack_tuple(builder, args[1], arity))
+            return context.get_dummy_value()
+
+        return types.void(real, arguments), codegen
+
+    typed.__name__ = typed.__qualname__ = name
+    return intrinsic(typed)
+
+
+@intrinsic
+def call(typingctx: Any, address: Any, arguments: Any) -> Any:
+    """Call the C function at `address`, of type ``void (intp, ...)``, with a tuple of integers."""
+    if not (isinstance(address, types.Integer) and isinstance(arguments, types.BaseTuple)):
+        return None
+    if not all(isinstance(kind, types.Integer) for kind in arguments):
+        return None
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        values = [
+            context.cast(builder, value, kind, types.intp)
+            for value, kind in zip(cgutils.unpack_tuple(builder, args[1]), arguments, strict=True)
+        ]
+        function_type = ir.FunctionType(ir.VoidType(), [value.type for value in values])
+        builder.call(builder.inttoptr(args[0], function_type.as_pointer()), values)
+        return context.get_dummy_value()
+
+    return types.void(types.intp, arguments), codegen
+
+
+@intrinsic
+def pointer(typingctx: Any, scalar: Any, address: Any) -> Any:
+    """The address as a pointer to `scalar`, a NumPy scalar type: ``p[i]`` reads and writes, unchecked."""
+    if not (isinstance(scalar, types.NumberClass) and isinstance(address, types.Integer)):
+        return None
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.inttoptr(args[1], context.get_value_type(signature.return_type))
+
+    return types.CPointer(scalar.dtype)(scalar, types.intp), codegen

@@ -1,0 +1,133 @@
+"""Thread counts and the one parallel loop, safe from any number of Python threads and after a fork.
+
+Every stage of every pass runs through `run`, which cuts its work items into as many parts as there are threads. Work items
+are independent and do not know the part that they are in, so the number of threads cannot change a result.
+"""
+
+import math
+import operator
+import os
+import threading
+from pathlib import Path
+
+import numba
+
+from nbfftconv import simd
+from nbfftconv.jit import njit
+
+
+def _cpu_quota() -> float:
+    """CPUs that the container's CFS quota allows, infinity without one."""
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+    except (OSError, ValueError):
+        try:
+            quota = Path("/sys/fs/cgroup/cpu/cpu.cfs_quota_us").read_text().strip()
+            period = Path("/sys/fs/cgroup/cpu/cpu.cfs_period_us").read_text().strip()
+        except OSError:
+            return math.inf
+    if quota in ("max", "-1"):
+        return math.inf
+    return int(quota) / int(period)
+
+
+def _default_num_threads() -> int:
+    # Numba's own default respects affinity and NUMBA_NUM_THREADS, not the quota.
+    return max(1, math.ceil(min(numba.config.NUMBA_NUM_THREADS, _cpu_quota())))
+
+
+_num_threads = _default_num_threads()
+
+
+def set_num_threads(n: int) -> None:
+    """Set the number of threads of every later call, in all Python threads.
+
+    Parameters
+    ----------
+    n : int
+        At least 1. Work is cut into `n` parts; at most ``NUMBA_NUM_THREADS`` of them run at once.
+
+    Raises
+    ------
+    TypeError
+        If `n` is not an integer.
+    ValueError
+        If `n` is less than 1 or more than 1024.
+    """
+    global _num_threads
+    try:
+        count = operator.index(n)
+    except TypeError:
+        raise TypeError(f"the number of threads must be an integer, got {n!r}") from None
+    if not 1 <= count <= 1024:
+        raise ValueError(f"the number of threads must be from 1 to 1024, got {count}")
+    _num_threads = count
+
+
+def get_num_threads() -> int:
+    """Return the number of threads that calls use: at first that of the CPUs which affinity and the container's quota allow."""
+    return _num_threads
+
+
+@njit(parallel=True)
+def _run_parallel(stage, record, items, parts):
+    for part in numba.prange(parts):
+        simd.call(stage, (record, part, items * part // parts, items * (part + 1) // parts))
+
+
+@njit()
+def _run_serial(stage, record, items):
+    simd.call(stage, (record, 0, 0, items))
+
+
+# Numba's workqueue layer aborts the process when two threads are in it.
+_workqueue_lock = threading.Lock()
+# GNU OpenMP ends a forked child that uses the pool of its parent.
+_pool_is_my_parents = False
+
+
+def _after_fork_in_child() -> None:
+    global _pool_is_my_parents
+    try:
+        numba.threading_layer()
+    except ValueError:  # not started: the child may start its own
+        return
+    _pool_is_my_parents = True
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
+def run(stage: int, record: int, items: int, slots: int) -> None:
+    """Run ``stage(record, slot, begin, end)`` over all `items`, in at most `slots` parts at once.
+
+    Parameters
+    ----------
+    stage : int
+        Address of a `jit.Stage`.
+    record : int
+        Address of the record that it reads.
+    items : int
+        Number of independent work items.
+    slots : int
+        Number of scratch areas that the record provides: the thread count when the pass began.
+    """
+    parts = min(slots, items)
+    if parts < 1:
+        return
+    if parts == 1 or _pool_is_my_parents:
+        _run_serial(stage, record, items)
+        return
+    mask = numba.get_num_threads()  # starts the pool, so that the layer is known
+    exclusive = numba.threading_layer() == "workqueue"
+    if exclusive and not _workqueue_lock.acquire(blocking=False):
+        _run_serial(stage, record, items)
+        return
+    try:
+        numba.set_num_threads(min(parts, numba.config.NUMBA_NUM_THREADS))
+        _run_parallel(stage, record, items, parts)
+    finally:
+        numba.set_num_threads(mask)
+        if exclusive:
+            _workqueue_lock.release()

@@ -1,0 +1,232 @@
+"""FFTW as pyFFTW ships it: planning, wisdom, and tile transforms that compiled code calls from any thread.
+
+pyFFTW's own objects hold the GIL while they run, so plans are made and executed through the library that pyFFTW has loaded.
+Plans are for one thread: parallelism goes over tiles, and a plan that knew the number of threads could round differently for
+each. FFTW's interleaved output is half as fast again as its split output, splitting afterwards included.
+"""
+
+import ctypes
+import json
+import os
+import tempfile
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pyfftw
+from numba import types
+
+from nbfftconv import simd
+from nbfftconv.forking import fork_safe_lock
+from nbfftconv.jit import Callback
+from nbfftconv.paths import cache_directory
+from nbfftconv.transforms import Transform
+
+# Symbols are found through the libraries that pyFFTW's extension module is linked to.
+_library = ctypes.CDLL(pyfftw.pyfftw.__file__)
+_PREFIX = {np.float32: "fftwf_", np.float64: "fftw_"}
+_FLAGS = {"measure": 0, "estimate": 1 << 6, "patient": 1 << 5, "exhaustive": 1 << 3}
+_DESTROY_INPUT = 1 << 0
+
+_effort = "measure"
+_lock = fork_safe_lock()  # FFTW's planner is one for the process
+_transforms: dict[tuple, tuple[Transform, np.ndarray]] = {}
+_wisdom_is_loaded = False
+
+
+class _Dimension(ctypes.Structure):
+    """fftw_iodim64."""
+
+    _fields_ = [("n", ctypes.c_ssize_t), ("input_stride", ctypes.c_ssize_t), ("output_stride", ctypes.c_ssize_t)]
+
+
+def set_planning_effort(effort: str) -> None:
+    """Set how long FFTW looks for a fast plan for a size that it has not planned yet.
+
+    Parameters
+    ----------
+    effort : {"estimate", "measure", "patient", "exhaustive"}
+        At first "measure". What was measured is kept on disk as wisdom, so a size is measured once a machine.
+
+    Raises
+    ------
+    ValueError
+        If `effort` is none of these.
+    """
+    global _effort
+    if effort not in _FLAGS:
+        raise ValueError(f"planning effort must be one of {sorted(_FLAGS)}, got {effort!r}")
+    _effort = effort
+
+
+def get_planning_effort() -> str:
+    """Return the planning effort in force."""
+    return _effort
+
+
+def save_wisdom(path: str | os.PathLike) -> None:
+    """Write all that FFTW has learnt in this process to a file, which another process or machine can load.
+
+    Parameters
+    ----------
+    path : path-like
+        Replaced in one step if it exists.
+    """
+    path = Path(path)
+    with _lock:
+        double, single, _ = pyfftw.export_wisdom()
+    document = {"format": "nbfftconv wisdom", "double": double.decode(), "single": single.decode()}
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name)
+    try:
+        with os.fdopen(descriptor, "w") as file:
+            json.dump(document, file)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def load_wisdom(path: str | os.PathLike) -> None:
+    """Add a file of `save_wisdom` to what FFTW knows. Sizes that were planned before keep their plans.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be read.
+    ValueError
+        If it is no such file, or FFTW refuses it: damaged, or of another FFTW.
+    """
+    try:
+        document = json.loads(Path(path).read_text())
+        wisdom = document["double"].encode(), document["single"].encode(), b""
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{os.fspath(path)!r} is no wisdom file: {error!r}") from error
+    with _lock:
+        accepted = pyfftw.import_wisdom(wisdom)
+    if not (accepted[0] and accepted[1]):
+        raise ValueError(f"FFTW does not accept the wisdom in {os.fspath(path)!r}: damaged, or of another FFTW")
+
+
+def _wisdom_file() -> Path:
+    return cache_directory() / "fftw-wisdom.json"
+
+
+def _load_own_wisdom() -> None:
+    global _wisdom_is_loaded
+    if not _wisdom_is_loaded:
+        _wisdom_is_loaded = True
+        try:
+            load_wisdom(_wisdom_file())
+        except OSError:  # none yet, or not readable
+            pass
+        except ValueError as error:
+            warnings.warn(f"ignored: {error}", stacklevel=2)
+
+
+def _save_own_wisdom() -> None:
+    try:
+        _wisdom_file().parent.mkdir(parents=True, exist_ok=True)
+        save_wisdom(_wisdom_file())
+    except OSError:  # the next process measures again
+        pass
+
+
+def _function(real: type, name: str, result: type | None, arguments: list) -> ctypes._CFuncPtr:
+    function = getattr(_library, _PREFIX[real] + name)
+    function.restype, function.argtypes = result, arguments
+    return function
+
+
+def _plan(real: type, name: str, dimensions: list[tuple[int, int, int]], addresses: list[int], flags: int) -> int:
+    array = (_Dimension * len(dimensions))(*dimensions)
+    word, count = ctypes.c_void_p, ctypes.c_int
+    planner = _function(real, name, word, [count, word, count, word, word, word, word, ctypes.c_uint])
+    plan = planner(len(dimensions), array, 0, None, *addresses, flags)
+    if not plan:
+        raise RuntimeError(f"FFTW made no plan for {name} {dimensions}")
+    return plan
+
+
+def fftw(real: type, height: int, width: int) -> Transform:
+    """Return FFTW's transform of tiles of ``height * width`` scalars, planned at the first request.
+
+    Parameters
+    ----------
+    real : type
+        `numpy.float32` or `numpy.float64`.
+    height, width : int
+        At least 1.
+    """
+    key = (real, height, width, _effort)
+    with _lock:
+        if key not in _transforms:
+            _load_own_wisdom()
+            _transforms[key] = _make(real, height, width, _FLAGS[_effort] | _DESTROY_INPUT)
+            _save_own_wisdom()
+        return _transforms[key][0]
+
+
+def _make(real: type, height: int, width: int, flags: int) -> tuple[Transform, np.ndarray]:
+    half = width // 2 + 1
+    itemsize = np.dtype(real).itemsize
+    tile = pyfftw.zeros_aligned(height * width, dtype=real, n=64)
+    spectrum = pyfftw.zeros_aligned(2 * height * half, dtype=real, n=64)
+    real_part, imaginary_part = spectrum.ctypes.data, spectrum.ctypes.data + itemsize
+    _function(real, "plan_with_nthreads", None, [ctypes.c_int])(1)
+    forward = _plan(
+        real, "plan_guru64_split_dft_r2c", [(height, width, 2 * half), (width, 1, 2)],
+        [tile.ctypes.data, real_part, imaginary_part], flags,
+    )  # fmt: skip
+    inverse = _plan(
+        real, "plan_guru64_split_dft_c2r", [(height, 2 * half, width), (width, 2, 1)],
+        [real_part, imaginary_part, tile.ctypes.data], flags,
+    )  # fmt: skip
+    context = np.array(
+        [_execute(real, "execute_split_dft_r2c"), forward, _execute(real, "execute_split_dft_c2r"), inverse, height * half],
+        dtype=np.intp,
+    )
+    transform = Transform(
+        _forward.address(real), _inverse.address(real), context.ctypes.data, height * half, 2 * height * half
+    )
+    return transform, context  # the context must outlive the transform
+
+
+def _execute(real: type, name: str) -> int:
+    return ctypes.cast(getattr(_library, _PREFIX[real] + name), ctypes.c_void_p).value
+
+
+_SIGNATURE = types.void(types.intp, types.intp, types.intp, types.intp, types.intp)
+
+
+def _forward_factory(real):
+    itemsize = np.dtype(real).itemsize
+
+    def forward(context, tile, work, real_part, imaginary_part):
+        fields = simd.pointer(np.intp, context)
+        simd.call(fields[0], (fields[1], tile, work, work + itemsize))
+        interleaved = simd.pointer(real, work)
+        re, im = simd.pointer(real, real_part), simd.pointer(real, imaginary_part)
+        for f in range(fields[4]):
+            re[f] = interleaved[2 * f]
+            im[f] = interleaved[2 * f + 1]
+
+    return forward
+
+
+def _inverse_factory(real):
+    itemsize = np.dtype(real).itemsize
+
+    def inverse(context, tile, work, real_part, imaginary_part):
+        fields = simd.pointer(np.intp, context)
+        interleaved = simd.pointer(real, work)
+        re, im = simd.pointer(real, real_part), simd.pointer(real, imaginary_part)
+        for f in range(fields[4]):
+            interleaved[2 * f] = re[f]
+            interleaved[2 * f + 1] = im[f]
+        simd.call(fields[2], (fields[3], work, work + itemsize, tile))
+
+    return inverse
+
+
+_forward = Callback(_forward_factory, _SIGNATURE)
+_inverse = Callback(_inverse_factory, _SIGNATURE)
