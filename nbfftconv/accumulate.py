@@ -28,11 +28,12 @@ _PRODUCT = np.dtype([(name, np.int64) for name in _FIELDS])
 
 @dataclass(frozen=True)
 class Matrix:
-    """Where the entries of a matrix of spectra are: address of the first, and distances in spectra.
+    """A matrix of spectra for every group: the array that holds them, and distances in spectra.
 
     Attributes
     ----------
-    address : int
+    spectra : numpy.ndarray
+        Contiguous, a spectrum along the last axis.
     group : int
         From a group's matrix to the next one's.
     row : int
@@ -41,7 +42,7 @@ class Matrix:
         Along the summation index r; for C, along j.
     """
 
-    address: int
+    spectra: np.ndarray
     group: int
     row: int
     column: int
@@ -133,48 +134,47 @@ _conjugate_product = _stage(_kernel(True, False, "conjugate_product"))
 _add_conjugate_product = _stage(_kernel(True, True, "add_conjugate_product"))
 
 
-def _run(stage, real: type, a: Matrix, b: Matrix, c: Matrix, shape: tuple[int, int, int, int], plane: int, slots: int) -> None:
-    groups, rows, columns, depth = shape
-    itemsize = np.dtype(real).itemsize
-    spectrum = 2 * plane * itemsize
-    vectors = plane * itemsize // simd.VECTOR_BYTES
-    strides = (spectrum * s for s in (a.group, a.row, a.column, b.group, b.row, b.column, c.group, c.row, c.column))
-    a_group, a_row, a_depth, b_group, b_column, b_depth, c_group, c_row, c_column = strides
-    record = np.array(
-        (
-            a.address, a_group, a_row, a_depth, b.address, b_group, b_column, b_depth, c.address, c_group, c_row, c_column,
-            groups, rows, columns, depth, vectors, plane * itemsize,
-        ),
-        dtype=_PRODUCT,
-    )  # fmt: skip
+def _run(stage: jit.Callback, a: Matrix, b: Matrix, c: Matrix, shape: tuple[int, int, int, int], slots: int) -> None:
+    groups, rows, _, _ = shape
+    real = c.spectra.dtype.type
+    spectrum = c.spectra.shape[-1] * c.spectra.itemsize
+    vectors = spectrum // 2 // simd.VECTOR_BYTES
+    strides = {
+        "a_group": a.group, "a_row": a.row, "a_depth": a.column,
+        "b_group": b.group, "b_column": b.row, "b_depth": b.column,
+        "c_group": c.group, "c_row": c.row, "c_column": c.column,
+    }  # fmt: skip
+    record = np.zeros((), _PRODUCT)
+    for name, matrix in (("a", a), ("b", b), ("c", c)):
+        record[name] = matrix.spectra.ctypes.data
+    for name, stride in strides.items():
+        record[name] = stride * spectrum
+    record["groups"], record["rows"], record["columns"], record["depth"] = shape
+    record["vectors"], record["imaginary"] = vectors, spectrum // 2
     items = groups * -(-rows // _ITEM_ROWS) * -(-vectors // _ITEM_VECTORS)
     threads.run(stage.address(real), record.ctypes.data, items, slots)
 
 
-def product(real: type, a: Matrix, b: Matrix, c: Matrix, shape: tuple[int, int, int, int], plane: int, slots: int) -> None:
+def product(a: Matrix, b: Matrix, c: Matrix, shape: tuple[int, int, int, int], slots: int) -> None:
     """C = A · B, for every group and frequency.
 
     Parameters
     ----------
-    real : type
-        `numpy.float32` or `numpy.float64`.
     a, b, c : Matrix
-        Their memory holds ``2 * plane`` scalars a spectrum.
+        Spectra of one dtype and length; a plane of a spectrum is a whole number of cache lines.
     shape : tuple of int
         (groups, rows i, columns j, depth r).
-    plane : int
-        Scalars of a plane, a multiple of those in a cache line.
     slots : int
         Threads to use at most.
     """
-    _run(_product, real, a, b, c, shape, plane, slots)
+    _run(_product, a, b, c, shape, slots)
 
 
-def conjugate_product(real: type, a: Matrix, b: Matrix, c: Matrix, shape: tuple[int, int, int, int], plane: int, slots: int) -> None:
+def conjugate_product(a: Matrix, b: Matrix, c: Matrix, shape: tuple[int, int, int, int], slots: int) -> None:
     """C = conj(A) · B; parameters as in `product`."""
-    _run(_conjugate_product, real, a, b, c, shape, plane, slots)
+    _run(_conjugate_product, a, b, c, shape, slots)
 
 
-def add_conjugate_product(real: type, a: Matrix, b: Matrix, c: Matrix, shape: tuple[int, int, int, int], plane: int, slots: int) -> None:
+def add_conjugate_product(a: Matrix, b: Matrix, c: Matrix, shape: tuple[int, int, int, int], slots: int) -> None:
     """C += conj(A) · B; parameters as in `product`."""
-    _run(_add_conjugate_product, real, a, b, c, shape, plane, slots)
+    _run(_add_conjugate_product, a, b, c, shape, slots)

@@ -75,12 +75,33 @@ class _Cache(FunctionCache):
 
 
 def njit(**options: Any) -> Callable:
-    """`numba.njit` with the cache of this package. GIL released, no Python objects."""
+    """`numba.njit` for what other compiled functions call, with the cache of this package and the GIL released."""
 
     def decorate(function: Callable) -> Any:
         dispatcher = numba.njit(nogil=True, **options)(function)
         dispatcher._cache = _Cache(function)
         return dispatcher
+
+    return decorate
+
+
+def entry(**options: Any) -> Callable:
+    """`njit` for what Python calls: compiles under the lock that a fork waits for."""
+
+    def decorate(function: Callable) -> Callable:
+        dispatcher = njit(**options)(function)
+        ready = set()
+
+        @functools.wraps(function)
+        def enter(*args: Any) -> Any:
+            signature = tuple(map(numba.typeof, args))
+            if signature not in ready:
+                with _compile_lock:
+                    dispatcher.compile(signature)
+                ready.add(signature)
+            return dispatcher(*args)
+
+        return enter
 
     return decorate
 

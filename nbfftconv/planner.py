@@ -14,6 +14,7 @@ The cheapest tile is taken whose block of at least one tile fits the scratch lim
 """
 
 import functools
+import itertools
 import math
 import os
 from typing import Any
@@ -22,7 +23,7 @@ import numpy as np
 
 from nbfftconv.geometry import ConvGeometry, Padding, pair
 from nbfftconv.plan import DIRECTIONS, ConvPlan
-from nbfftconv.tiling import TileGrid, problem_sizes
+from nbfftconv.tiling import TileGrid, axis_tiles, problem_sizes
 from nbfftconv.transforms import plane_stride
 
 ALGORITHMS = ("auto", "fft", "direct")
@@ -185,13 +186,11 @@ def _make_plan(
     slow = dtype.itemsize / 4
     direct_cost = _STAGE + 2 * geometry.multiply_adds * slow / _DIRECT_RATE
     sizes = problem_sizes(geometry)
-    if tile is not None:
-        candidates = [tile]
-    else:
-        candidates = [(y, x) for y in _tile_sides(*sizes[0]) for x in _tile_sides(*sizes[1])]
+    sides = ((tile[0],), (tile[1],)) if tile else [_tile_sides(*size) for size in sizes]
+    axes = [[axis_tiles(geometry, axis, side) for side in sides[axis]] for axis in (0, 1)]
     best = None
-    for size in candidates:
-        grid = TileGrid.of(geometry, size)
+    for vertical, horizontal in itertools.product(*axes):
+        grid = TileGrid(vertical, horizontal, geometry.input_size[0])
         tile_bytes, weight_bytes = _spectra_bytes(geometry, grid, dtype.itemsize)
         if tile_bytes > limit or (weight_bytes > WEIGHT_SPECTRA_LIMIT and algorithm == "auto"):
             continue
@@ -201,8 +200,8 @@ def _make_plan(
     if best is None:
         if algorithm == "fft":
             raise ValueError(
-                f"not one tile of {candidates[0] if tile else sizes} for input {geometry.input_size}, weight {geometry.weight_size} "
-                f"fits the scratch limit of {limit} bytes; see nbfftconv.planner.set_scratch_limit"
+                f"the spectra of one tile{f' of {tile}' if tile else ''} for input {geometry.input_size} and weight "
+                f"{geometry.weight_size} do not fit the scratch limit of {limit} bytes; see nbfftconv.planner.set_scratch_limit"
             )
         return direct("no tile fits the limits of memory")
     cost, grid, tile_bytes, weight_bytes = best

@@ -4,6 +4,7 @@ Every stage of every pass runs through `run`, which cuts its work items into as 
 are independent and do not know the part that they are in, so the number of threads cannot change a result.
 """
 
+import functools
 import math
 import operator
 import os
@@ -13,7 +14,8 @@ from pathlib import Path
 import numba
 
 from nbfftconv import simd
-from nbfftconv.jit import njit
+from nbfftconv.forking import fork_safe_lock
+from nbfftconv.jit import entry
 
 
 def _cpu_quota() -> float:
@@ -69,13 +71,13 @@ def get_num_threads() -> int:
     return _num_threads
 
 
-@njit(parallel=True)
+@entry(parallel=True)
 def _run_parallel(stage, record, items, parts):
     for part in numba.prange(parts):
         simd.call(stage, (record, part, items * part // parts, items * (part + 1) // parts))
 
 
-@njit()
+@entry()
 def _run_serial(stage, record, items):
     simd.call(stage, (record, 0, 0, items))
 
@@ -99,6 +101,31 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
+_start_lock = fork_safe_lock()
+
+
+@functools.cache
+def _threading_layer() -> str:
+    """Start Numba's pool, and return the name of its layer."""
+    with _start_lock:
+        _start_pool()
+    return numba.threading_layer()
+
+
+def _start_pool() -> None:
+    # GNU OpenMP reads its policy as it is loaded. Waiting threads that spin take the CPUs from other threads of the process:
+    # with one busy neighbour a stage took 8 ms instead of 12 us.
+    policy = "OMP_WAIT_POLICY"
+    chosen = policy in os.environ or "GOMP_SPINCOUNT" in os.environ
+    if not chosen:
+        os.environ[policy] = "passive"
+    try:
+        numba.get_num_threads()
+    finally:
+        if not chosen:
+            del os.environ[policy]
+
+
 def run(stage: int, record: int, items: int, slots: int) -> None:
     """Run ``stage(record, slot, begin, end)`` over all `items`, in at most `slots` parts at once.
 
@@ -119,11 +146,11 @@ def run(stage: int, record: int, items: int, slots: int) -> None:
     if parts == 1 or _pool_is_my_parents:
         _run_serial(stage, record, items)
         return
-    mask = numba.get_num_threads()  # starts the pool, so that the layer is known
-    exclusive = numba.threading_layer() == "workqueue"
+    exclusive = _threading_layer() == "workqueue"
     if exclusive and not _workqueue_lock.acquire(blocking=False):
         _run_serial(stage, record, items)
         return
+    mask = numba.get_num_threads()
     try:
         numba.set_num_threads(min(parts, numba.config.NUMBA_NUM_THREADS))
         _run_parallel(stage, record, items, parts)

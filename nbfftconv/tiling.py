@@ -68,7 +68,14 @@ def problem_sizes(geometry: ConvGeometry) -> tuple[tuple[int, int], tuple[int, i
     return sizes[0], sizes[1]
 
 
-def _axis_tiles(geometry: ConvGeometry, axis: int, tile: int) -> AxisTiles:
+def axis_tiles(geometry: ConvGeometry, axis: int, tile: int) -> AxisTiles:
+    """Cover the outputs along an axis, 0 vertical or 1 horizontal, with tiles of `tile` samples.
+
+    Raises
+    ------
+    ValueError
+        If the kernel does not fit the tile.
+    """
     outputs, kernel = geometry.output_size[2 + axis], geometry.weight_size[2 + axis]
     input_step, output_step, tap_step, longest, taps = _unit_stride(
         outputs, kernel, geometry.stride[axis], geometry.dilation[axis]
@@ -91,11 +98,6 @@ class TileGrid:
     vertical: AxisTiles
     horizontal: AxisTiles
     images: int
-
-    @classmethod
-    def of(cls, geometry: ConvGeometry, tile: tuple[int, int]) -> "TileGrid":
-        """Cover the outputs of `geometry` with tiles of the given (height, width)."""
-        return cls(_axis_tiles(geometry, 0, tile[0]), _axis_tiles(geometry, 1, tile[1]), geometry.input_size[0])
 
     @property
     def tiles_per_image(self) -> int:

@@ -8,7 +8,7 @@ import numpy as np
 from nbfftconv import simd
 from nbfftconv.accumulate import Matrix, conjugate_product
 from nbfftconv.geometry import ConvGeometry
-from nbfftconv.passes.call import Call, empty_spectra, stage
+from nbfftconv.passes.call import Call, stage
 from nbfftconv.passes.spectra import input_to_spectra, tile_position
 from nbfftconv.plan import ConvPlan
 
@@ -75,27 +75,19 @@ def forward(
         (out channels,), contiguous.
     relu : bool
     """
-    call = Call.begin(plan, geometry)
-    spectrum = weight_spectra.shape[-1]
-    depth = geometry.input_size[1] * plan.grid.channel_phases
-    filters = geometry.weight_size[0]
-    input_spectra = empty_spectra((plan.block_tiles, depth, spectrum), plan.dtype)
-    output_spectra = empty_spectra((plan.block_tiles, filters, spectrum), plan.dtype)
+    call = Call(plan, geometry)
+    input_spectra, output_spectra = call.empty_block()
     call.point("input", input)
     call.point("output", output)
-    call.point("input_spectra", input_spectra)
-    call.point("output_spectra", output_spectra)
     if bias is not None:
         call.point("bias", bias)
     call.record["relu"] = relu
 
-    groups = geometry.groups
-    group_depth, group_filters = depth // groups, filters // groups
-    w = Matrix(weight_spectra.ctypes.data, group=group_filters * group_depth, row=group_depth, column=1)
-    x = Matrix(input_spectra.ctypes.data, group=group_depth, row=depth, column=1)
-    y = Matrix(output_spectra.ctypes.data, group=group_filters, row=1, column=filters)
+    w = Matrix(weight_spectra, group=call.group_filters * call.group_depth, row=call.group_depth, column=1)
+    x = Matrix(input_spectra, group=call.group_depth, row=call.depth, column=1)
+    y = Matrix(output_spectra, group=call.group_filters, row=1, column=call.filters)
     for tiles in call.blocks():
         input_to_spectra(call, tiles)
-        conjugate_product(call.real, w, x, y, (groups, group_filters, tiles, group_depth), spectrum // 2, call.slots)
-        call.run(_spectra_to_output, tiles * filters)
-    return bool(call.outliers.any())
+        conjugate_product(w, x, y, (call.groups, call.group_filters, tiles, call.group_depth), call.slots)
+        call.run(_spectra_to_output, tiles * call.filters)
+    return call.met_outliers

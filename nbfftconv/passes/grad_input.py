@@ -9,7 +9,7 @@ import numpy as np
 from nbfftconv import simd
 from nbfftconv.accumulate import Matrix, product
 from nbfftconv.geometry import ConvGeometry
-from nbfftconv.passes.call import Call, empty_spectra, stage
+from nbfftconv.passes.call import Call, stage
 from nbfftconv.passes.spectra import channel_position, output_to_spectra, tile_position
 from nbfftconv.plan import ConvPlan
 
@@ -83,31 +83,23 @@ def grad_input(
 
     Parameters are as in `nbfftconv.passes.forward.forward`.
     """
-    call = Call.begin(plan, geometry)
-    spectrum = weight_spectra.shape[-1]
-    depth = geometry.input_size[1] * plan.grid.channel_phases
-    filters = geometry.weight_size[0]
-    input_spectra = empty_spectra((plan.block_tiles, depth, spectrum), plan.dtype)
-    output_spectra = empty_spectra((plan.block_tiles, filters, spectrum), plan.dtype)
+    call = Call(plan, geometry)
+    input_spectra, output_spectra = call.empty_block()
     call.point("input", result)
     call.point("output", grad_output)
-    call.point("input_spectra", input_spectra)
-    call.point("output_spectra", output_spectra)
     result[...] = 0
 
-    groups = geometry.groups
-    group_depth, group_filters = depth // groups, filters // groups
-    w = Matrix(weight_spectra.ctypes.data, group=group_filters * group_depth, row=1, column=group_depth)
-    g = Matrix(output_spectra.ctypes.data, group=group_filters, row=filters, column=1)
-    x = Matrix(input_spectra.ctypes.data, group=group_depth, row=1, column=depth)
+    w = Matrix(weight_spectra, group=call.group_filters * call.group_depth, row=1, column=call.group_depth)
+    g = Matrix(output_spectra, group=call.group_filters, row=call.filters, column=1)
+    x = Matrix(input_spectra, group=call.group_depth, row=1, column=call.depth)
     vertical, horizontal = plan.grid.vertical, plan.grid.horizontal
     grid = vertical.count * horizontal.count
     strips = vertical.count + -(-(vertical.taps - 1) // vertical.core)
     for tiles in call.blocks():
         output_to_spectra(call, tiles)
-        product(call.real, w, g, x, (groups, group_depth, tiles, group_filters), spectrum // 2, call.slots)
-        call.run(_spectra_to_tiles, tiles * depth)
+        product(w, g, x, (call.groups, call.group_depth, tiles, call.group_filters), call.slots)
+        call.run(_spectra_to_tiles, tiles * call.depth)
         first = int(call.record["first_tile"])
         grids = (first + tiles - 1) // grid - first // grid + 1
-        call.run(_add_tiles_to_input, grids * depth * strips)
-    return bool(call.outliers.any())
+        call.run(_add_tiles_to_input, grids * call.depth * strips)
+    return call.met_outliers

@@ -8,7 +8,7 @@ import numpy as np
 from nbfftconv import simd
 from nbfftconv.accumulate import Matrix, add_conjugate_product
 from nbfftconv.geometry import ConvGeometry
-from nbfftconv.passes.call import Call, empty_spectra, spectra_shape, stage
+from nbfftconv.passes.call import Call, stage
 from nbfftconv.passes.spectra import channel_position, input_to_spectra, output_to_spectra
 from nbfftconv.plan import ConvPlan
 
@@ -46,30 +46,20 @@ def grad_weight(plan: ConvPlan, geometry: ConvGeometry, input: np.ndarray, grad_
 
     Parameters are as in `nbfftconv.passes.forward.forward`.
     """
-    call = Call.begin(plan, geometry)
-    shape = spectra_shape(plan)
-    spectrum = shape[-1]
-    depth = geometry.input_size[1] * plan.grid.channel_phases
-    filters = geometry.weight_size[0]
-    input_spectra = empty_spectra((plan.block_tiles, depth, spectrum), plan.dtype)
-    output_spectra = empty_spectra((plan.block_tiles, filters, spectrum), plan.dtype)
-    weight_spectra = empty_spectra(shape, plan.dtype)
+    call = Call(plan, geometry)
+    input_spectra, output_spectra = call.empty_block()
+    weight_spectra = call.empty_spectra("weight_spectra", call.filters, call.group_depth)
     weight_spectra[...] = 0
     call.point("input", input)
     call.point("output", grad_output)
     call.point("weight", result)
-    call.point("input_spectra", input_spectra)
-    call.point("output_spectra", output_spectra)
-    call.point("weight_spectra", weight_spectra)
 
-    groups = geometry.groups
-    group_depth, group_filters = depth // groups, filters // groups
-    g = Matrix(output_spectra.ctypes.data, group=group_filters, row=1, column=filters)
-    x = Matrix(input_spectra.ctypes.data, group=group_depth, row=1, column=depth)
-    w = Matrix(weight_spectra.ctypes.data, group=group_filters * group_depth, row=group_depth, column=1)
+    g = Matrix(output_spectra, group=call.group_filters, row=1, column=call.filters)
+    x = Matrix(input_spectra, group=call.group_depth, row=1, column=call.depth)
+    w = Matrix(weight_spectra, group=call.group_filters * call.group_depth, row=call.group_depth, column=1)
     for tiles in call.blocks():
         input_to_spectra(call, tiles)
         output_to_spectra(call, tiles)
-        add_conjugate_product(call.real, g, x, w, (groups, group_filters, group_depth, tiles), spectrum // 2, call.slots)
-    call.run(_spectra_to_weight, filters * shape[1])
-    return bool(call.outliers.any())
+        add_conjugate_product(g, x, w, (call.groups, call.group_filters, call.group_depth, tiles), call.slots)
+    call.run(_spectra_to_weight, call.filters * call.group_depth)
+    return call.met_outliers

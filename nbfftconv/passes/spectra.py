@@ -9,7 +9,7 @@ import numpy as np
 from nbfftconv import simd
 from nbfftconv.jit import njit
 from nbfftconv.outliers import WORDS
-from nbfftconv.passes.call import Call, empty_spectra, spectra_shape, stage
+from nbfftconv.passes.call import Call, stage
 from nbfftconv.plan import ConvPlan
 
 
@@ -151,22 +151,30 @@ _weight_to_spectra = stage(_weight)
 
 def input_to_spectra(call: Call, tiles: int) -> None:
     """Transform the tiles of the block from `input` to `input_spectra`, ``[tile, channel and phase]``."""
-    call.run(_input_to_spectra, tiles * int(call.record["channels"] * call.record["channel_phases"]))
+    call.run(_input_to_spectra, tiles * call.depth)
 
 
 def output_to_spectra(call: Call, tiles: int) -> None:
     """Transform the tiles of the block from `output` to `output_spectra`, ``[tile, filter]``."""
-    call.run(_output_to_spectra, tiles * int(call.record["filters"]))
+    call.run(_output_to_spectra, tiles * call.filters)
 
 
 def transform_weight(plan: ConvPlan, weight: np.ndarray) -> tuple[np.ndarray, bool]:
     """Return the spectra of the kernels for the tiles of `plan`, and whether outliers were taken as zero.
 
-    `weight` is C-contiguous, of the plan's dtype and size. The spectra have the shape ``spectra_shape(plan)``.
+    Parameters
+    ----------
+    plan : ConvPlan
+    weight : numpy.ndarray
+        C-contiguous, of the plan's dtype and size.
+
+    Returns
+    -------
+    spectra : numpy.ndarray, shape (filters, channels of a group and phases, scalars)
+    met_outliers : bool
     """
-    call = Call.begin(plan, plan.geometry)
-    spectra = empty_spectra(spectra_shape(plan), plan.dtype)
+    call = Call(plan, plan.geometry)
+    spectra = call.empty_spectra("weight_spectra", call.filters, call.group_depth)
     call.point("weight", weight)
-    call.point("weight_spectra", spectra)
-    call.run(_weight_to_spectra, spectra.shape[0] * spectra.shape[1])
-    return spectra, bool(call.outliers.any())
+    call.run(_weight_to_spectra, call.filters * call.group_depth)
+    return spectra, call.met_outliers

@@ -5,11 +5,13 @@ Plans are for one thread: parallelism goes over tiles, and a plan that knew the 
 each. FFTW's interleaved output is half as fast again as its split output, splitting afterwards included.
 """
 
+import contextlib
 import ctypes
 import json
 import os
 import tempfile
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +24,11 @@ from nbfftconv.jit import Callback
 from nbfftconv.paths import cache_directory
 from nbfftconv.transforms import Transform
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
 # Symbols are found through the libraries that pyFFTW's extension module is linked to.
 _library = ctypes.CDLL(pyfftw.pyfftw.__file__)
 _PREFIX = {np.float32: "fftwf_", np.float64: "fftw_"}
@@ -31,7 +38,7 @@ _DESTROY_INPUT = 1 << 0
 _effort = "measure"
 _lock = fork_safe_lock()  # FFTW's planner is one for the process
 _transforms: dict[tuple, tuple[Transform, np.ndarray]] = {}
-_wisdom_is_loaded = False
+_known_wisdom = 0  # modification time of the shared file that was last read or written
 
 
 class _Dimension(ctypes.Structure):
@@ -107,28 +114,36 @@ def load_wisdom(path: str | os.PathLike) -> None:
         raise ValueError(f"FFTW does not accept the wisdom in {os.fspath(path)!r}: damaged, or of another FFTW")
 
 
-def _wisdom_file() -> Path:
-    return cache_directory() / "fftw-wisdom.json"
+@contextlib.contextmanager
+def _shared_wisdom() -> Iterator[None]:
+    """Within, FFTW knows what other processes have measured, and what it measures they will know.
 
-
-def _load_own_wisdom() -> None:
-    global _wisdom_is_loaded
-    if not _wisdom_is_loaded:
-        _wisdom_is_loaded = True
-        try:
-            load_wisdom(_wisdom_file())
-        except OSError:  # none yet, or not readable
-            pass
-        except ValueError as error:
-            warnings.warn(f"ignored: {error}", stacklevel=2)
-
-
-def _save_own_wisdom() -> None:
+    One process measures at a time: two that measured the same size might choose plans with other last bits. Where the cache folder
+    cannot be written, a process is on its own.
+    """
+    global _known_wisdom
+    file = cache_directory() / "fftw-wisdom.json"
     try:
-        _wisdom_file().parent.mkdir(parents=True, exist_ok=True)
-        save_wisdom(_wisdom_file())
-    except OSError:  # the next process measures again
-        pass
+        file.parent.mkdir(parents=True, exist_ok=True)
+        guard = open(file.with_suffix(".lock"), "w")  # noqa: SIM115
+    except OSError:
+        yield
+        return
+    with guard:
+        if fcntl is not None:
+            fcntl.flock(guard, fcntl.LOCK_EX)
+        try:
+            modified = file.stat().st_mtime_ns
+            if modified != _known_wisdom:
+                load_wisdom(file)
+        except FileNotFoundError:
+            pass
+        except (OSError, ValueError) as error:
+            warnings.warn(f"ignored: {error}", stacklevel=2)
+        yield
+        with contextlib.suppress(OSError):
+            save_wisdom(file)
+            _known_wisdom = file.stat().st_mtime_ns
 
 
 def _function(real: type, name: str, result: type | None, arguments: list) -> ctypes._CFuncPtr:
@@ -160,9 +175,8 @@ def fftw(real: type, height: int, width: int) -> Transform:
     key = (real, height, width, _effort)
     with _lock:
         if key not in _transforms:
-            _load_own_wisdom()
-            _transforms[key] = _make(real, height, width, _FLAGS[_effort] | _DESTROY_INPUT)
-            _save_own_wisdom()
+            with _shared_wisdom():
+                _transforms[key] = _make(real, height, width, _FLAGS[_effort] | _DESTROY_INPUT)
         return _transforms[key][0]
 
 
