@@ -5,4 +5,12 @@ from nbfftconv.layer import Conv2d
 from nbfftconv.planner import plan_conv2d
 from nbfftconv.threads import get_num_threads, set_num_threads
 
-__all__ = ["Conv2d", "conv2d", "conv2d_input", "conv2d_weight", "get_num_threads", "plan_conv2d", "set_num_threads"]
+__all__ = [
+    "Conv2d",
+    "conv2d",
+    "conv2d_input",
+    "conv2d_weight",
+    "get_num_threads",
+    "plan_conv2d",
+    "set_num_threads",
+]

@@ -1,7 +1,7 @@
 """Spectral channel accumulation: at every frequency, the complex matrix product that each pass comes down to.
 
-Per frequency, C[i, j] = sum over r of A[i, r] · B[j, r], with A conjugated or not. A vector lane is a frequency: a spectrum is a
-plane of real parts and a plane of imaginary parts, so matrices of any shape, down to 1×1 for depthwise
+Per frequency, C[i, j] = sum over r of A[i, r] · B[j, r], with A conjugated or not. A vector lane is a frequency: a
+spectrum is a plane of real parts and a plane of imaginary parts, so matrices of any shape, down to 1×1 for depthwise
 layers, fill the vectors. Registers hold a block of C while r runs, so each value of C is one chain of additions in the
 order of r, whatever the blocks and the threads.
 """

@@ -156,12 +156,24 @@ _grad_input_planes = _stage(_grad_input)
 _grad_weight_planes = _stage(_grad_weight)
 
 
-def _run(stage, geometry: ConvGeometry, items: int, x: np.ndarray, w: np.ndarray, y: np.ndarray, bias: np.ndarray | None, relu: bool):
+def _run(
+    stage,
+    geometry: ConvGeometry,
+    items: int,
+    x: np.ndarray,
+    w: np.ndarray,
+    y: np.ndarray,
+    bias: np.ndarray | None,
+    relu: bool,
+):
     record = np.zeros((), _RECORD)
     for name, array in (("input", x), ("weight", w), ("output", y), ("bias", bias)):
         record[name] = 0 if array is None else array.ctypes.data
     record["images"], record["groups"] = geometry.input_size[0], geometry.groups
-    record["channels"], record["filters"] = geometry.weight_size[1], geometry.weight_size[0] // geometry.groups
+    record["channels"], record["filters"] = (
+        geometry.weight_size[1],
+        geometry.weight_size[0] // geometry.groups,
+    )
     record["relu"] = relu
     for index, axis in enumerate("yx"):
         record[f"{axis}_stride"] = geometry.stride[index]
@@ -173,7 +185,9 @@ def _run(stage, geometry: ConvGeometry, items: int, x: np.ndarray, w: np.ndarray
     threads.run(stage.address(x.dtype.type), record.ctypes.data, items, threads.get_num_threads())
 
 
-def forward(geometry: ConvGeometry, x: np.ndarray, w: np.ndarray, bias: np.ndarray | None, relu: bool, y: np.ndarray) -> None:
+def forward(
+    geometry: ConvGeometry, x: np.ndarray, w: np.ndarray, bias: np.ndarray | None, relu: bool, y: np.ndarray
+) -> None:
     """Convolve `x` into `y`. Arrays are C-contiguous, of one dtype and the geometry's sizes, here and below."""
     n, k, height, _ = geometry.output_size
     _run(_forward_rows, geometry, n * k * height, x, w, y, bias, relu)
@@ -186,4 +200,13 @@ def grad_input(geometry: ConvGeometry, dx: np.ndarray, w: np.ndarray, g: np.ndar
 
 def grad_weight(geometry: ConvGeometry, x: np.ndarray, dw: np.ndarray, g: np.ndarray) -> None:
     """Compute the gradient with respect to the kernels into `dw`."""
-    _run(_grad_weight_planes, geometry, geometry.weight_size[0] * geometry.weight_size[1], x, dw, g, None, False)
+    _run(
+        _grad_weight_planes,
+        geometry,
+        geometry.weight_size[0] * geometry.weight_size[1],
+        x,
+        dw,
+        g,
+        None,
+        False,
+    )

@@ -1,7 +1,7 @@
 """Runs a plan on validated arrays: by FFT, with outliers put right afterwards, or direct.
 
-Arrays are C-contiguous, aligned, of the plan's dtype and of the sizes of `geometry`, which is the plan's or the same with the
-padding applied beforehand.
+Arrays are C-contiguous, aligned, of the plan's dtype and of the sizes of `geometry`, which is the plan's or the same
+with the padding applied beforehand.
 """
 
 from dataclasses import dataclass

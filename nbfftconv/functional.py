@@ -5,7 +5,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from nbfftconv import engine, padding as padding_modes
+from nbfftconv import engine
+from nbfftconv import padding as padding_modes
 from nbfftconv.arrays import as_float, as_float4, check_out, check_shape, compact, is_usable_out, result_type
 from nbfftconv.geometry import ConvGeometry, Padding
 from nbfftconv.plan import ConvPlan
@@ -57,7 +58,8 @@ def conv2d(
     out: np.ndarray | None = None,
     plan: ConvPlan | None = None,
 ) -> np.ndarray:
-    r"""Two-dimensional convolution as in deep learning, that is cross-correlation; `torch.nn.functional.conv2d` on NumPy arrays.
+    r"""Two-dimensional convolution as in deep learning, that is cross-correlation; `torch.nn.functional.conv2d` on
+    NumPy arrays.
 
     .. math:: y_{nkij} = b_k + \sum_{cuv} w_{kcuv}\, x_{n,c,\,i s + u d - p,\,j s + v d - p}
 
@@ -71,7 +73,8 @@ def conv2d(
         In pixels.
     padding : int, (vertical, horizontal), ((top, bottom), (left, right)), "valid", "same" or "full"
         In pixels. "valid" is 0; "same" keeps the size, needs stride 1 and puts the odd pixel of an even kernel at the
-        end, as PyTorch does; "full" is that of `scipy.signal.correlate`, every position at which kernel and input overlap.
+        end, as PyTorch does; "full" is that of `scipy.signal.correlate`, every position at which kernel and input
+        overlap.
     groups : int
         Groups of channels that are convolved apart, each with its own kernels.
     padding_mode : {"zeros", "reflect", "replicate", "circular"}

@@ -1,4 +1,4 @@
-"""The numbers of one convolution, validated: sizes, stride, padding, dilation, groups. Knows no array and no algorithm."""
+"""The numbers of one convolution, validated. Knows no array and no algorithm."""
 
 import operator
 from collections.abc import Sequence
@@ -110,7 +110,13 @@ class ConvGeometry:
 
     @classmethod
     def from_arguments(
-        cls, input_size: Any, weight_size: Any, stride: Any = 1, padding: Padding = 0, dilation: Any = 1, groups: Any = 1
+        cls,
+        input_size: Any,
+        weight_size: Any,
+        stride: Any = 1,
+        padding: Padding = 0,
+        dilation: Any = 1,
+        groups: Any = 1,
     ) -> "ConvGeometry":
         """Validate the arguments of a convolution.
 
@@ -134,7 +140,9 @@ class ConvGeometry:
                 f"needs {weight_size[1] * groups}"
             )
         if weight_size[0] % groups:
-            raise ValueError(f"weight {weight_size} has {weight_size[0]} out channels, not a multiple of groups={groups}")
+            raise ValueError(
+                f"weight {weight_size} has {weight_size[0]} out channels, not a multiple of groups={groups}"
+            )
         geometry = cls(input_size, weight_size, strides, pads, dilations, groups)
         padded = geometry.padded_size
         extent = tuple(d * (k - 1) + 1 for k, d in zip(kernel, dilations, strict=True))

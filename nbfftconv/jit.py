@@ -1,7 +1,8 @@
 """Compilation with Numba, and its cache on disk.
 
 Numba's own cache is refreshed when the file that defines a function changes. Kernels here are assembled from several
-files, so this cache is stamped with the source of the whole package. A damaged or unwritable cache costs a compilation, never an error.
+files, so this cache is stamped with the source of the whole package. A damaged or unwritable cache costs a
+compilation, never an error.
 """
 
 import functools
@@ -13,8 +14,8 @@ from typing import Any
 import numba
 import numpy as np
 from numba import types
-from numba.core.ccallback import CFunc
 from numba.core.caching import CompileResultCacheImpl, FunctionCache, _CacheLocator
+from numba.core.ccallback import CFunc
 
 from nbfftconv.forking import fork_safe_lock
 from nbfftconv.paths import cache_directory
@@ -109,8 +110,8 @@ def entry(**options: Any) -> Callable:
 class Callback:
     """A function that compiled code calls by its address, so that a caller compiles once for all that it may call.
 
-    `factory(real)` returns the Python function for the scalar type `real`, `numpy.float32` or `numpy.float64`; it is compiled
-    at first use, for `signature`.
+    `factory(real)` returns the Python function for the scalar type `real`, `numpy.float32` or `numpy.float64`; it is
+    compiled at first use, for `signature`.
     """
 
     def __init__(self, factory: Callable[[type], Callable], signature: Any) -> None:

@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from nbfftconv import engine, padding as padding_modes
+from nbfftconv import engine
+from nbfftconv import padding as padding_modes
 from nbfftconv.arrays import as_float4, check_shape, compact, result_type
 from nbfftconv.functional import check_activation, check_bias, run_forward, run_grad_input, run_grad_weight
 from nbfftconv.geometry import ConvGeometry, Padding
@@ -17,7 +18,8 @@ from nbfftconv.planner import ALGORITHMS, make_plan
 class Conv2d:
     """A two-dimensional convolution layer, for training and for inference.
 
-    ``layer(x)`` is the forward pass; ``layer.backward(grad_output)`` the gradients at the input that this thread passed last.
+    ``layer(x)`` is the forward pass; ``layer.backward(grad_output)`` the gradients at the input that this thread
+    passed last.
 
     Parameters
     ----------
@@ -121,7 +123,9 @@ class Conv2d:
         """
         x = as_float4("input", input)
         weight, bias, kernels = self._weight, self._bias, self._kernels
-        geometry = ConvGeometry.from_arguments(x.shape, weight.shape, self.stride, self.padding, self.dilation, self.groups)
+        geometry = ConvGeometry.from_arguments(
+            x.shape, weight.shape, self.stride, self.padding, self.dilation, self.groups
+        )
         padding_modes.check(geometry, self.padding_mode)
         dtype = result_type(x, weight) if bias is None else result_type(x, weight, bias)
         plan = self._plan(geometry, "forward", dtype)
@@ -130,7 +134,7 @@ class Conv2d:
         return result
 
     def backward(self, grad_output: ArrayLike) -> np.ndarray:
-        """Compute the gradients at the last input: `weight_grad` and `bias_grad` are set, that of the input is returned.
+        """Set `weight_grad` and `bias_grad`, at the last input, and return the gradient of the input.
 
         Parameters
         ----------

@@ -1,8 +1,8 @@
-"""Outliers: NaN, infinities, and values so large that a transform might overflow. They stay where direct convolution has them.
+"""Outliers: NaN, infinities and values so large that a transform might overflow, kept as direct convolution has them.
 
-Each pass is a sum of products over triples of an input pixel, a kernel tap and an output pixel (the pixel, if it lies in the
-zero padding, being 0). The FFT takes outliers as zero; here their products are added one by one, exactly those that direct convolution
-has. A NaN or an infinity so reaches the same results as there, and no others.
+Each pass is a sum of products over triples of an input pixel, a kernel tap and an output pixel (the pixel, if it lies
+in the zero padding, being 0). The FFT takes outliers as zero; here their products are added one by one, exactly those
+that direct convolution has. A NaN or an infinity so reaches the same results as there, and no others.
 """
 
 import numpy as np
@@ -109,11 +109,15 @@ def _add_output(found, target, skip, largest, x, w, y, numbers):
 _ADD = (_add_input, _add_weight, _add_output)
 
 
-def _correct(geometry: ConvGeometry, target: int, first: int, second: int, x: np.ndarray, w: np.ndarray, y: np.ndarray) -> bool:
-    """Add the products of all outliers of two operands to the third array; False, with nothing done, if they are too many."""
+def _correct(
+    geometry: ConvGeometry, target: int, first: int, second: int, x: np.ndarray, w: np.ndarray, y: np.ndarray
+) -> bool:
+    """Add the products of all outliers of two operands to the third array; if they are too many, return False."""
     arrays = x, w, y
     found = [find(arrays[operand]) for operand in (first, second)]
-    if any(len(f) > LARGEST_SHARE * arrays[operand].size + 1 for f, operand in zip(found, (first, second), strict=True)):
+    if any(
+        len(f) > LARGEST_SHARE * arrays[operand].size + 1 for f, operand in zip(found, (first, second), strict=True)
+    ):
         return False
     (top, _), (left, _) = geometry.padding
     channels, filters = geometry.weight_size[1], geometry.weight_size[0] // geometry.groups
@@ -141,6 +145,8 @@ def correct_grad_input(geometry: ConvGeometry, grad_input: np.ndarray, w: np.nda
     return _correct(geometry, _INPUT, _OUTPUT, _WEIGHT, grad_input, w, grad_output)
 
 
-def correct_grad_weight(geometry: ConvGeometry, x: np.ndarray, grad_weight: np.ndarray, grad_output: np.ndarray) -> bool:
+def correct_grad_weight(
+    geometry: ConvGeometry, x: np.ndarray, grad_weight: np.ndarray, grad_output: np.ndarray
+) -> bool:
     """Add to `grad_weight` the products of the outliers of input and grad_output; returns as `correct_forward`."""
     return _correct(geometry, _WEIGHT, _INPUT, _OUTPUT, x, grad_weight, grad_output)

@@ -15,7 +15,9 @@ def check(geometry: ConvGeometry, mode: str) -> None:
         raise ValueError(f"padding_mode must be one of {', '.join(PADDING_MODES)}, got {mode!r}")
     for size, pads in zip(geometry.input_size[2:], geometry.padding, strict=True):
         if mode == "reflect" and max(pads) >= size or mode == "circular" and max(pads) > size:
-            raise ValueError(f"padding {geometry.padding} is too large for padding_mode {mode!r} and input {geometry.input_size}")
+            raise ValueError(
+                f"padding {geometry.padding} is too large for padding_mode {mode!r} and input {geometry.input_size}"
+            )
 
 
 def pad(input: np.ndarray, geometry: ConvGeometry, mode: str) -> np.ndarray:
@@ -24,7 +26,7 @@ def pad(input: np.ndarray, geometry: ConvGeometry, mode: str) -> np.ndarray:
 
 
 def fold(grad_padded: np.ndarray, geometry: ConvGeometry, mode: str) -> np.ndarray:
-    """Return the gradient with respect to the input, from that with respect to the padded input: every pixel adds to the one it copied."""
+    """Return the gradient at the input from that at the padded input: every pixel adds to the one it copied."""
     for axis in (2, 3):
         size = geometry.input_size[axis]
         before, after = geometry.padding[axis - 2]

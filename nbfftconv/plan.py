@@ -61,8 +61,8 @@ class ConvPlan:
     def __repr__(self) -> str:
         g = self.geometry
         head = (
-            f"ConvPlan({self.direction}, {self.dtype}: input {g.input_size}, weight {g.weight_size}, stride {g.stride}, "
-            f"padding {g.padding}, dilation {g.dilation}, groups {g.groups}"
+            f"ConvPlan({self.direction}, {self.dtype}: input {g.input_size}, weight {g.weight_size}, "
+            f"stride {g.stride}, padding {g.padding}, dilation {g.dilation}, groups {g.groups}"
         )
         if self.grid is None:
             return f"{head}\n  algorithm direct, scratch 0 bytes\n  because {self.reason})"

@@ -1,10 +1,12 @@
 """Geometry to plan: algorithm, tile, transform and blocking, by a cost model.
 
-Cost model, in seconds of one core; its rates are those of a 2023 server core with 512-bit vectors, and only their ratios matter:
+Cost model, in seconds of one core; its rates are those of a 2023 server core with 512-bit vectors, and only their
+ratios matter:
 
 - a transform of a T_y × T_x tile costs 2.5·T_y·T_x·log2(T_y·T_x) operations at the rate that FFTW reaches on
   that size, and two passes over the tile to gather or scatter it;
-- the products cost 8 operations for every frequency, tile, filter and channel of its group, at the rate of the micro-kernel,
+- the products cost 8 operations for every frequency, tile, filter and channel of its group, at the rate of the
+micro-kernel,
   but not less than reading the kernels' spectra once a block of tiles;
 - direct convolution costs 2 operations a multiply-add at the rate of its loops;
 - a call has a fixed cost for each stage.
@@ -31,7 +33,8 @@ TRANSFORMS = ("auto", "fftw")
 
 #: The automatic choice never needs more memory for the spectra of the kernels, in bytes.
 WEIGHT_SPECTRA_LIMIT = 2**32
-#: A block of tiles is at most this large, in bytes, so that what one stage writes is still in the last-level cache for the next.
+#: A block of tiles is at most this large, in bytes, so that what one stage writes is still in the last-level cache for
+#: the next.
 BLOCK_BYTES = 2**25
 #: The largest tile side that is tried, unless the kernel or the caller asks for more.
 LARGEST_TILE = 512
@@ -118,8 +121,8 @@ def plan_conv2d(
     transform : {"auto", "fftw"}
         What transforms the tiles.
     tile : int or pair of int, optional
-        (height, width) of the tiles, instead of the planner's choice. At least as large as the kernel; with strides, as the
-        kernel's longest phase.
+        (height, width) of the tiles, instead of the planner's choice. At least as large as the kernel; with strides,
+        as the kernel's longest phase.
 
     Returns
     -------
@@ -130,8 +133,8 @@ def plan_conv2d(
     TypeError
         If a size is not an integer, or `dtype` is neither float32 nor float64.
     ValueError
-        If the sizes do not make a convolution, a name is unknown, `tile` is too small or given with ``algorithm="direct"``, or not even
-        one tile fits the scratch limit.
+        If the sizes do not make a convolution, a name is unknown, `tile` is too small or given with
+        ``algorithm="direct"``, or not even one tile fits the scratch limit.
     """
     geometry = ConvGeometry.from_arguments(input_size, weight_size, stride, padding, dilation, groups)
     try:
@@ -163,7 +166,8 @@ def make_plan(
 ) -> ConvPlan:
     """Return the plan for a validated geometry, from memory if it was made before.
 
-    `weight_is_transformed` says that the kernels' spectra are kept from call to call, so that a call does not pay for them.
+    `weight_is_transformed` says that the kernels' spectra are kept from call to call, so that a call does not pay for
+    them.
     """
     return _make_plan(geometry, direction, dtype, algorithm, tile, weight_is_transformed, _scratch_limit)
 
@@ -201,7 +205,8 @@ def _make_plan(
         if algorithm == "fft":
             raise ValueError(
                 f"the spectra of one tile{f' of {tile}' if tile else ''} for input {geometry.input_size} and weight "
-                f"{geometry.weight_size} do not fit the scratch limit of {limit} bytes; see nbfftconv.planner.set_scratch_limit"
+                f"{geometry.weight_size} do not fit the scratch limit of {limit} bytes; "
+                "see nbfftconv.planner.set_scratch_limit"
             )
         return direct("no tile fits the limits of memory")
     cost, grid, tile_bytes, weight_bytes = best
@@ -249,7 +254,12 @@ def _block_tiles(grid: TileGrid, tile_bytes: int, limit: int) -> int:
 
 
 def _fft_cost(
-    geometry: ConvGeometry, grid: TileGrid, direction: str, weight_is_transformed: bool, tile_bytes: int, limit: int
+    geometry: ConvGeometry,
+    grid: TileGrid,
+    direction: str,
+    weight_is_transformed: bool,
+    tile_bytes: int,
+    limit: int,
 ) -> float:
     samples = grid.vertical.tile * grid.horizontal.tile
     frequencies = grid.vertical.tile * (grid.horizontal.tile // 2 + 1)

@@ -15,12 +15,28 @@ from numba import types
 from numba.core import cgutils, config
 from numba.extending import intrinsic
 
-_AVX512_CPUS = ("skylake-avx512", "cascadelake", "cooperlake", "cannonlake", "icelake", "tigerlake", "rocketlake",
-                "sapphirerapids", "emeraldrapids", "graniterapids", "diamondrapids", "knl", "knm", "x86-64-v4", "znver4", "znver5")
+_AVX512_CPUS = (
+    "skylake-avx512",
+    "cascadelake",
+    "cooperlake",
+    "cannonlake",
+    "icelake",
+    "tigerlake",
+    "rocketlake",
+    "sapphirerapids",
+    "emeraldrapids",
+    "graniterapids",
+    "diamondrapids",
+    "knl",
+    "knm",
+    "x86-64-v4",
+    "znver4",
+    "znver5",
+)
 
 
 def _vector_bytes() -> int:
-    """Bytes of a vector register of the processor that Numba compiles for (``NUMBA_CPU_NAME`` may hold it to less than the host's)."""
+    """Bytes of a vector register; ``NUMBA_CPU_NAME`` may hold Numba to less than the host has."""
     features = llvmlite.binding.get_host_cpu_features()
     name = config.CPU_NAME
     if name == "generic":
@@ -57,9 +73,11 @@ class Emitter:
         self._fma = cgutils.get_or_insert_function(builder.module, function_type, f"llvm.fma.{suffix}")
 
     def integer(self, value: int) -> ir.Value:
+        """Integer constant."""
         return ir.Constant(self._word, value)
 
     def zero(self) -> ir.Value:
+        """Vector of zeros."""
         return ir.Constant(self._vector, None)
 
     def add(self, a: ir.Value, b: ir.Value) -> ir.Value:
@@ -71,9 +89,11 @@ class Emitter:
         return self._builder.mul(a, b)
 
     def load(self, address: ir.Value) -> ir.Value:
+        """Vector at an address, aligned as a scalar."""
         return self._builder.load(self._at(address), align=self.itemsize)
 
     def store(self, value: ir.Value, address: ir.Value) -> None:
+        """Write a vector to an address, aligned as a scalar."""
         self._builder.store(value, self._at(address), align=self.itemsize)
 
     def _at(self, address: ir.Value) -> ir.Value:
@@ -84,10 +104,13 @@ class Emitter:
         return self._builder.call(self._fma, [a, b, c])
 
     def negate(self, a: ir.Value) -> ir.Value:
+        """Vector with its signs changed."""
         return self._builder.fneg(a)
 
-    def repeat(self, count: ir.Value, state: Sequence[ir.Value], body: Callable[..., Sequence[ir.Value]]) -> list[ir.Value]:
-        """Emit ``for _ in range(count): state = body(*state)`` with the state held in registers; return the last state."""
+    def repeat(
+        self, count: ir.Value, state: Sequence[ir.Value], body: Callable[..., Sequence[ir.Value]]
+    ) -> list[ir.Value]:
+        """Emit ``for _ in range(count): state = body(*state)`` with the state in registers; return the last state."""
         builder = self._builder
         before = builder.block
         loop = builder.append_basic_block("repeat")
@@ -121,7 +144,7 @@ class Emitter:
 
 
 def kernel(emit: Callable[..., None], name: str, arity: int) -> Any:
-    """Make an intrinsic ``name(real, arguments)`` of ``emit(emitter, *arguments)``; `arguments` is a tuple of `arity` int64."""
+    """Make an intrinsic ``name(real, arguments)``, with a tuple of `arity` int64, of ``emit(emitter, *arguments)``."""
 
     def typed(typingctx: Any, real: Any, arguments: Any) -> Any:
         if not isinstance(real, types.NumberClass) or arguments != types.UniTuple(types.int64, arity):

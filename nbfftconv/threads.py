@@ -1,7 +1,7 @@
 """Thread counts and the one parallel loop, safe from any number of Python threads and after a fork.
 
-Every stage of every pass runs through `run`, which cuts its work items into as many parts as there are threads. Work items
-are independent and do not know the part that they are in, so the number of threads cannot change a result.
+Every stage of every pass runs through `run`, which cuts its work items into as many parts as there are threads. Work
+items are independent and do not know the part that they are in, so the number of threads cannot change a result.
 """
 
 import functools
@@ -67,7 +67,7 @@ def set_num_threads(n: int) -> None:
 
 
 def get_num_threads() -> int:
-    """Return the number of threads that calls use: at first that of the CPUs which affinity and the container's quota allow."""
+    """Return the number of threads of a call; at first, of CPUs that affinity and the container's quota allow."""
     return _num_threads
 
 
@@ -113,8 +113,8 @@ def _threading_layer() -> str:
 
 
 def _start_pool() -> None:
-    # GNU OpenMP reads its policy as it is loaded. Waiting threads that spin take the CPUs from other threads of the process:
-    # with one busy neighbour a stage took 8 ms instead of 12 us.
+    # GNU OpenMP reads its policy as it is loaded. Waiting threads that spin take the CPUs from other threads of the
+    # process: with one busy neighbour a stage took 8 ms instead of 12 us.
     policy = "OMP_WAIT_POLICY"
     chosen = policy in os.environ or "GOMP_SPINCOUNT" in os.environ
     if not chosen:

@@ -5,8 +5,8 @@ Output o = d'·q + r reads pixel s·o + d·u under tap u = s'·v + a, where g = 
 
     s·r + d·a + lcm(s, d)·(q + v),
 
-so for each *image phase* r < d' and *channel phase* a < s' the taps v slide over a subsampled image with stride 1. Image phases
-multiply the images; channel phases multiply the channels, over which the forward pass sums.
+so for each *image phase* r < d' and *channel phase* a < s' the taps v slide over a subsampled image with stride 1.
+Image phases multiply the images; channel phases multiply the channels, over which the forward pass sums.
 """
 
 import math
@@ -62,7 +62,10 @@ def problem_sizes(geometry: ConvGeometry) -> tuple[tuple[int, int], tuple[int, i
     sizes = []
     for axis in (0, 1):
         *_, outputs, taps = _unit_stride(
-            geometry.output_size[2 + axis], geometry.weight_size[2 + axis], geometry.stride[axis], geometry.dilation[axis]
+            geometry.output_size[2 + axis],
+            geometry.weight_size[2 + axis],
+            geometry.stride[axis],
+            geometry.dilation[axis],
         )
         sizes.append((outputs, taps))
     return sizes[0], sizes[1]
@@ -81,10 +84,20 @@ def axis_tiles(geometry: ConvGeometry, axis: int, tile: int) -> AxisTiles:
         outputs, kernel, geometry.stride[axis], geometry.dilation[axis]
     )
     if tile < taps:
-        raise ValueError(f"tile {tile} is smaller than the {taps} taps of the kernel {geometry.weight_size[2:]} along axis {axis}")
+        raise ValueError(
+            f"tile {tile} is smaller than the {taps} taps of the kernel {geometry.weight_size[2:]} along axis {axis}"
+        )
     core = tile - taps + 1
     return AxisTiles(
-        tile, taps, core, -(-longest // core), min(output_step, outputs), min(tap_step, kernel), input_step, output_step, tap_step
+        tile,
+        taps,
+        core,
+        -(-longest // core),
+        min(output_step, outputs),
+        min(tap_step, kernel),
+        input_step,
+        output_step,
+        tap_step,
     )
 
 

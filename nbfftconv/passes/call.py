@@ -22,7 +22,8 @@ _RECORD = np.dtype(
         *((name, np.int64) for name in ("input", "weight", "output", "bias")),
         # spectra, `spectrum` bytes each, the imaginary plane `imaginary` bytes behind the real one
         *((name, np.int64) for name in ("input_spectra", "weight_spectra", "output_spectra", "spectrum", "imaginary")),
-        # the transform; `scratch` has `slot` bytes a thread, a tile and `work` bytes behind its start the transform's work
+        # the transform; `scratch` has `slot` bytes a thread, a tile and `work` bytes behind its start the transform's
+        # work
         *((name, np.int64) for name in ("forward", "inverse", "context", "scratch", "slot", "work")),
         # `outliers[slot]` is set where a stage met an outlier
         ("outliers", np.int64),
@@ -101,7 +102,11 @@ class Call:
         record["channels"], record["filters"] = geometry.input_size[1], self.filters
         record["channel_phases"] = grid.channel_phases
         record["spectrum"], record["imaginary"] = 2 * self.plane * itemsize, self.plane * itemsize
-        record["forward"], record["inverse"], record["context"] = transform.forward, transform.inverse, transform.context
+        record["forward"], record["inverse"], record["context"] = (
+            transform.forward,
+            transform.inverse,
+            transform.context,
+        )
         work = _whole_lines(plan.tile[0] * plan.tile[1] * itemsize)
         slot = work + _whole_lines(transform.work_items * itemsize)
         record["work"], record["slot"] = work, slot
@@ -123,7 +128,7 @@ class Call:
         threads.run(stage.address(self.real), self.record.ctypes.data, items, self.slots)
 
     def empty_spectra(self, name: str, *shape: int) -> np.ndarray:
-        """Point a field to uninitialised memory for spectra, which is returned with the given shape and one more axis."""
+        """Point a field to uninitialised memory for spectra, returned with the given shape and one axis more."""
         spectra = _aligned(math.prod(shape) * 2 * self.plane, self.plan.dtype)
         self.point(name, spectra)
         return spectra.reshape(*shape, 2 * self.plane)
@@ -131,7 +136,9 @@ class Call:
     def empty_block(self) -> tuple[np.ndarray, np.ndarray]:
         """Make room for the input's and the output's spectra of a block of tiles, ``[tile, channel, scalar]``."""
         block = self.plan.block_tiles
-        return self.empty_spectra("input_spectra", block, self.depth), self.empty_spectra("output_spectra", block, self.filters)
+        return self.empty_spectra("input_spectra", block, self.depth), self.empty_spectra(
+            "output_spectra", block, self.filters
+        )
 
     def blocks(self) -> Iterator[int]:
         """Set the record to one block of tiles after the other, yielding the number of its tiles."""

@@ -1,7 +1,8 @@
-"""Gradient with respect to the input: dX^[f] = W^[f]^T · G^[f] per frequency, summed over the filters of a group; overlap-add.
+"""Gradient at the input: dX^[f] = W^[f]^T · G^[f] per frequency, summed over the filters of a group; overlap-add.
 
 The adjoint of the forward pass: gradient tiles of T - taps + 1 samples, zero-padded to T, each add T samples to the
-gradient. Every sample is summed by one thread, tile after tile in their order, so nothing races and the sum does not depend on the threads.
+gradient. Every sample is summed by one thread, tile after tile in their order, so nothing races and the sum does not
+depend on the threads.
 """
 
 import numpy as np
@@ -77,9 +78,13 @@ _add_tiles_to_input = stage(_add)
 
 
 def grad_input(
-    plan: ConvPlan, geometry: ConvGeometry, weight_spectra: np.ndarray, grad_output: np.ndarray, result: np.ndarray
+    plan: ConvPlan,
+    geometry: ConvGeometry,
+    weight_spectra: np.ndarray,
+    grad_output: np.ndarray,
+    result: np.ndarray,
 ) -> bool:
-    """Compute the gradient with respect to the input into `result`; tell whether `grad_output` held outliers, taken as zero.
+    """Compute the gradient at the input into `result`; tell whether `grad_output` held outliers, taken as zero.
 
     Parameters are as in `nbfftconv.passes.forward.forward`.
     """

@@ -1,6 +1,7 @@
-"""Gradient with respect to the kernels: dW^[f] = conj(G^[f]) · X^[f]^T per frequency, summed over all tiles of the batch.
+"""Gradient at the kernels: dW^[f] = conj(G^[f]) · X^[f]^T per frequency, summed over all tiles of the batch.
 
-Input tiles of T samples against gradient tiles of T - taps + 1; of the inverse transform the first taps samples are kept.
+Input tiles of T samples against gradient tiles of T - taps + 1; of the inverse transform the first taps samples are
+kept.
 """
 
 import numpy as np
@@ -41,7 +42,9 @@ def _weight(real):
 _spectra_to_weight = stage(_weight)
 
 
-def grad_weight(plan: ConvPlan, geometry: ConvGeometry, input: np.ndarray, grad_output: np.ndarray, result: np.ndarray) -> bool:
+def grad_weight(
+    plan: ConvPlan, geometry: ConvGeometry, input: np.ndarray, grad_output: np.ndarray, result: np.ndarray
+) -> bool:
     """Compute the gradient with respect to the kernels into `result`; tell whether there were outliers, taken as zero.
 
     Parameters are as in `nbfftconv.passes.forward.forward`.

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 
 def plane_stride(frequencies: int, itemsize: int) -> int:
-    """Scalars from the real to the imaginary plane of a spectrum: whole cache lines, an odd number so that planes spread over a cache's sets."""
+    """Scalars from the real to the imaginary plane: cache lines, an odd number so that planes use all sets of a cache."""
     lines = -(-frequencies * itemsize // 64)
     return (lines | 1) * 64 // itemsize
 
@@ -13,9 +13,9 @@ def plane_stride(frequencies: int, itemsize: int) -> int:
 class Transform:
     """The real two-dimensional FFT of one tile size and dtype, as compiled code calls it.
 
-    `forward` and `inverse` are addresses of C functions ``void (context, tile, work, real, imaginary)`` on addresses: from a tile of
-    ``height * width`` scalars to two planes of ``height * (width // 2 + 1)`` scalars, and back, unnormalised.
-    `work` has room for ``work_items`` scalars; the inverse destroys nothing but `work`.
+    `forward` and `inverse` are addresses of C functions ``void (context, tile, work, real, imaginary)`` on addresses:
+    from a tile of ``height * width`` scalars to two planes of ``height * (width // 2 + 1)`` scalars, and back,
+    unnormalised. `work` has room for ``work_items`` scalars; the inverse destroys nothing but `work`.
 
     Attributes
     ----------

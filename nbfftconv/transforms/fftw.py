@@ -1,8 +1,9 @@
 """FFTW as pyFFTW ships it: planning, wisdom, and tile transforms that compiled code calls from any thread.
 
-pyFFTW's own objects hold the GIL while they run, so plans are made and executed through the library that pyFFTW has loaded.
-Plans are for one thread: parallelism goes over tiles, and a plan that knew the number of threads could round differently for
-each. FFTW's interleaved output is half as fast again as its split output, splitting afterwards included.
+pyFFTW's own objects hold the GIL while they run, so plans are made and executed through the library that pyFFTW has
+loaded. Plans are for one thread: parallelism goes over tiles, and a plan that knew the number of threads could round
+differently for each. FFTW's interleaved output is half as fast again as its split output, splitting afterwards
+included.
 """
 
 import contextlib
@@ -44,7 +45,11 @@ _known_wisdom = 0  # modification time of the shared file that was last read or 
 class _Dimension(ctypes.Structure):
     """fftw_iodim64."""
 
-    _fields_ = [("n", ctypes.c_ssize_t), ("input_stride", ctypes.c_ssize_t), ("output_stride", ctypes.c_ssize_t)]
+    _fields_ = [
+        ("n", ctypes.c_ssize_t),
+        ("input_stride", ctypes.c_ssize_t),
+        ("output_stride", ctypes.c_ssize_t),
+    ]
 
 
 def set_planning_effort(effort: str) -> None:
@@ -118,8 +123,8 @@ def load_wisdom(path: str | os.PathLike) -> None:
 def _shared_wisdom() -> Iterator[None]:
     """Within, FFTW knows what other processes have measured, and what it measures they will know.
 
-    One process measures at a time: two that measured the same size might choose plans with other last bits. Where the cache folder
-    cannot be written, a process is on its own.
+    One process measures at a time: two that measured the same size might choose plans with other last bits. Where the
+    cache folder cannot be written, a process is on its own.
     """
     global _known_wisdom
     file = cache_directory() / "fftw-wisdom.json"
@@ -196,7 +201,13 @@ def _make(real: type, height: int, width: int, flags: int) -> tuple[Transform, n
         [real_part, imaginary_part, tile.ctypes.data], flags,
     )  # fmt: skip
     context = np.array(
-        [_execute(real, "execute_split_dft_r2c"), forward, _execute(real, "execute_split_dft_c2r"), inverse, height * half],
+        [
+            _execute(real, "execute_split_dft_r2c"),
+            forward,
+            _execute(real, "execute_split_dft_c2r"),
+            inverse,
+            height * half,
+        ],
         dtype=np.intp,
     )
     transform = Transform(

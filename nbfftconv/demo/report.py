@@ -1,0 +1,55 @@
+"""What the demo leaves behind: the table, and the picture of the feature maps."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from rich.table import Table
+
+from .network import Network, Parameters
+
+
+def results_table(report: dict[str, Any]) -> Table:
+    """Return the figures of a report as a table, direct beside FFT."""
+    images, direct, fft = report["test_images"], report["direct_seconds"], report["fft_seconds"]
+    table = Table("", "direct", "FFT", title=f"{images:,} held-out digits, the same trained weights")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    table.add_row("accuracy", f"{report['direct_accuracy']:.2%}", f"{report['accuracy']:.2%}")
+    table.add_row("seconds", f"{direct:.4f}", f"{fft:.4f}")
+    table.add_row("images a second", f"{images / direct:,.0f}", f"{images / fft:,.0f}")
+    table.add_row("speed, direct = 1", "1.00", f"{direct / fft:.2f}", end_section=True)
+    table.add_row("equal predictions", "", f"{report['predictions_equal']:,} of {images:,}")
+    table.add_row("largest difference of a logit", "", f"{report['max_abs_logit_difference']:.1e}")
+    table.add_row("largest logit", "", f"{report['max_abs_logit']:.1f}")
+    return table
+
+
+def draw_feature_maps(parameters: Parameters, image: np.ndarray, path: Path) -> None:
+    """Draw one digit (1, 28, 28) and its first layer's feature maps: direct, FFT, and their difference."""
+    direct, fft = (
+        Network(parameters, algorithm=name, training=False).convolutions[0](image[None])[0]
+        for name in ("direct", "fft")
+    )
+    difference = fft - direct
+    bound = np.abs(difference).max()
+    panels = [
+        ("digit", image[0], {"cmap": "gray"}),
+        ("feature maps, direct", mosaic(direct), {"cmap": "viridis", "vmin": 0, "vmax": direct.max()}),
+        ("feature maps, FFT", mosaic(fft), {"cmap": "viridis", "vmin": 0, "vmax": direct.max()}),
+        ("FFT minus direct", mosaic(difference), {"cmap": "RdBu", "vmin": -bound, "vmax": bound}),
+    ]
+    figure = Figure(figsize=(14, 3.7), layout="constrained")
+    figure.suptitle(f"First layer of the trained network, 16 filters of 5×5; largest difference {bound:.1e}")
+    for axes, (title, values, style) in zip(figure.subplots(1, 4), panels, strict=True):
+        axes.set_title(title)
+        axes.set_axis_off()
+        figure.colorbar(axes.imshow(values, **style), ax=axes, shrink=0.85)
+    figure.savefig(path, dpi=120)
+
+
+def mosaic(maps: np.ndarray) -> np.ndarray:
+    """Lay 16 maps out as 4 by 4, a blank (NaN) line between them."""
+    framed = np.pad(maps, ((0, 0), (0, 1), (0, 1)), constant_values=np.nan)
+    return np.block([list(row) for row in framed.reshape(4, 4, *framed.shape[1:])])[:-1, :-1]
