@@ -1,4 +1,4 @@
-"""Direct convolution: the three passes as loops over rows, for geometries where an FFT does not pay.
+"""Direct convolution: the three passes as loops over planes, for geometries where an FFT does not pay.
 
 Every pair of a pixel and a tap is multiplied, a pixel of the zero padding only if that tap is not finite: 0·inf is NaN.
 """
@@ -34,41 +34,35 @@ def _forward(real):
     def forward(r, slot, begin, end):
         x, w, y = simd.pointer(real, r.input), simd.pointer(real, r.weight), simd.pointer(real, r.output)
         filters = r.groups * r.filters
-        width, kernel, x_stride = r.x_output, r.x_kernel, r.x_stride
+        width, x_stride = r.x_output, r.x_stride
         for item in range(begin, end):
-            oy = item % r.y_output
-            k = item // r.y_output % filters
-            n = item // r.y_output // filters
-            row = ((n * filters + k) * r.y_output + oy) * width
-            for ox in range(width):
-                y[row + ox] = real(0)
+            k, n = item % filters, item // filters
+            plane = item * r.y_output * width
+            for at in range(plane, plane + r.y_output * width):
+                y[at] = real(0)
             for c in range(r.channels):
-                plane = (n * r.groups + k // r.filters) * r.channels + c
+                x_plane = (n * r.groups + k // r.filters) * r.channels + c
                 for u in range(r.y_kernel):
-                    py = oy * r.y_stride + u * r.y_dilation - r.y_before
-                    is_row = 0 <= py < r.y_input
-                    for v in range(kernel):
+                    first_row, last_row = _inside(u * r.y_dilation, r.y_stride, r.y_before, r.y_input, r.y_output)
+                    for v in range(r.x_kernel):
                         tap = v * r.x_dilation
-                        weight = w[((k * r.channels + c) * r.y_kernel + u) * kernel + v]
+                        weight = w[((k * r.channels + c) * r.y_kernel + u) * r.x_kernel + v]
                         first, last = _inside(tap, x_stride, r.x_before, r.x_input, width)
-                        if not is_row:
-                            first = last = width
+                        for oy in range(first_row, last_row):
+                            py = oy * r.y_stride + u * r.y_dilation - r.y_before
+                            target = plane + oy * width
+                            source = (x_plane * r.y_input + py) * r.x_input + tap - r.x_before
+                            for ox in range(first, last):
+                                y[target + ox] += weight * x[source + ox * x_stride]
                         if not math.isfinite(weight):
-                            for ox in range(first):
-                                y[row + ox] += weight * real(0)
-                            for ox in range(last, width):
-                                y[row + ox] += weight * real(0)
-                        source = (plane * r.y_input + py) * r.x_input + tap - r.x_before
-                        for ox in range(first, last):
-                            y[row + ox] += weight * x[source + ox * x_stride]
+                            for oy in range(r.y_output):
+                                for ox in range(width):
+                                    if not (first_row <= oy < last_row and first <= ox < last):
+                                        y[plane + oy * width + ox] += weight * real(0)
             bias = simd.pointer(real, r.bias)[k] if r.bias != 0 else real(0)
-            if r.relu == 0:
-                for ox in range(width):
-                    y[row + ox] += bias
-            else:
-                for ox in range(width):
-                    value = y[row + ox] + bias
-                    y[row + ox] = real(0) if value < real(0) else value  # NaN passes
+            for at in range(plane, plane + r.y_output * width):
+                value = y[at] + bias
+                y[at] = real(0) if r.relu != 0 and value < real(0) else value  # NaN passes
 
     return forward
 
@@ -151,7 +145,7 @@ def _grad_weight(real):
     return grad_weight
 
 
-_forward_rows = _stage(_forward)
+_forward_planes = _stage(_forward)
 _grad_input_planes = _stage(_grad_input)
 _grad_weight_planes = _stage(_grad_weight)
 
@@ -170,10 +164,7 @@ def _run(
     for name, array in (("input", x), ("weight", w), ("output", y), ("bias", bias)):
         record[name] = 0 if array is None else array.ctypes.data
     record["images"], record["groups"] = geometry.input_size[0], geometry.groups
-    record["channels"], record["filters"] = (
-        geometry.weight_size[1],
-        geometry.weight_size[0] // geometry.groups,
-    )
+    record["channels"], record["filters"] = geometry.weight_size[1], geometry.weight_size[0] // geometry.groups
     record["relu"] = relu
     for index, axis in enumerate("yx"):
         record[f"{axis}_stride"] = geometry.stride[index]
@@ -189,24 +180,17 @@ def forward(
     geometry: ConvGeometry, x: np.ndarray, w: np.ndarray, bias: np.ndarray | None, relu: bool, y: np.ndarray
 ) -> None:
     """Convolve `x` into `y`. Arrays are C-contiguous, of one dtype and the geometry's sizes, here and below."""
-    n, k, height, _ = geometry.output_size
-    _run(_forward_rows, geometry, n * k * height, x, w, y, bias, relu)
+    n, k, _, _ = geometry.output_size
+    _run(_forward_planes, geometry, n * k, x, w, y, bias, relu)
 
 
 def grad_input(geometry: ConvGeometry, dx: np.ndarray, w: np.ndarray, g: np.ndarray) -> None:
     """Compute the gradient with respect to the input into `dx`."""
-    _run(_grad_input_planes, geometry, geometry.input_size[0] * geometry.input_size[1], dx, w, g, None, False)
+    n, c, _, _ = geometry.input_size
+    _run(_grad_input_planes, geometry, n * c, dx, w, g, None, False)
 
 
 def grad_weight(geometry: ConvGeometry, x: np.ndarray, dw: np.ndarray, g: np.ndarray) -> None:
     """Compute the gradient with respect to the kernels into `dw`."""
-    _run(
-        _grad_weight_planes,
-        geometry,
-        geometry.weight_size[0] * geometry.weight_size[1],
-        x,
-        dw,
-        g,
-        None,
-        False,
-    )
+    k, c, _, _ = geometry.weight_size
+    _run(_grad_weight_planes, geometry, k * c, x, dw, g, None, False)

@@ -102,6 +102,15 @@ class Conv2d:
             raise ValueError(f"algorithm must be one of {', '.join(ALGORITHMS)}, got {value!r}")
         self._algorithm = value
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What is pickled or copied: neither spectra nor what a thread keeps for `backward`."""
+        return {name: value for name, value in vars(self).items() if name not in ("_kernels", "_last")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._last = threading.local()
+        self.weight, self.bias = self._weight, self._bias
+
     def __repr__(self) -> str:
         return (
             f"Conv2d(weight {self._weight.shape} {self._weight.dtype}, bias {'no' if self._bias is None else 'yes'}, "
@@ -159,7 +168,7 @@ class Conv2d:
         dtype = result_type(output, g)
         g = compact(g, dtype)
         if self.activation == "relu":
-            g = np.where(output > 0, g, dtype.type(0))
+            g = np.where(output <= 0, dtype.type(0), g)  # a NaN passes, as in the forward pass
         plan = self._plan(geometry, "grad_input", dtype)
         grad_input = run_grad_input(plan, _transformed(kernels, plan, weight), g, self.padding_mode)
         self.weight_grad = run_grad_weight(self._plan(geometry, "grad_weight", dtype), x, g, self.padding_mode)

@@ -3,13 +3,12 @@
 Cost model, in seconds of one core; its rates are those of a 2023 server core with 512-bit vectors, and only their
 ratios matter:
 
-- a transform of a T_y × T_x tile costs 2.5·T_y·T_x·log2(T_y·T_x) operations at the rate that FFTW reaches on
-  that size, and two passes over the tile to gather or scatter it;
+- a transform of a T_y × T_x tile costs 2.5·T_y·T_x·log2(T_y·T_x) operations, and two passes over the tile to gather
+  or scatter it;
 - the products cost 8 operations for every frequency, tile, filter and channel of its group, at the rate of the
-micro-kernel,
-  but not less than reading the kernels' spectra once a block of tiles;
+  micro-kernel, but not less than reading the kernels' spectra once a block of tiles;
 - direct convolution costs 2 operations a multiply-add at the rate of its loops;
-- a call has a fixed cost for each stage.
+- a call, a block of tiles and the call of a transform have fixed costs.
 
 The cheapest tile is taken whose block of at least one tile fits the scratch limit and whose kernels' spectra fit
 `WEIGHT_SPECTRA_LIMIT`. Nothing here depends on the number of threads, so that results do not either.
@@ -41,15 +40,17 @@ LARGEST_TILE = 512
 
 _DEFAULT_SCRATCH = 256 * 2**20
 
-# Rates: operations or bytes a second, one core, float32; float64 halves them.
-_FFT_RATE = 12e9
-_PRODUCT_RATE = 60e9
-_DIRECT_RATE = 12e9
+# Operations or bytes a second.
+_FFT_RATE = 10e9
+_PRODUCT_RATE = 45e9
+_DIRECT_RATE = 9e9
 _COPY_RATE = 6e9
 _STREAM_RATE = 10e9
 # Seconds.
-_STAGE = 8e-6
-_TRANSFORM_CALL = 2e-7
+_FFT_CALL = 150e-6
+_DIRECT_CALL = 60e-6
+_BLOCK = 30e-6
+_TRANSFORM_CALL = 0.2e-6
 
 
 def _scratch_from_environment() -> int:
@@ -188,7 +189,7 @@ def _make_plan(
     if algorithm == "direct":
         return direct("it was asked for")
     slow = dtype.itemsize / 4
-    direct_cost = _STAGE + 2 * geometry.multiply_adds * slow / _DIRECT_RATE
+    direct_cost = _DIRECT_CALL + 2 * geometry.multiply_adds * slow / _DIRECT_RATE
     sizes = problem_sizes(geometry)
     sides = ((tile[0],), (tile[1],)) if tile else [_tile_sides(*size) for size in sizes]
     axes = [[axis_tiles(geometry, axis, side) for side in sides[axis]] for axis in (0, 1)]
@@ -271,4 +272,4 @@ def _fft_cost(
     products = 8 * frequencies * grid.tiles * filters * depth / _PRODUCT_RATE
     blocks = -(-grid.tiles // _block_tiles(grid, tile_bytes, limit))
     streamed = 8 * frequencies * filters * depth * blocks / _STREAM_RATE
-    return transforms * transform + max(products, streamed) + _STAGE * (4 * blocks + 2)
+    return transforms * transform + max(products, streamed) + _BLOCK * blocks + _FFT_CALL

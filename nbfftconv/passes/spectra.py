@@ -15,7 +15,7 @@ from nbfftconv.plan import ConvPlan
 
 @njit()
 def gather(real, plane, height, width, y0, y_step, rows, x0, x_step, columns, tile_height, tile_width, tile):
-    """Fill a tile with samples (y0 + i·y_step, x0 + j·x_step), i < rows, j < columns; zero outside them and the plane."""
+    """Fill a tile with samples (y0 + i·y_step, x0 + j·x_step), i < rows, j < columns; the rest is zero."""
     begin = min(columns, max(0, (x_step - 1 - x0) // x_step))
     end = max(begin, min(columns, (width - x0 + x_step - 1) // x_step))
     source, target = simd.pointer(real, plane), simd.pointer(real, tile)

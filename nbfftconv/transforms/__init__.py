@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 
 def plane_stride(frequencies: int, itemsize: int) -> int:
-    """Scalars from the real to the imaginary plane: cache lines, an odd number so that planes use all sets of a cache."""
+    """Scalars from the real to the imaginary plane: cache lines, oddly many so that planes use all sets of a cache."""
     lines = -(-frequencies * itemsize // 64)
     return (lines | 1) * 64 // itemsize
 
