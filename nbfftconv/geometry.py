@@ -84,6 +84,22 @@ def _resolve_padding(
     return vertical, horizontal
 
 
+def layer_numbers(
+    weight_size: Any, stride: Any, padding: Padding, dilation: Any, groups: Any
+) -> tuple[tuple[int, int, int, int], tuple[int, int], tuple[tuple[int, int], tuple[int, int]], tuple[int, int], int]:
+    """Validate all that does not depend on the input; return weight size, stride, padding, dilation and groups.
+
+    Raises TypeError or ValueError as `ConvGeometry.from_arguments` does.
+    """
+    size = size4("weight", weight_size, (1, 1, 1, 1))
+    strides = pair("stride", stride, 1)
+    dilations = pair("dilation", dilation, 1)
+    groups = integer("groups", groups, 1)
+    if size[0] % groups:
+        raise ValueError(f"weight {size} has {size[0]} out channels, not a multiple of groups={groups}")
+    return size, strides, _resolve_padding(padding, size[2:], strides, dilations), dilations, groups
+
+
 @dataclass(frozen=True)
 class ConvGeometry:
     """One convolution. Build it with `from_arguments`.
@@ -128,22 +144,14 @@ class ConvGeometry:
             If a size is out of range, channels and groups do not match, or the kernel is larger than the padded input.
         """
         input_size = size4("input", input_size, (0, 1, 1, 1))
-        weight_size = size4("weight", weight_size, (1, 1, 1, 1))
-        strides = pair("stride", stride, 1)
-        dilations = pair("dilation", dilation, 1)
-        groups = integer("groups", groups, 1)
-        kernel = weight_size[2], weight_size[3]
-        pads = _resolve_padding(padding, kernel, strides, dilations)
+        weight_size, strides, pads, dilations, groups = layer_numbers(weight_size, stride, padding, dilation, groups)
         if input_size[1] != weight_size[1] * groups:
             raise ValueError(
                 f"input {input_size} has {input_size[1]} channels, but weight {weight_size} with groups={groups} "
                 f"needs {weight_size[1] * groups}"
             )
-        if weight_size[0] % groups:
-            raise ValueError(
-                f"weight {weight_size} has {weight_size[0]} out channels, not a multiple of groups={groups}"
-            )
         geometry = cls(input_size, weight_size, strides, pads, dilations, groups)
+        kernel = weight_size[2:]
         padded = geometry.padded_size
         extent = tuple(d * (k - 1) + 1 for k, d in zip(kernel, dilations, strict=True))
         if extent[0] > padded[0] or extent[1] > padded[1]:
@@ -151,8 +159,8 @@ class ConvGeometry:
                 f"kernel {kernel} with dilation {dilations} spans {extent}, more than the padded input {padded} "
                 f"(input {input_size}, padding {pads})"
             )
-        check_bytes("padded input", (*input_size[:2], *padded))
-        check_bytes("output", geometry.output_size)
+        check_bytes(f"input {input_size} with padding {pads}", (*input_size[:2], *padded))
+        check_bytes(f"output for input {input_size} with padding {pads}", geometry.output_size)
         return geometry
 
     @property

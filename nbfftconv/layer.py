@@ -10,7 +10,7 @@ from nbfftconv import engine
 from nbfftconv import padding as padding_modes
 from nbfftconv.arrays import as_float4, check_shape, compact, result_type
 from nbfftconv.functional import check_activation, check_bias, run_forward, run_grad_input, run_grad_weight
-from nbfftconv.geometry import ConvGeometry, Padding
+from nbfftconv.geometry import ConvGeometry, Padding, layer_numbers
 from nbfftconv.plan import ConvPlan
 from nbfftconv.planner import ALGORITHMS, make_plan
 
@@ -60,6 +60,7 @@ class Conv2d:
         activation: str | None = None,
     ) -> None:
         check_activation(activation)
+        padding_modes.check_mode(padding_mode)
         self.stride, self.padding, self.dilation, self.groups = stride, padding, dilation, groups
         self.padding_mode, self.activation = padding_mode, activation
         self.training = True
@@ -77,7 +78,9 @@ class Conv2d:
 
     @weight.setter
     def weight(self, value: ArrayLike) -> None:
-        self._weight = _frozen(as_float4("weight", value))
+        weight = as_float4("weight", value)
+        layer_numbers(weight.shape, self.stride, self.padding, self.dilation, self.groups)
+        self._weight = _frozen(weight)
         # Replaced, never changed: a pass that is under way keeps the spectra that it began with.
         self._kernels: dict[tuple, engine.Kernels] = {}
 
@@ -139,7 +142,10 @@ class Conv2d:
         dtype = result_type(x, weight) if bias is None else result_type(x, weight, bias)
         plan = self._plan(geometry, "forward", dtype)
         result = run_forward(plan, x, _transformed(kernels, plan, weight), bias, self.padding_mode, self.activation)
-        self._last.forward = (geometry, x, result, weight, kernels) if self.training else None
+        self._last.forward = None
+        if self.training:
+            clipped = result <= 0 if self.activation == "relu" else None  # not a NaN, which passes
+            self._last.forward = geometry, dtype, x, clipped, weight, kernels
         return result
 
     def backward(self, grad_output: ArrayLike) -> np.ndarray:
@@ -162,13 +168,13 @@ class Conv2d:
         last = getattr(self._last, "forward", None)
         if last is None:
             raise RuntimeError("backward needs a forward pass of the same thread, made with training = True")
-        geometry, x, output, weight, kernels = last
+        geometry, dtype, x, clipped, weight, kernels = last
         g = as_float4("grad_output", grad_output)
         check_shape("grad_output", g, geometry.output_size, "the last forward pass")
-        dtype = result_type(output, g)
+        dtype = np.promote_types(dtype, result_type(g))
         g = compact(g, dtype)
-        if self.activation == "relu":
-            g = np.where(output <= 0, dtype.type(0), g)  # a NaN passes, as in the forward pass
+        if clipped is not None:
+            g = np.where(clipped, dtype.type(0), g)
         plan = self._plan(geometry, "grad_input", dtype)
         grad_input = run_grad_input(plan, _transformed(kernels, plan, weight), g, self.padding_mode)
         self.weight_grad = run_grad_weight(self._plan(geometry, "grad_weight", dtype), x, g, self.padding_mode)

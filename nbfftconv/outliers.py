@@ -34,23 +34,23 @@ _INPUT, _WEIGHT, _OUTPUT = range(3)
 
 
 @njit()
-def _add(target, skip, largest, x, w, y, numbers, n, k, c, u, v, oy, ox):
-    """Add one product; not if the operand `skip` of it is an outlier, whose products were added before."""
+def _add(target, skip, largest, x, w, y, result, numbers, n, k, c, u, v, oy, ox):
+    """Add one product to the result; not if its operand `skip` is an outlier, whose products were added before."""
     sy, sx, top, left, dy, dx, channels, filters = numbers
     channel = k // filters * channels + c
     py, px = oy * sy + u * dy - top, ox * sx + v * dx - left
     inside = 0 <= py < x.shape[2] and 0 <= px < x.shape[3]
     if target == _INPUT:
         if inside and not (skip == _OUTPUT and not abs(y[n, k, oy, ox]) <= largest):
-            x[n, channel, py, px] += w[k, c, u, v] * y[n, k, oy, ox]
+            result[n, channel, py, px] += w[k, c, u, v] * y[n, k, oy, ox]
         return
     pixel = x[n, channel, py, px] if inside else x.dtype.type(0)
     if skip == _INPUT and not abs(pixel) <= largest:
         return
     if target == _OUTPUT:
-        y[n, k, oy, ox] += pixel * w[k, c, u, v]
+        result[n, k, oy, ox] += pixel * w[k, c, u, v]
     else:
-        w[k, c, u, v] += pixel * y[n, k, oy, ox]
+        result[k, c, u, v] += pixel * y[n, k, oy, ox]
 
 
 @njit()
@@ -68,7 +68,7 @@ def _tap_of(position, output, stride, dilation):
 
 
 @entry()
-def _add_input(found, target, skip, largest, x, w, y, numbers):
+def _add_input(found, target, skip, largest, x, w, y, result, numbers):
     """Add the products of the input pixels `found`."""
     sy, sx, top, left, dy, dx, channels, filters = numbers
     for at in range(found.shape[0]):
@@ -80,22 +80,22 @@ def _add_input(found, target, skip, largest, x, w, y, numbers):
                 for ox in _outputs_of(px, sx, dx, w.shape[3], y.shape[3]):
                     v = _tap_of(px, ox, sx, dx)
                     if u >= 0 and v >= 0:
-                        _add(target, skip, largest, x, w, y, numbers, n, k, c, u, v, oy, ox)
+                        _add(target, skip, largest, x, w, y, result, numbers, n, k, c, u, v, oy, ox)
 
 
 @entry()
-def _add_weight(found, target, skip, largest, x, w, y, numbers):
+def _add_weight(found, target, skip, largest, x, w, y, result, numbers):
     """Add the products of the kernel taps `found`."""
     for at in range(found.shape[0]):
         k, c, u, v = found[at, 0], found[at, 1], found[at, 2], found[at, 3]
         for n in range(y.shape[0]):
             for oy in range(y.shape[2]):
                 for ox in range(y.shape[3]):
-                    _add(target, skip, largest, x, w, y, numbers, n, k, c, u, v, oy, ox)
+                    _add(target, skip, largest, x, w, y, result, numbers, n, k, c, u, v, oy, ox)
 
 
 @entry()
-def _add_output(found, target, skip, largest, x, w, y, numbers):
+def _add_output(found, target, skip, largest, x, w, y, result, numbers):
     """Add the products of the output pixels `found`."""
     channels = numbers[6]
     for at in range(found.shape[0]):
@@ -103,7 +103,13 @@ def _add_output(found, target, skip, largest, x, w, y, numbers):
         for c in range(channels):
             for u in range(w.shape[2]):
                 for v in range(w.shape[3]):
-                    _add(target, skip, largest, x, w, y, numbers, n, k, c, u, v, oy, ox)
+                    _add(target, skip, largest, x, w, y, result, numbers, n, k, c, u, v, oy, ox)
+
+
+def _read_only(array: np.ndarray) -> np.ndarray:
+    view = array.view()
+    view.flags.writeable = False
+    return view
 
 
 _ADD = (_add_input, _add_weight, _add_output)
@@ -113,7 +119,9 @@ def _correct(
     geometry: ConvGeometry, target: int, first: int, second: int, x: np.ndarray, w: np.ndarray, y: np.ndarray
 ) -> bool:
     """Add the products of all outliers of two operands to the third array; if they are too many, return False."""
-    arrays = x, w, y
+    result = (x, w, y)[target]
+    # Read-only views, whatever the caller's arrays are, so that one compilation serves them all.
+    arrays = x, w, y = _read_only(x), _read_only(w), _read_only(y)
     found = [find(arrays[operand]) for operand in (first, second)]
     if any(
         len(f) > LARGEST_SHARE * arrays[operand].size + 1 for f, operand in zip(found, (first, second), strict=True)
@@ -125,7 +133,7 @@ def _correct(
     largest = x.dtype.type(_LARGEST[x.dtype.type])
     for operand, positions, skip in ((first, found[0], -1), (second, found[1], first)):
         if len(positions):
-            _ADD[operand](positions, target, skip, largest, x, w, y, numbers)
+            _ADD[operand](positions, target, skip, largest, x, w, y, result, numbers)
     return True
 
 

@@ -9,10 +9,15 @@ _MODES = {"reflect": "reflect", "replicate": "edge", "circular": "wrap"}
 PADDING_MODES = ("zeros", *_MODES)
 
 
-def check(geometry: ConvGeometry, mode: str) -> None:
-    """Raise ValueError if the mode is unknown or does not allow so much padding (PyTorch's limits)."""
+def check_mode(mode: str) -> None:
+    """Raise ValueError if the mode is unknown."""
     if mode not in PADDING_MODES:
         raise ValueError(f"padding_mode must be one of {', '.join(PADDING_MODES)}, got {mode!r}")
+
+
+def check(geometry: ConvGeometry, mode: str) -> None:
+    """Raise ValueError if the mode is unknown or does not allow so much padding (PyTorch's limits)."""
+    check_mode(mode)
     for size, pads in zip(geometry.input_size[2:], geometry.padding, strict=True):
         if mode == "reflect" and max(pads) >= size or mode == "circular" and max(pads) > size:
             raise ValueError(
@@ -33,7 +38,8 @@ def fold(grad_padded: np.ndarray, geometry: ConvGeometry, mode: str) -> np.ndarr
         source = np.pad(np.arange(size), (before, after), mode=_MODES[mode])
         padded = np.moveaxis(grad_padded, axis, 0)
         folded = padded[before : before + size].copy()
-        for i in (*range(before), *range(before + size, before + size + after)):
-            folded[source[i]] += padded[i]
+        with np.errstate(invalid="ignore", over="ignore"):  # inf - inf is NaN here as everywhere
+            for i in (*range(before), *range(before + size, before + size + after)):
+                folded[source[i]] += padded[i]
         grad_padded = np.moveaxis(folded, 0, axis)
     return np.ascontiguousarray(grad_padded)
