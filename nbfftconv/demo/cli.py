@@ -32,11 +32,11 @@ def run_demo(out: Path, epochs: int, seed: int) -> int:
     try:
         from rich.console import Console
 
-        from .compare import compare
-        from .data import load_digits
-        from .network import Network, initial_parameters
-        from .report import draw_feature_maps, results_table
-        from .train import train
+        from nbfftconv.demo.compare import compare
+        from nbfftconv.demo.data import load_digits
+        from nbfftconv.demo.network import Network, initial_parameters
+        from nbfftconv.demo.report import draw_feature_maps, results_table
+        from nbfftconv.demo.train import train
     except ModuleNotFoundError as error:
         module = (error.name or "").partition(".")[0]
         if module == "nbfftconv":

@@ -5,8 +5,8 @@ import time
 
 import numpy as np
 
-from .data import Digits
-from .network import Network, Parameters
+from nbfftconv.demo.data import Digits
+from nbfftconv.demo.network import Network, Parameters
 
 BATCH_SIZE = 100
 REPETITIONS = 9

@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from rich.table import Table
 
-from .network import Network, Parameters
+from nbfftconv.demo.network import Network, Parameters
 
 
 def results_table(report: dict[str, Any]) -> Table:

@@ -4,8 +4,8 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from .data import Digits
-from .network import Network, softmax_cross_entropy
+from nbfftconv.demo.data import Digits
+from nbfftconv.demo.network import Network, softmax_cross_entropy
 
 
 class Adam:

@@ -1,0 +1,62 @@
+"""Settings of the whole suite: a cache of its own, how many hypothesis examples, cheap FFT planning."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+# Before the package is imported: what this run compiles and plans is kept in a directory of its own,
+# for its subprocesses too.
+if "NBFFTCONV_CACHE_DIR" not in os.environ:
+    cache_dir = tempfile.mkdtemp(prefix="nbfftconv-tests-")
+    os.environ["NBFFTCONV_CACHE_DIR"] = cache_dir
+    atexit.register(shutil.rmtree, cache_dir, ignore_errors=True)
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, settings
+
+import nbfftconv
+from nbfftconv.planner import get_scratch_limit, set_scratch_limit
+from nbfftconv.transforms import fftw
+
+common = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow, HealthCheck.data_too_large]}
+settings.register_profile("default", max_examples=40, derandomize=True, **common)
+settings.register_profile("thorough", max_examples=500, **common)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cheap_planning():
+    """Hundreds of shapes are planned once and run once here: measuring them all would not pay."""
+    effort = fftw.get_planning_effort()
+    fftw.set_planning_effort("estimate")
+    yield
+    fftw.set_planning_effort(effort)
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(20140424)
+
+
+@pytest.fixture
+def restore_threads():
+    count = nbfftconv.get_num_threads()
+    yield
+    nbfftconv.set_num_threads(count)
+
+
+@pytest.fixture
+def restore_scratch_limit():
+    limit = get_scratch_limit()
+    yield
+    set_scratch_limit(limit)
+
+
+@pytest.fixture
+def tests_dir() -> Path:
+    return Path(__file__).parent

@@ -1,0 +1,159 @@
+"""Random convolution geometries for hypothesis, and what a test does with one: operands, plan, run, oracle."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import oracle
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+import nbfftconv
+
+DIRECTIONS = ("forward", "grad_weight", "grad_input")
+PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
+MAX_SIZE = 70
+MAX_KERNEL = 31
+MAX_PRODUCTS = 10_000_000  # that one pass of the oracle may form
+
+
+@dataclass(frozen=True)
+class Case:
+    """One geometry, and its three passes on operands ``a, b`` in the order of the public function."""
+
+    input_size: tuple[int, int, int, int]
+    weight_size: tuple[int, int, int, int]
+    stride: Any = 1
+    padding: Any = 0
+    dilation: Any = 1
+    groups: int = 1
+    padding_mode: str = "zeros"
+
+    @property
+    def output_size(self) -> tuple[int, int, int, int]:
+        return oracle.output_size(self.input_size, self.weight_size, self.stride, self.padding, self.dilation)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return {
+            "stride": self.stride,
+            "padding": self.padding,
+            "dilation": self.dilation,
+            "groups": self.groups,
+        }
+
+    def shapes(self, direction: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Shapes of a pass's two operands, in the order of the public function."""
+        return {
+            "forward": (self.input_size, self.weight_size),
+            "grad_weight": (self.input_size, self.output_size),
+            "grad_input": (self.weight_size, self.output_size),
+        }[direction]
+
+    def operands(
+        self, direction: str, dtype: Any, rng: np.random.Generator, *, positive: bool = False
+    ) -> tuple[NDArray, NDArray]:
+        a, b = self.shapes(direction)
+        if positive:
+            return rng.uniform(0.5, 1.5, a).astype(dtype), rng.uniform(0.5, 1.5, b).astype(dtype)
+        return rng.standard_normal(a).astype(dtype), rng.standard_normal(b).astype(dtype)
+
+    def plan(self, direction: str, dtype: Any, **choices: Any) -> Any:
+        return nbfftconv.plan_conv2d(
+            self.input_size, self.weight_size, **self.options, direction=direction, dtype=dtype, **choices
+        )
+
+    def run(self, direction: str, a: NDArray, b: NDArray, plan: Any = None, **keywords: Any) -> NDArray:
+        keywords |= {"padding_mode": self.padding_mode, "plan": plan} | self.options
+        if direction == "forward":
+            return nbfftconv.conv2d(a, b, **keywords)
+        if direction == "grad_weight":
+            return nbfftconv.conv2d_weight(a, self.weight_size, b, **keywords)
+        return nbfftconv.conv2d_input(self.input_size, a, b, **keywords)
+
+    def expect(self, direction: str, a: NDArray, b: NDArray, **keywords: Any) -> NDArray[np.float64]:
+        keywords |= {"padding_mode": self.padding_mode} | self.options
+        if direction == "forward":
+            return oracle.conv2d(a, b, **keywords)
+        if direction == "grad_weight":
+            return oracle.conv2d_weight(a, self.weight_size, b, **keywords)
+        return oracle.conv2d_input(self.input_size, a, b, **keywords)
+
+    def operands_and_expected(
+        self, direction: str, dtype: Any, rng: np.random.Generator
+    ) -> tuple[NDArray, NDArray, NDArray[np.float64]]:
+        """Operands whose result is large enough to measure a relative error by.
+
+        The largest of a handful of sums of normal values may happen to be close to zero; sums of positive
+        ones are not.
+        """
+        a, b = self.operands(direction, dtype, rng)
+        expected = self.expect(direction, a, b)
+        if np.count_nonzero(expected) < 16:
+            a, b = self.operands(direction, dtype, rng, positive=True)
+            expected = self.expect(direction, a, b)
+        return a, b, expected
+
+
+@st.composite
+def paddings(draw, reach: tuple[int, int], stride: tuple[int, int]) -> Any:
+    amounts = [st.integers(0, min(r + 3, 20)) for r in reach]
+    forms = [
+        st.just("valid"),
+        st.just("full"),
+        st.integers(0, min(*reach, 20) + 1),
+        st.tuples(*amounts),
+        st.tuples(*(st.tuples(amount, amount) for amount in amounts)),
+    ]
+    if stride == (1, 1):
+        forms.append(st.just("same"))
+    return draw(st.one_of(forms))
+
+
+@st.composite
+def cases(draw, max_size: int = MAX_SIZE, max_kernel: int = MAX_KERNEL, max_products: int = MAX_PRODUCTS) -> Case:
+    """Any valid geometry within the bounds; shrinks towards 1x1 images and kernels, stride 1, no padding."""
+    padding_mode = draw(st.sampled_from(PADDING_MODES))
+    kernel = draw(st.tuples(*[st.integers(1, max_kernel)] * 2))
+    dilation = tuple(
+        draw(st.integers(1, min(4, (max_size - 1) // (k - 1)))) if k > 1 else draw(st.integers(1, 4)) for k in kernel
+    )
+    stride = draw(st.one_of(st.just((1, 1)), st.tuples(*[st.integers(1, 4)] * 2)))
+    reach = tuple(d * (k - 1) for d, k in zip(dilation, kernel, strict=True))
+    padding = draw(paddings(reach, stride))
+    size = []
+    for r, pads in zip(reach, oracle.resolve_padding(padding, kernel, dilation), strict=True):
+        smallest = max(1, r + 1 - sum(pads))
+        if padding_mode == "reflect":
+            smallest = max(smallest, max(pads) + 1)
+        elif padding_mode == "circular":
+            smallest = max(smallest, max(pads))
+        size.append(draw(st.integers(smallest, max(smallest, max_size))))
+    _, _, *out = oracle.output_size((1, 1, *size), (1, 1, *kernel), stride, padding, dilation)
+    # batch * out_channels * channels per group, as many as the oracle can bear
+    room = max(1, max_products // (kernel[0] * kernel[1] * out[0] * out[1]))
+    batch = draw(st.integers(1, min(3, room)))
+    groups = draw(st.integers(1, max(1, min(6, room // batch))))
+    in_group = draw(st.integers(1, max(1, min(6, room // (batch * groups)))))
+    multiplier = draw(st.integers(1, max(1, min(6, room // (batch * groups * in_group)))))
+    return Case(
+        input_size=(batch, groups * in_group, *size),
+        weight_size=(groups * multiplier, in_group, *kernel),
+        stride=stride[0] if stride[0] == stride[1] and draw(st.booleans()) else stride,
+        padding=padding,
+        dilation=dilation[0] if dilation[0] == dilation[1] and draw(st.booleans()) else dilation,
+        groups=groups,
+        padding_mode=padding_mode,
+    )
+
+
+@st.composite
+def tiles(draw, case: Case, most: int = 40) -> tuple[int, int]:
+    """A tile that the kernel fits into, often with room for few outputs only."""
+    return tuple(draw(st.integers(k, k + most)) for k in case.weight_size[2:])
+
+
+def generators() -> st.SearchStrategy[np.random.Generator]:
+    return st.builds(np.random.default_rng, st.integers(0, 2**32 - 1))

@@ -1,0 +1,140 @@
+"""The three passes as slow, obvious float64 loops, against which every fast result is tested.
+
+Shares nothing with the package. Each loop runs over the kernel's taps; ``np.einsum`` (not BLAS) multiplies what one
+tap meets, pair by pair, so that 0 * inf is NaN exactly where direct convolution multiplies the two.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Array = NDArray[np.float64]
+NUMPY_PAD_MODES = {"zeros": "constant", "reflect": "reflect", "replicate": "edge", "circular": "wrap"}
+
+
+def pair(value: int | tuple[int, int]) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else tuple(value)
+
+
+def resolve_padding(padding, kernel_size, dilation=1) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Return ((top, bottom), (left, right)) for any padding that the package accepts."""
+    reach = [d * (k - 1) for d, k in zip(pair(dilation), kernel_size, strict=True)]
+    if padding == "valid":
+        return (0, 0), (0, 0)
+    if padding == "same":
+        return tuple((r // 2, r - r // 2) for r in reach)
+    if padding == "full":
+        return tuple((r, r) for r in reach)
+    if isinstance(padding, int):
+        return (padding, padding), (padding, padding)
+    return tuple((p, p) if isinstance(p, int) else tuple(p) for p in padding)
+
+
+def output_size(input_size, weight_size, stride=1, padding=0, dilation=1) -> tuple[int, int, int, int]:
+    pads = resolve_padding(padding, weight_size[2:], dilation)
+    height, width = (
+        (size + before + after - d * (k - 1) - 1) // s + 1
+        for size, (before, after), k, s, d in zip(
+            input_size[2:], pads, weight_size[2:], pair(stride), pair(dilation), strict=True
+        )
+    )
+    return input_size[0], weight_size[0], height, width
+
+
+def pad(input: Array, pads, padding_mode: str) -> Array:
+    return np.pad(input, ((0, 0), (0, 0), *pads), NUMPY_PAD_MODES[padding_mode])
+
+
+def taps(weight_size, grad_size, stride, dilation):
+    """Yield each tap (i, j) and the pixels of the padded input that it meets, as an index of those."""
+    (sy, sx), (dy, dx) = pair(stride), pair(dilation)
+    for i in range(weight_size[2]):
+        for j in range(weight_size[3]):
+            rows = slice(i * dy, i * dy + (grad_size[2] - 1) * sy + 1, sy)
+            columns = slice(j * dx, j * dx + (grad_size[3] - 1) * sx + 1, sx)
+            yield i, j, (..., rows, columns)
+
+
+def split(array: Array, axis: int, groups: int) -> Array:
+    """Split the channel axis into (group, channel in group)."""
+    shape = array.shape
+    return array.reshape(*shape[:axis], groups, shape[axis] // groups, *shape[axis + 1 :])
+
+
+def conv2d(
+    input: ArrayLike,
+    weight: ArrayLike,
+    bias: ArrayLike | None = None,
+    stride=1,
+    padding=0,
+    dilation=1,
+    groups: int = 1,
+    padding_mode: str = "zeros",
+    activation: str | None = None,
+) -> Array:
+    """Forward pass."""
+    x, w = np.asarray(input, np.float64), np.asarray(weight, np.float64)
+    size = output_size(x.shape, w.shape, stride, padding, dilation)
+    padded = split(pad(x, resolve_padding(padding, w.shape[2:], dilation), padding_mode), 1, groups)
+    kernels = split(w, 0, groups)
+    result = split(np.zeros(size), 1, groups)
+    with np.errstate(invalid="ignore", over="ignore"):
+        for i, j, met in taps(w.shape, size, stride, dilation):
+            result += np.einsum("ngchw,gkc->ngkhw", padded[met], kernels[..., i, j])
+        result = result.reshape(size)
+        if bias is not None:
+            result += np.asarray(bias, np.float64)[:, None, None]
+    if activation == "relu":
+        result = np.where(result <= 0, 0.0, result)  # NaN stays
+    return result
+
+
+def conv2d_weight(
+    input: ArrayLike,
+    weight_size,
+    grad_output: ArrayLike,
+    stride=1,
+    padding=0,
+    dilation=1,
+    groups: int = 1,
+    padding_mode: str = "zeros",
+) -> Array:
+    """Gradient with respect to the weight."""
+    x, g = np.asarray(input, np.float64), np.asarray(grad_output, np.float64)
+    padded = split(pad(x, resolve_padding(padding, weight_size[2:], dilation), padding_mode), 1, groups)
+    grads = split(g, 1, groups)
+    result = split(np.zeros(weight_size), 0, groups)
+    with np.errstate(invalid="ignore", over="ignore"):
+        for i, j, met in taps(weight_size, g.shape, stride, dilation):
+            result[..., i, j] = np.einsum("ngchw,ngkhw->gkc", padded[met], grads)
+    return result.reshape(weight_size)
+
+
+def conv2d_input(
+    input_size,
+    weight: ArrayLike,
+    grad_output: ArrayLike,
+    stride=1,
+    padding=0,
+    dilation=1,
+    groups: int = 1,
+    padding_mode: str = "zeros",
+) -> Array:
+    """Gradient with respect to the input: scatter each product onto the padded image, undo the padding."""
+    w, g = np.asarray(weight, np.float64), np.asarray(grad_output, np.float64)
+    (top, bottom), (left, right) = pads = resolve_padding(padding, w.shape[2:], dilation)
+    batch, channels, height, width = input_size
+    padded = split(np.zeros((batch, channels, height + top + bottom, width + left + right)), 1, groups)
+    grads, kernels = split(g, 1, groups), split(w, 0, groups)
+    with np.errstate(invalid="ignore", over="ignore"):
+        for i, j, met in taps(w.shape, g.shape, stride, dilation):
+            padded[met] += np.einsum("ngkhw,gkc->ngchw", grads, kernels[..., i, j])
+        padded = padded.reshape(batch, channels, height + top + bottom, width + left + right)
+        if padding_mode == "zeros":
+            return padded[:, :, top : top + height, left : left + width]
+        # Padding copied pixel source[p] to p; its adjoint adds p's gradient back to source[p].
+        source = np.pad(np.arange(height * width).reshape(height, width), pads, NUMPY_PAD_MODES[padding_mode])
+        result = np.zeros((batch, channels, height * width))
+        np.add.at(result, (slice(None), slice(None), source.ravel()), padded.reshape(batch, channels, source.size))
+    return result.reshape(input_size)

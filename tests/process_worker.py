@@ -1,0 +1,227 @@
+"""What the tests of threads, forks, caches and memory run in processes of their own.
+
+``python process_worker.py SCENARIO`` prints one JSON document. Wrong bytes show in its digests; an abort or a hang
+shows in the exit status.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+from geometries import DIRECTIONS, Case
+
+import nbfftconv
+from nbfftconv.planner import set_scratch_limit
+
+PYTHON_THREADS = 8
+HANG = 200  # seconds after which a child counts as hung
+
+# name: case, choices of the plan, scratch limit while it is planned
+WORK = {
+    "many tiles": (
+        Case((2, 3, 90, 85), (4, 3, 7, 5), padding=3),
+        {"algorithm": "fft", "tile": (16, 12)},
+        None,
+    ),
+    "many blocks": (Case((3, 4, 75, 70), (6, 4, 9, 9)), {"algorithm": "fft", "tile": 24}, 128 << 10),
+    "one tile": (Case((1, 24, 20, 19), (16, 24, 9, 9)), {"algorithm": "fft", "tile": 32}, None),
+    "phases": (
+        Case((2, 6, 50, 53), (9, 2, 6, 7), stride=(2, 1), dilation=(1, 3), groups=3, padding=4),
+        {"algorithm": "fft"},
+        None,
+    ),
+    "circular": (Case((1, 2, 64, 64), (2, 2, 21, 21), padding=10, padding_mode="circular"), {}, None),
+    "direct": (Case((3, 5, 33, 31), (7, 5, 3, 3), padding=1), {"algorithm": "direct"}, None),
+}
+
+
+def digests() -> dict[str, str]:
+    """SHA-256 of the bytes of every result of WORK, computed anew."""
+    found = {}
+    for name, (case, _, _) in WORK.items():
+        for dtype in (np.float32, np.float64):
+            for direction in DIRECTIONS:
+                rng = np.random.default_rng(11)
+                a, b = case.operands(direction, dtype, rng)
+                if name == "many tiles":
+                    a[0, 0, 3, 3] = np.inf
+                result = case.run(direction, a, b, PLANS[name, dtype, direction]())
+                label = f"{name}, {np.dtype(dtype).name}, {direction}"
+                found[label] = hashlib.sha256(result.tobytes()).hexdigest()
+    return found
+
+
+def planned(case: Case, direction: str, dtype: type, choices: dict, limit: int | None) -> Callable[[], object]:
+    """Return a function that returns the plan; one for another scratch limit is made at once."""
+    if limit is None:
+        return lambda: case.plan(direction, dtype, **choices)  # by every thread and child for itself
+    set_scratch_limit(limit)
+    plan = case.plan(direction, dtype, **choices)
+    set_scratch_limit(256 << 20)
+    return lambda: plan
+
+
+PLANS = {
+    (name, dtype, direction): planned(case, direction, dtype, choices, limit)
+    for name, (case, choices, limit) in WORK.items()
+    for dtype in (np.float32, np.float64)
+    for direction in DIRECTIONS
+}
+
+
+def fork(work: Callable[[], object]) -> Callable[[], object]:
+    """Start a forked child that does the work; the function returned waits for it and returns its result."""
+    read, write = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            signal.alarm(HANG)
+            os.close(read)
+            with os.fdopen(write, "w") as pipe:
+                json.dump(work(), pipe)
+            status = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(status)
+    os.close(write)
+
+    def wait() -> object:
+        with os.fdopen(read) as pipe:
+            text = pipe.read()
+        _, status = os.waitpid(pid, 0)
+        assert status == 0, f"child ended with wait status {status}"
+        return json.loads(text)
+
+    return wait
+
+
+def once() -> object:
+    return digests()
+
+
+def thread_counts() -> object:
+    found = []
+    for count in (1, 2, 4, 3, 1):
+        nbfftconv.set_num_threads(count)
+        found.append(digests())
+    return found
+
+
+def python_threads() -> object:
+    """Eight Python threads at once, two rounds each, and the main thread alone afterwards."""
+    barrier = threading.Barrier(PYTHON_THREADS)
+
+    def work(_: int) -> list:
+        barrier.wait()
+        return [digests() for _ in range(2)]
+
+    with ThreadPoolExecutor(PYTHON_THREADS) as pool:
+        rounds = list(pool.map(work, range(PYTHON_THREADS)))
+    return [digests(), *(found for some in rounds for found in some)]
+
+
+def forked() -> object:
+    """Children after the parent has computed, a grandchild, and the parent once more."""
+    found = [digests()]
+    children = [fork(digests) for _ in range(2)]
+    grandchild = fork(lambda: [digests(), fork(digests)()])
+    found += [wait() for wait in children] + grandchild()
+    return [*found, digests()]
+
+
+def forked_first() -> object:
+    """Children before the parent has computed anything."""
+    children = [fork(digests) for _ in range(2)]
+    return [digests(), *(wait() for wait in children)]
+
+
+def forked_while_busy() -> object:
+    """Children forked while other threads compute, from the first call on: compilation and planning too."""
+    stop = threading.Event()
+
+    def work(_: int) -> list:
+        found = [digests()]
+        while not stop.is_set():
+            found.append(digests())
+        return found
+
+    with ThreadPoolExecutor(4) as pool:
+        busy = [pool.submit(work, i) for i in range(4)]
+        try:
+            found = []
+            for _ in range(4):
+                found.append(fork(digests)())
+        finally:
+            stop.set()
+        return found + [digest for future in busy for digest in future.result()]
+
+
+def threads_in_a_child() -> object:
+    """A forked child that is itself many-threaded."""
+    return [digests(), *fork(python_threads)()]
+
+
+def process_pool() -> object:
+    found = [digests()]
+    with ProcessPoolExecutor(2, mp_context=get_context("fork")) as pool:
+        futures = [pool.submit(digests) for _ in range(4)]
+        found += [future.result(timeout=HANG) for future in futures]
+    return found
+
+
+def status(field: str) -> int:
+    """A field of this process's status on Linux, in bytes: VmRSS, or VmHWM, its peak.
+
+    Not ``ru_maxrss``, which starts at what the parent process had.
+    """
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
+
+
+def memory(direction: str, limit: str, *sizes: str) -> object:
+    """Peak of resident memory during one pass, beyond what there was before and the result."""
+    set_scratch_limit(int(limit))
+    batch, channels, filters, size, kernel = map(int, sizes)
+    rng = np.random.default_rng(1)
+
+    def run(size: int) -> dict:
+        case = Case((batch, channels, size, size), (filters, channels, kernel, kernel), padding=kernel // 2)
+        plan = case.plan(direction, np.float32, algorithm="fft")
+        operands = [rng.random(shape, dtype=np.float32) for shape in case.shapes(direction)]
+        Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
+        before = status("VmRSS")
+        result = case.run(direction, *operands, plan)
+        return {"bytes": status("VmHWM") - before - result.nbytes, "scratch": plan.scratch_bytes}
+
+    run(2 * kernel)  # compiled code, FFTW's plans: what a process takes once
+    return run(size)
+
+
+SCENARIOS = [
+    once,
+    thread_counts,
+    python_threads,
+    forked,
+    forked_first,
+    forked_while_busy,
+    threads_in_a_child,
+    process_pool,
+    memory,
+]
+
+if __name__ == "__main__":
+    chosen = {scenario.__name__: scenario for scenario in SCENARIOS}[sys.argv[1]]
+    print(json.dumps(chosen(*sys.argv[2:])))

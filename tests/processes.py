@@ -1,0 +1,23 @@
+"""Runs the scenarios of process_worker.py in processes of their own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+WORKER = Path(__file__).with_name("process_worker.py")
+TIMEOUT = 300  # seconds; only a hang takes so long
+
+
+def run_scenario(name: str, *arguments: Any, **environment: str | None) -> Any:
+    """Return what the scenario printed; environment variables that are None are unset."""
+    variables = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)} | environment  # imports what we import
+    variables = {key: value for key, value in variables.items() if value is not None}
+    command = [sys.executable, str(WORKER), name, *map(str, arguments)]
+    done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=TIMEOUT, check=False)
+    assert done.returncode == 0, f"exit status {done.returncode}\n{done.stderr}"
+    return json.loads(done.stdout)

@@ -1,0 +1,496 @@
+"""Bad input raises, before anything is allocated, an error that repeats what was given."""
+
+from __future__ import annotations
+
+import re
+import tracemalloc
+
+import numpy as np
+import oracle
+import pytest
+
+import nbfftconv
+from nbfftconv.planner import get_scratch_limit, set_scratch_limit
+from nbfftconv.transforms import fftw
+
+HUGE = 2**62
+F32 = np.float32
+
+
+def zeros(*shape, dtype=F32):
+    return np.zeros(shape, dtype)
+
+
+def endless(*shape):
+    """An array of any size that takes four bytes."""
+    return np.broadcast_to(F32(0), shape)
+
+
+def assert_raises(exception, fragments, function, *args, **kwargs):
+    """The call raises, having allocated next to nothing; its message has every fragment as a word."""
+    tracemalloc.start()
+    try:
+        with pytest.raises(exception) as caught:
+            function(*args, **kwargs)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    message = str(caught.value)
+    for fragment in fragments if isinstance(fragments, tuple) else (fragments,):
+        assert re.search(rf"(?<![\w.]){re.escape(str(fragment))}(?!\w|\.\d)", message), (fragment, message)
+    assert peak < 2**20
+
+
+# A good call of every public function; a row of a table below replaces some of its arguments by bad ones.
+GOOD = {
+    "conv2d": {"input": zeros(2, 4, 9, 8), "weight": zeros(6, 2, 3, 3), "groups": 2},
+    "conv2d_weight": {
+        "input": zeros(2, 4, 9, 8),
+        "weight_size": (6, 2, 3, 3),
+        "grad_output": zeros(2, 6, 7, 6),
+        "groups": 2,
+    },
+    "conv2d_input": {
+        "input_size": (2, 4, 9, 8),
+        "weight": zeros(6, 2, 3, 3),
+        "grad_output": zeros(2, 6, 7, 6),
+        "groups": 2,
+    },
+    "plan_conv2d": {"input_size": (2, 4, 9, 8), "weight_size": (6, 2, 3, 3), "groups": 2},
+    "Conv2d": {"weight": zeros(6, 2, 3, 3), "groups": 2},
+}
+
+
+def call(name, bad):
+    return getattr(nbfftconv, name)(**(GOOD[name] | bad))
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_the_calls_that_are_made_bad_below_are_good(name):
+    call(name, {})
+
+
+# Stride, dilation, padding, groups and names: the same for every function ----------------------------
+
+GEOMETRY = [
+    *[
+        ({name: value}, error, fragments)
+        for name in ("stride", "dilation")
+        for value, error, fragments in [
+            (0, ValueError, 0),
+            (-1, ValueError, -1),
+            (HUGE, ValueError, HUGE),
+            (10**30, ValueError, 10**30),
+            (1.0, TypeError, 1.0),
+            (1.5, TypeError, 1.5),
+            (np.float64(2), TypeError, "2.0"),
+            ("2", TypeError, "'2'"),
+            (None, TypeError, None),
+            ((0, 1), ValueError, 0),
+            ((1, -2), ValueError, -2),
+            ((1, 2.0), TypeError, 2.0),
+            ((1,), ValueError, "(1,)"),
+            ((1, 2, 3), ValueError, "(1, 2, 3)"),
+            ((1, HUGE), ValueError, HUGE),
+        ]
+    ],
+    ({"padding": -1}, ValueError, -1),
+    ({"padding": (1, -2)}, ValueError, -2),
+    ({"padding": ((0, 0), (0, -3))}, ValueError, -3),
+    ({"padding": HUGE}, ValueError, HUGE),
+    ({"padding": ((0, HUGE), (0, 0))}, ValueError, HUGE),
+    ({"padding": 1.0}, TypeError, 1.0),
+    ({"padding": (1, 0.5)}, TypeError, 0.5),
+    ({"padding": None}, TypeError, None),
+    ({"padding": (1,)}, ValueError, "(1,)"),
+    ({"padding": (1, 1, 1)}, ValueError, "(1, 1, 1)"),
+    ({"padding": ((1, 1), (1, 1), (1, 1))}, ValueError, "((1, 1), (1, 1), (1, 1))"),
+    ({"padding": ((1, 1), (1, 1, 1))}, ValueError, "(1, 1, 1)"),
+    ({"padding": "circle"}, ValueError, "'circle'"),
+    ({"padding": "SAME"}, ValueError, "'SAME'"),
+    ({"padding": "same", "stride": 2}, ValueError, ("same", 2)),
+    ({"groups": 0}, ValueError, 0),
+    ({"groups": -2}, ValueError, -2),
+    ({"groups": 4}, ValueError, (4, "(6, 2, 3, 3)")),
+    ({"groups": HUGE}, ValueError, HUGE),
+    ({"groups": 2.0}, TypeError, 2.0),
+    ({"groups": "2"}, TypeError, "'2'"),
+    ({"groups": None}, TypeError, None),
+]
+
+MODES = [
+    ({"padding_mode": "mirror"}, ValueError, "'mirror'"),
+    ({"padding_mode": ""}, ValueError, "''"),
+]
+
+# Where the size of the image is known too.
+IMAGE = [
+    ({"groups": 3}, ValueError, (3, "(6, 2, 3, 3)")),
+    ({"dilation": 5}, ValueError, 5),
+    ({"padding": 2**31 - 1}, ValueError, 2**31 - 1),
+    ({"padding": 2**30}, ValueError, 2**30),
+    ({"padding": 2**24}, ValueError, 2**24),
+]
+
+IMAGE_MODES = [
+    ({"padding_mode": "reflect", "padding": 8}, ValueError, ("reflect", 8)),
+    ({"padding_mode": "reflect", "padding": ((9, 0), (0, 0))}, ValueError, ("reflect", 9)),
+    ({"padding_mode": "circular", "padding": (0, 9)}, ValueError, ("circular", 9)),
+    ({"padding_mode": "reflect", "padding": "full", "dilation": 4}, ValueError, ("reflect", 8)),
+]
+
+
+@pytest.mark.parametrize("name", GOOD)
+@pytest.mark.parametrize(("bad", "exception", "fragments"), GEOMETRY)
+def test_geometry(name, bad, exception, fragments):
+    assert_raises(exception, fragments, call, name, bad)
+
+
+@pytest.mark.parametrize("name", ["conv2d", "conv2d_weight", "conv2d_input", "plan_conv2d"])
+@pytest.mark.parametrize(("bad", "exception", "fragments"), IMAGE)
+def test_geometry_of_an_image(name, bad, exception, fragments):
+    assert_raises(exception, fragments, call, name, bad)
+
+
+@pytest.mark.parametrize("name", ["conv2d", "conv2d_weight", "conv2d_input", "Conv2d"])
+@pytest.mark.parametrize(("bad", "exception", "fragments"), MODES)
+def test_padding_mode(name, bad, exception, fragments):
+    assert_raises(exception, fragments, call, name, bad)
+
+
+@pytest.mark.parametrize("name", ["conv2d", "conv2d_weight", "conv2d_input"])
+@pytest.mark.parametrize(("bad", "exception", "fragments"), IMAGE_MODES)
+def test_padding_mode_of_an_image(name, bad, exception, fragments):
+    if name != "conv2d":
+        geometry = {key: value for key, value in bad.items() if key != "padding_mode"}
+        bad = bad | {"grad_output": endless(*oracle.output_size((2, 4, 9, 8), (6, 2, 3, 3), **geometry))}
+    assert_raises(exception, fragments, call, name, bad)
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_numpy_integers_and_lists_are_good(name):
+    geometry = {"stride": np.int64(1), "padding": [np.int32(0), np.uint8(0)], "dilation": np.array([1, 1])[0]}
+    call(name, geometry | {"groups": np.int16(2)})
+
+
+# Sizes and shapes ------------------------------------------------------------------------------------
+
+SIZES = {
+    "input": [
+        ((4, 9, 8), ValueError, "(4, 9, 8)"),
+        ((1, 2, 4, 9, 8), ValueError, "(1, 2, 4, 9, 8)"),
+        ((), ValueError, "()"),
+        ((2, 0, 9, 8), ValueError, "(2, 0, 9, 8)"),
+        ((2, 4, 0, 8), ValueError, "(2, 4, 0, 8)"),
+        ((2, 4, 9, 0), ValueError, "(2, 4, 9, 0)"),
+        ((2, 5, 9, 8), ValueError, ("(2, 5, 9, 8)", "(6, 2, 3, 3)", 2)),
+        ((2, 4, 2, 8), ValueError, (2, 3)),
+        ((2, 4, 2**31, 8), ValueError, 2**31),
+        ((2, 4, 2**21, 2**20), ValueError, (2**21, 2**20)),
+    ],
+    "weight": [
+        ((3, 3), ValueError, "(3, 3)"),
+        ((6, 2, 3, 3, 1), ValueError, "(6, 2, 3, 3, 1)"),
+        ((0, 2, 3, 3), ValueError, "(0, 2, 3, 3)"),
+        ((6, 0, 3, 3), ValueError, "(6, 0, 3, 3)"),
+        ((6, 2, 0, 3), ValueError, "(6, 2, 0, 3)"),
+        ((6, 2, 3, 0), ValueError, "(6, 2, 3, 0)"),
+        ((6, 4, 3, 3), ValueError, ("(6, 4, 3, 3)", "(2, 4, 9, 8)", 2)),
+        ((5, 2, 3, 3), ValueError, ("(5, 2, 3, 3)", 2)),
+        ((6, 2, 10, 3), ValueError, (10, 9)),
+        ((6, 2, 3, 9), ValueError, (9, 8)),
+        ((6, 2, 2**31, 3), ValueError, 2**31),
+        ((2**31, 2, 3, 3), ValueError, 2**31),
+    ],
+    "grad_output": [
+        ((6, 7, 6), ValueError, "(6, 7, 6)"),
+        ((2, 6, 7, 7), ValueError, ("(2, 6, 7, 7)", "(2, 6, 7, 6)")),
+        ((1, 6, 7, 6), ValueError, ("(1, 6, 7, 6)", "(2, 6, 7, 6)")),
+        ((2, 5, 7, 6), ValueError, ("(2, 5, 7, 6)", "(2, 6, 7, 6)")),
+        ((2, 6, 0, 6), ValueError, "(2, 6, 0, 6)"),
+    ],
+}
+
+# What only a size can be, and an array cannot.
+SIZES_ONLY = [
+    ((2, 4, -9, 8), ValueError, "(2, 4, -9, 8)"),
+    ((-2, 4, 9, 8), ValueError, "(-2, 4, 9, 8)"),
+    ((2, 4, HUGE, 8), ValueError, HUGE),
+    ((HUGE, HUGE, HUGE, HUGE), ValueError, HUGE),
+    ((2, 4, 2**30, 2**30), ValueError, 2**30),
+    ((2, 4, 9.0, 8), TypeError, 9.0),
+    ((2, 4, 9.5, 8), TypeError, 9.5),
+    ((2, 4, "9", 8), TypeError, "'9'"),
+    ((2, 4, None, 8), TypeError, None),
+    (9, TypeError, 9),
+    (None, TypeError, None),
+]
+
+ARGUMENTS = {  # function -> (argument, what it is, whether it is an array)
+    "conv2d": [("input", "input", True), ("weight", "weight", True)],
+    "conv2d_weight": [
+        ("input", "input", True),
+        ("weight_size", "weight", False),
+        ("grad_output", "grad_output", True),
+    ],
+    "conv2d_input": [
+        ("input_size", "input", False),
+        ("weight", "weight", True),
+        ("grad_output", "grad_output", True),
+    ],
+    "plan_conv2d": [("input_size", "input", False), ("weight_size", "weight", False)],
+}
+
+
+def size_rows():
+    for name, arguments in ARGUMENTS.items():
+        for argument, kind, is_array in arguments:
+            for shape, exception, fragments in SIZES[kind]:
+                yield name, {argument: endless(*shape) if is_array else shape}, exception, fragments
+            for size, exception, fragments in () if is_array else SIZES_ONLY:
+                yield name, {argument: size}, exception, fragments
+
+
+@pytest.mark.parametrize(
+    ("name", "bad", "exception", "fragments"),
+    [pytest.param(*row, id=f"{row[0]}-{next(iter(row[1]))}-{row[3]}") for row in size_rows()],
+)
+def test_sizes(name, bad, exception, fragments):
+    assert_raises(exception, fragments, call, name, bad)
+
+
+@pytest.mark.parametrize(
+    ("weight", "fragments"),
+    [
+        (zeros(3, 3), "(3, 3)"),
+        (zeros(1, 6, 2, 3, 3), "(1, 6, 2, 3, 3)"),
+        (zeros(6, 0, 3, 3), "(6, 0, 3, 3)"),
+        (zeros(5, 2, 3, 3), ("(5, 2, 3, 3)", 2)),
+        (endless(2**31, 2, 3, 3), 2**31),
+        (endless(2**21, 2, 2**20, 1), (2**21, 2**20)),
+    ],
+)
+def test_weights_of_a_layer(weight, fragments):
+    assert_raises(ValueError, fragments, nbfftconv.Conv2d, weight, groups=2)
+    layer = call("Conv2d", {})
+    assert_raises(ValueError, fragments, setattr, layer, "weight", weight)
+    assert layer.weight.shape == (6, 2, 3, 3)
+
+
+# dtypes ----------------------------------------------------------------------------------------------
+
+BAD_DTYPES = ["i1", "u1", "i4", "i8", ">i2", "?", "f2", "g", "c8", "c16", "O", "M8[s]", "U3", "S3", "V4"]
+
+
+OPERANDS = [
+    *((name, argument) for name, rows in ARGUMENTS.items() for argument, _, is_array in rows if is_array),
+    ("Conv2d", "weight"),
+]
+
+
+@pytest.mark.parametrize(("name", "argument"), OPERANDS)
+@pytest.mark.parametrize("dtype", BAD_DTYPES)
+def test_dtypes_of_operands(dtype, name, argument):
+    """The message names the dtype and what to cast to."""
+    bad = np.zeros(GOOD[name][argument].shape, dtype)
+    assert_raises(TypeError, str(bad.dtype), call, name, {argument: bad})
+    with pytest.raises(TypeError, match="float32|float64"):
+        call(name, {argument: bad})
+
+
+@pytest.mark.parametrize("dtype", BAD_DTYPES)
+def test_dtypes_of_the_bias(dtype):
+    bias = np.zeros(6, dtype)
+    assert_raises(TypeError, str(bias.dtype), call, "conv2d", {"bias": bias})
+    assert_raises(TypeError, str(bias.dtype), call, "Conv2d", {"bias": bias})
+    assert_raises(TypeError, str(bias.dtype), setattr, call("Conv2d", {}), "bias", bias)
+
+
+@pytest.mark.parametrize("dtype", ["i4", "f2", "c8", "O", "no such", np.longdouble, bool])
+def test_dtypes_of_a_plan(dtype):
+    assert_raises(TypeError, repr(dtype), call, "plan_conv2d", {"dtype": dtype})
+
+
+@pytest.mark.parametrize("bad", [None, "text", 5, 5.0, {}, object(), [[[[1, 2], [3, 4]]]]])
+def test_no_arrays(bad):
+    for name, argument in OPERANDS:
+        with pytest.raises((TypeError, ValueError)):
+            call(name, {argument: bad})
+
+
+# bias, activation, out -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(5,), (7,), (1,), (), (6, 1), (1, 6, 1, 1), (0,)])
+def test_bias_shapes(shape):
+    bias = zeros(*shape)
+    assert_raises(ValueError, (str(shape), 6), call, "conv2d", {"bias": bias})
+    assert_raises(ValueError, (str(shape), 6), call, "Conv2d", {"bias": bias})
+    assert_raises(ValueError, (str(shape), 6), setattr, call("Conv2d", {}), "bias", bias)
+
+
+@pytest.mark.parametrize("name", ["conv2d", "Conv2d"])
+@pytest.mark.parametrize("activation", ["tanh", "ReLU", ""])
+def test_activations(name, activation):
+    assert_raises(ValueError, repr(activation), call, name, {"activation": activation})
+
+
+@pytest.mark.parametrize(
+    ("out", "exception", "fragments"),
+    [
+        (zeros(2, 6, 7, 7), ValueError, ("(2, 6, 7, 7)", "(2, 6, 7, 6)")),
+        (zeros(6, 7, 6), ValueError, ("(6, 7, 6)", "(2, 6, 7, 6)")),
+        (zeros(1, 6, 7, 6), ValueError, ("(1, 6, 7, 6)", "(2, 6, 7, 6)")),
+        (zeros(2, 6, 7, 6, dtype=np.float64), (TypeError, ValueError), ("float64", "float32")),
+        (zeros(2, 6, 7, 6, dtype=np.float16), (TypeError, ValueError), ("float16", "float32")),
+        (zeros(2, 6, 7, 6, dtype=int), (TypeError, ValueError), ("int64", "float32")),
+        (endless(2, 6, 7, 6), ValueError, "read-only"),
+        (zeros(2, 6, 7, 6).tolist(), TypeError, "list"),
+    ],
+)
+def test_out(out, exception, fragments):
+    assert_raises(exception, fragments, call, "conv2d", {"out": out})
+
+
+def test_a_refused_out_is_not_written():
+    out = np.full((2, 6, 7, 6), 7, np.float64)
+    with pytest.raises((TypeError, ValueError)):
+        call("conv2d", {"out": out})
+    assert (out == 7).all()
+
+
+# Plans -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("bad", "exception", "fragments"),
+    [
+        ({"direction": "backward"}, ValueError, "'backward'"),
+        ({"algorithm": "winograd"}, ValueError, "'winograd'"),
+        ({"transform": "vkfft"}, ValueError, "'vkfft'"),
+        ({"tile": 0}, ValueError, 0),
+        ({"tile": -8}, ValueError, -8),
+        ({"tile": (8, 0)}, ValueError, 0),
+        ({"tile": (8,)}, ValueError, "(8,)"),
+        ({"tile": (8, 8, 8)}, ValueError, "(8, 8, 8)"),
+        ({"tile": HUGE}, ValueError, HUGE),
+        ({"tile": 8.0}, TypeError, 8.0),
+        ({"tile": "8"}, TypeError, "'8'"),
+        ({"tile": 2, "algorithm": "fft"}, ValueError, (2, 3)),
+        ({"tile": (8, 2), "algorithm": "fft"}, ValueError, (2, 3)),
+    ],
+)
+@pytest.mark.parametrize("direction", ["forward", "grad_weight", "grad_input"])
+def test_plan_choices(direction, bad, exception, fragments):
+    assert_raises(exception, fragments, call, "plan_conv2d", {"direction": direction} | bad)
+
+
+@pytest.mark.parametrize("name", ["conv2d", "conv2d_weight", "conv2d_input"])
+@pytest.mark.parametrize("plan", ["fft", 1, {"algorithm": "fft"}, np.zeros(3), nbfftconv.plan_conv2d])
+def test_no_plan(name, plan):
+    assert_raises(TypeError, type(plan).__name__, call, name, {"plan": plan})
+
+
+DIRECTION = {"conv2d": "forward", "conv2d_weight": "grad_weight", "conv2d_input": "grad_input"}
+
+
+@pytest.mark.parametrize("name", DIRECTION)
+@pytest.mark.parametrize("algorithm", ["fft", "direct"])
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"input_size": (1, 4, 9, 8)},
+        {"input_size": (2, 4, 8, 9)},
+        {"weight_size": (8, 2, 3, 3)},
+        {"weight_size": (6, 2, 3, 2)},
+        {"padding": 1},
+        {"padding": "same"},
+        {"stride": 2},
+        {"stride": (1, 2)},
+        {"dilation": 2},
+        {"input_size": (2, 2, 9, 8), "groups": 1},
+        {"dtype": np.float64},
+        {"direction": "other"},
+    ],
+    ids=str,
+)
+def test_a_plan_made_for_something_else(name, algorithm, other):
+    direction = DIRECTION[name]
+    if "direction" in other:
+        other = {"direction": "grad_weight" if direction == "forward" else "forward"}
+    choices = {"algorithm": algorithm, "direction": direction}
+    fitting = call("plan_conv2d", choices)
+    call(name, {"plan": fitting})
+    plan = call("plan_conv2d", choices | other)
+    with pytest.raises(ValueError) as caught:
+        call(name, {"plan": plan})
+    (argument, value), *_ = other.items()
+    told = {"dtype": "float64", "padding": "padding"}.get(argument, str(value))
+    assert told in str(caught.value)
+
+
+# The layer's calls -----------------------------------------------------------------------------------
+
+
+def test_calls_of_a_layer():
+    layer = call("Conv2d", {})
+    layer(zeros(2, 4, 9, 8))
+    rows = [
+        (zeros(4, 9, 8), ValueError, "(4, 9, 8)"),
+        (zeros(2, 5, 9, 8), ValueError, ("(2, 5, 9, 8)", "(6, 2, 3, 3)")),
+        (zeros(2, 4, 2, 8), ValueError, (2, 3)),
+        (zeros(2, 4, 9, 8, dtype=int), TypeError, "int64"),
+        (endless(2, 4, 2**21, 2**20), ValueError, 2**21),
+    ]
+    for bad, exception, fragments in rows:
+        assert_raises(exception, fragments, layer, bad)
+    rows = [
+        (zeros(2, 6, 7, 7), ValueError, ("(2, 6, 7, 7)", "(2, 6, 7, 6)")),
+        (zeros(6, 7, 6), ValueError, "(6, 7, 6)"),
+        (zeros(2, 6, 7, 6, dtype=int), TypeError, "int64"),
+    ]
+    for bad, exception, fragments in rows:
+        assert_raises(exception, fragments, layer.backward, bad)
+    layer.backward(zeros(2, 6, 7, 6))  # still good after a refusal
+
+
+def test_algorithm_of_a_layer():
+    layer = call("Conv2d", {})
+    assert_raises(ValueError, "'winograd'", setattr, layer, "algorithm", "winograd")
+    assert layer.algorithm == "auto"
+
+
+# Settings --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("value", "exception"),
+    [
+        (0, ValueError),
+        (-3, ValueError),
+        (1.0, TypeError),
+        (2.5, TypeError),
+        ("2", TypeError),
+        (None, TypeError),
+    ],
+)
+def test_set_num_threads(value, exception):
+    before = nbfftconv.get_num_threads()
+    assert_raises(exception, repr(value), nbfftconv.set_num_threads, value)
+    assert nbfftconv.get_num_threads() == before
+
+
+@pytest.mark.parametrize(
+    ("value", "exception"), [(-1, ValueError), (1.5, TypeError), ("1 GiB", TypeError), (None, TypeError)]
+)
+def test_set_scratch_limit(value, exception):
+    before = get_scratch_limit()
+    assert_raises(exception, repr(value), set_scratch_limit, value)
+    assert get_scratch_limit() == before
+
+
+@pytest.mark.parametrize("effort", ["hard", "", "MEASURE"])
+def test_set_planning_effort(effort):
+    before = fftw.get_planning_effort()
+    assert_raises(ValueError, repr(effort), fftw.set_planning_effort, effort)
+    assert fftw.get_planning_effort() == before

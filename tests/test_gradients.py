@@ -1,0 +1,107 @@
+"""The gradients are derivatives of the forward pass: adjointness, and finite differences in float64."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from geometries import PADDING_MODES, Case, cases, generators
+from hypothesis import given
+
+import nbfftconv
+
+CASES = [
+    Case((2, 3, 9, 8), (4, 3, 3, 4)),
+    Case((1, 2, 12, 11), (2, 2, 7, 5), padding="full"),
+    Case((1, 4, 10, 9), (6, 2, 4, 3), stride=(2, 3), padding=((2, 1), (0, 3)), groups=2),
+    Case((2, 3, 13, 12), (6, 1, 3, 3), dilation=(2, 3), padding=4, groups=3),
+]
+
+
+@pytest.mark.parametrize("algorithm", ["auto", "fft", "direct"])
+@given(case=cases(), rng=generators())
+def test_adjointness(algorithm, case, rng):
+    """<conv(x, w), g> == <x, conv_input(w, g)> == <w, conv_weight(x, g)>."""
+    x, w = case.operands("forward", np.float64, rng)
+    g = rng.standard_normal(case.output_size)
+    plans = {
+        direction: case.plan(direction, np.float64, algorithm=algorithm)
+        for direction in ("forward", "grad_input", "grad_weight")
+    }
+    y = case.run("forward", x, w, plans["forward"])
+    dx = case.run("grad_input", w, g, plans["grad_input"])
+    dw = case.run("grad_weight", x, g, plans["grad_weight"])
+    # A bound on the sum of the absolute products, by Cauchy and Schwarz for each tap.
+    scale = np.linalg.norm(x) * np.linalg.norm(w) * np.linalg.norm(g) * max(x.size, w.size, g.size) ** 0.5
+    tolerance = 1e-13 * scale
+    assert abs(np.vdot(y, g) - np.vdot(x, dx)) <= tolerance
+    assert abs(np.vdot(y, g) - np.vdot(w, dw)) <= tolerance
+
+
+def numerical_gradient(loss, array, step=1e-5):
+    """Central differences, one element at a time."""
+    gradient = np.empty_like(array)
+    for index in np.ndindex(array.shape):
+        kept = array[index]
+        array[index] = kept + step
+        above = loss()
+        array[index] = kept - step
+        below = loss()
+        array[index] = kept
+        gradient[index] = (above - below) / (2 * step)
+    return gradient
+
+
+def assert_is_gradient(actual, numerical):
+    np.testing.assert_allclose(actual, numerical, rtol=0, atol=1e-8 * np.abs(numerical).max())
+
+
+@pytest.mark.parametrize("padding_mode", PADDING_MODES)
+@pytest.mark.parametrize("case", CASES, ids=repr)
+def test_functional_gradients(case, padding_mode, rng):
+    if padding_mode != "zeros" and case.padding == "full":
+        padding_mode = "zeros"  # its padding exceeds what reflect allows
+    case = Case(case.input_size, case.weight_size, *case.options.values(), padding_mode)
+    x, w = case.operands("forward", np.float64, rng)
+    g = rng.standard_normal(case.output_size)
+
+    def loss():
+        return np.vdot(case.run("forward", x, w), g)
+
+    assert_is_gradient(case.run("grad_input", w, g), numerical_gradient(loss, x))
+    assert_is_gradient(case.run("grad_weight", x, g), numerical_gradient(loss, w))
+
+
+@pytest.mark.parametrize("algorithm", ["auto", "fft", "direct"])
+@pytest.mark.parametrize("activation", [None, "relu"])
+@pytest.mark.parametrize("case", CASES, ids=repr)
+def test_layer_gradients(case, activation, algorithm, rng):
+    x, w = case.operands("forward", np.float64, rng)
+    bias, g = rng.standard_normal(case.weight_size[0]), rng.standard_normal(case.output_size)
+    layer = nbfftconv.Conv2d(w, bias, **case.options, activation=activation)
+    layer.algorithm = algorithm
+    before_relu = case.expect("forward", x, w, bias=bias)
+    assert np.abs(before_relu).min() > 1e-5  # no kink within a step
+
+    layer(x)
+    dx = layer.backward(g)
+    dw, db = layer.weight_grad, layer.bias_grad
+    assert dx.shape == x.shape and dw.shape == w.shape and db.shape == bias.shape
+
+    def loss():
+        layer.weight, layer.bias = w, bias
+        return np.vdot(layer(x), g)
+
+    step = 1e-6
+    assert_is_gradient(db, numerical_gradient(loss, bias, step))
+    for gradient, array in ((dx, x), (dw, w)):
+        for _ in range(5):  # along random directions
+            direction = rng.standard_normal(array.shape)
+            direction /= np.abs(direction).sum()
+            kept = array.copy()
+            array[...] = kept + step * direction
+            above = loss()
+            array[...] = kept - step * direction
+            below = loss()
+            array[...] = kept
+            scale = np.abs(gradient).max()
+            assert abs((above - below) / (2 * step) - np.vdot(gradient, direction)) <= 1e-7 * scale

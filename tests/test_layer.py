@@ -1,0 +1,335 @@
+"""Conv2d: what it computes, what it keeps between calls, and when it forgets it."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import oracle
+import pytest
+from compare import assert_accurate, relative_error
+from geometries import Case, cases, generators
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nbfftconv import Conv2d, conv2d_input, conv2d_weight
+
+CASE = Case((2, 4, 25, 23), (6, 2, 7, 5), stride=(1, 2), padding=((2, 3), (1, 0)), dilation=(1, 2), groups=2)
+
+
+@pytest.fixture
+def operands(rng):
+    x, w = CASE.operands("forward", np.float32, rng)
+    bias = rng.standard_normal(6).astype(np.float32)
+    g = rng.standard_normal(CASE.output_size).astype(np.float32)
+    return x, w, bias, g
+
+
+@given(
+    case=cases(max_size=50, max_kernel=15, max_products=1_000_000),
+    dtype=st.sampled_from((np.float32, np.float64)),
+    algorithm=st.sampled_from(("auto", "fft", "direct")),
+    rng=generators(),
+)
+def test_forward_and_backward(case, dtype, algorithm, rng):
+    x, w, expected = case.operands_and_expected("forward", dtype, rng)
+    g = rng.uniform(0.5, 1.5, case.output_size).astype(dtype)
+    layer = Conv2d(w, **case.options, padding_mode=case.padding_mode)
+    layer.algorithm = algorithm
+    for _ in range(2):  # the second time with what the first has cached
+        assert_accurate(layer(x), expected, dtype)
+        assert layer.backward(g).shape == case.input_size
+        assert layer.weight_grad.shape == case.weight_size
+    assert layer.bias_grad is None
+    # Equal to the functions, which have tests of their own; the last bits may differ, as plans may.
+    geometry = case.options | {"padding_mode": case.padding_mode}
+    close = {
+        "rtol": 0,
+        "atol": {np.float32: 1e-4, np.float64: 1e-11}[dtype] * max(np.abs(expected).max(), x.size),
+    }
+    np.testing.assert_allclose(layer.backward(g), conv2d_input(x.shape, w, g, **geometry), **close)
+    np.testing.assert_allclose(layer.weight_grad, conv2d_weight(x, w.shape, g, **geometry), **close)
+
+
+@pytest.mark.parametrize("algorithm", ["auto", "fft", "direct"])
+@pytest.mark.parametrize("activation", [None, "relu"])
+@pytest.mark.parametrize("padding_mode", ["zeros", "reflect", "replicate", "circular"])
+def test_bias_activation_and_padding_mode(padding_mode, activation, algorithm, operands):
+    x, w, bias, g = operands
+    layer = Conv2d(w, bias, **CASE.options, padding_mode=padding_mode, activation=activation)
+    layer.algorithm = algorithm
+    geometry = CASE.options | {"padding_mode": padding_mode}
+    expected = oracle.conv2d(x, w, bias, **geometry, activation=activation)
+    y = layer(x)
+    assert_accurate(y, expected, np.float32)
+
+    dx = layer.backward(g)
+    passed = np.where(expected > 0, g, 0) if activation else g
+    assert_accurate(dx, oracle.conv2d_input(x.shape, w, passed, **geometry), np.float32)
+    assert_accurate(layer.weight_grad, oracle.conv2d_weight(x, w.shape, passed, **geometry), np.float32)
+    assert_accurate(layer.bias_grad, passed.sum((0, 2, 3), dtype=float), np.float32)
+
+
+def test_gradients_are_assigned_not_accumulated(operands):
+    x, w, bias, g = operands
+    layer = Conv2d(w, bias, **CASE.options)
+    assert layer.weight_grad is None and layer.bias_grad is None
+    layer(x)
+    layer.backward(g)
+    first = layer.weight_grad.copy(), layer.bias_grad.copy()
+    kept = layer.weight_grad
+    layer.backward(g)
+    np.testing.assert_array_equal(layer.weight_grad, first[0])
+    np.testing.assert_array_equal(layer.bias_grad, first[1])
+    layer.backward(2 * g)
+    np.testing.assert_array_equal(layer.weight_grad, 2 * first[0])
+    np.testing.assert_array_equal(layer.bias_grad, 2 * first[1])
+    np.testing.assert_array_equal(kept, first[0])  # what a caller holds does not change under its hands
+
+
+def test_backward_belongs_to_the_last_forward(operands, rng):
+    x, w, bias, g = operands
+    layer = Conv2d(w, bias, **CASE.options)
+    layer(rng.standard_normal((1, 4, 40, 40)))
+    layer(x)
+    layer.backward(g)
+    expected = oracle.conv2d_weight(x, w.shape, g, **CASE.options)
+    assert_accurate(layer.weight_grad, expected, np.float32)
+
+
+def test_the_output_belongs_to_the_caller(operands):
+    """Changed in place between forward and backward, as by a residual connection, it changes no gradient."""
+    x, w, bias, g = operands
+    layer = Conv2d(w, bias, **CASE.options, activation="relu")
+    y = layer(x)
+    passed = np.where(y > 0, g, 0)
+    y -= 1
+    layer.backward(g)
+    assert_accurate(layer.weight_grad, oracle.conv2d_weight(x, w.shape, passed, **CASE.options), np.float32)
+
+
+def test_backward_before_forward_raises(operands):
+    _, w, bias, g = operands
+    layer = Conv2d(w, bias, **CASE.options)
+    with pytest.raises(RuntimeError, match="forward"):
+        layer.backward(g)
+
+
+def test_training_flag(operands):
+    x, w, bias, g = operands
+    layer = Conv2d(w, bias, **CASE.options)
+    assert layer.training is True
+    expected = oracle.conv2d(x, w, bias, **CASE.options)
+    layer(x)
+    layer.training = False
+    assert_accurate(layer(x), expected, np.float32)
+    with pytest.raises(RuntimeError, match="training|forward"):
+        layer.backward(g)
+    layer.training = True
+    assert_accurate(layer(x), expected, np.float32)
+    assert layer.backward(g).shape == x.shape
+
+
+# Weights and their spectra ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("algorithm", ["auto", "fft", "direct"])
+def test_assigning_the_weight_renews_the_spectra(algorithm, operands):
+    x, w, bias, g = operands
+    layer = Conv2d(w, bias, **CASE.options)
+    layer.algorithm = algorithm
+    before = layer(x)
+    dx_before = layer.backward(g)
+
+    other = w[::-1] * 3
+    layer.weight = other
+    y = layer(x)
+    assert_accurate(y, oracle.conv2d(x, other, bias, **CASE.options), np.float32)
+    assert_accurate(layer.backward(g), oracle.conv2d_input(x.shape, other, g, **CASE.options), np.float32)
+
+    layer.weight = w
+    np.testing.assert_array_equal(layer(x), before)
+    np.testing.assert_array_equal(layer.backward(g), dx_before)
+
+
+def test_a_training_step(operands):
+    """layer.weight -= rate * gradient, through the property."""
+    x, w, bias, g = operands
+    layer = Conv2d(w, bias, **CASE.options)
+    layer(x)
+    layer.backward(g)
+    new_w, new_b = w - np.float32(0.1) * layer.weight_grad, bias - np.float32(0.1) * layer.bias_grad
+    layer.weight = layer.weight - np.float32(0.1) * layer.weight_grad
+    layer.bias = layer.bias - np.float32(0.1) * layer.bias_grad
+    np.testing.assert_array_equal(layer.weight, new_w)
+    assert_accurate(layer(x), oracle.conv2d(x, new_w, new_b, **CASE.options), np.float32)
+
+
+def test_a_weight_assigned_between_forward_and_backward(operands):
+    """The gradient is that of the old weight or of the new one, never of a mixture."""
+    x, w, bias, g = operands
+    layer = Conv2d(w, bias, **CASE.options)
+    layer(x)
+    layer.weight = 2 * w
+    dx = layer.backward(g)
+    old = oracle.conv2d_input(x.shape, w, g, **CASE.options)
+    assert min(relative_error(dx, old), relative_error(dx, 2 * old)) < 2e-5
+
+
+def test_weight_and_bias_cannot_be_changed_in_place(operands):
+    """A stale spectrum is impossible: the arrays read back are read-only, and the layer holds copies."""
+    x, w, bias, _ = operands
+    layer = Conv2d(w, bias, **CASE.options)
+    before = layer(x)
+    with pytest.raises(ValueError, match="read-only"):
+        layer.weight[0, 0, 0, 0] = 7
+    with pytest.raises(ValueError, match="read-only"):
+        layer.bias[0] = 7
+    with pytest.raises(ValueError, match="read-only"):
+        layer.weight += 1
+    expected = oracle.conv2d(x, w, bias, **CASE.options)
+    w[...] = 0
+    bias[...] = 0
+    np.testing.assert_array_equal(layer(x), before)
+    assert_accurate(layer(x), expected, np.float32)
+    assert np.any(layer.weight) and np.any(layer.bias)
+
+
+def test_bias_can_be_assigned_and_removed(operands):
+    x, w, bias, g = operands
+    layer = Conv2d(w, **CASE.options)
+    assert layer.bias is None
+    layer.bias = bias
+    assert_accurate(layer(x), oracle.conv2d(x, w, bias, **CASE.options), np.float32)
+    layer.backward(g)
+    assert layer.bias_grad.shape == (6,)
+    layer.bias = None
+    assert_accurate(layer(x), oracle.conv2d(x, w, **CASE.options), np.float32)
+    layer.backward(g)
+    assert layer.bias_grad is None
+
+
+def test_switching_the_algorithm(operands):
+    x, w, bias, g = operands
+    layer = Conv2d(w, bias, **CASE.options)
+    assert layer.algorithm == "auto"
+    expected = oracle.conv2d(x, w, bias, **CASE.options)
+    expected_dx = oracle.conv2d_input(x.shape, w, g, **CASE.options)
+    results = {}
+    for algorithm in ("fft", "direct", "auto", "fft", "direct"):
+        layer.algorithm = algorithm
+        assert layer.algorithm == algorithm
+        y = layer(x)
+        assert_accurate(y, expected, np.float32)
+        np.testing.assert_array_equal(results.setdefault(algorithm, y), y)
+        assert_accurate(layer.backward(g), expected_dx, np.float32)
+    # They are different computations; were they the same, the switch would do nothing.
+    assert results["fft"].tobytes() != results["direct"].tobytes()
+
+
+def test_one_layer_for_images_of_many_sizes(rng):
+    w = rng.standard_normal((3, 2, 9, 8)).astype(np.float32)
+    layer = Conv2d(w, padding="same")
+    layer.algorithm = "fft"
+    shapes = [(1, 2, 20, 20), (3, 2, 64, 40), (1, 2, 150, 9), (2, 2, 9, 200), (1, 2, 1, 1), (0, 2, 33, 33)]
+    images = [rng.standard_normal(shape).astype(np.float32) for shape in shapes]
+    first = [layer(x) for x in images]
+    for x, y in zip(images, first, strict=True):
+        assert_accurate(y, oracle.conv2d(x, w, padding="same"), np.float32)
+    for x, y in zip(reversed(images), reversed(first), strict=True):
+        np.testing.assert_array_equal(layer(x), y)
+        g = np.ones_like(y)
+        assert_accurate(layer.backward(g), oracle.conv2d_input(x.shape, w, g, padding="same"), np.float32)
+
+
+def test_dtypes_promote_and_do_not_stick(operands):
+    x, w, bias, g = operands
+    layer = Conv2d(w, bias, **CASE.options)
+    layer.algorithm = "fft"
+    single = layer(x)
+    assert_accurate(layer(x.astype(np.float64)), oracle.conv2d(x, w, bias, **CASE.options), np.float64)
+    dx = layer.backward(g)
+    assert_accurate(dx, oracle.conv2d_input(x.shape, w, g, **CASE.options).astype(dx.dtype), dx.dtype)
+    np.testing.assert_array_equal(layer(x), single)
+    layer.bias = bias.astype(np.float64)
+    assert layer(x).dtype == np.float64
+    layer.bias, layer.weight = bias, w.astype(np.float64)
+    assert_accurate(layer(x), oracle.conv2d(x, w, bias, **CASE.options), np.float64)
+
+
+def test_attributes(operands):
+    _, w, bias, _ = operands
+    layer = Conv2d(w, bias, **CASE.options, padding_mode="zeros", activation="relu")
+    np.testing.assert_array_equal(layer.weight, w)
+    np.testing.assert_array_equal(layer.bias, bias)
+    for name in ("stride", "padding", "dilation", "groups", "padding_mode", "activation"):
+        assert hasattr(layer, name)
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda layer: pickle.loads(pickle.dumps(layer))])
+def test_copies_are_independent(duplicate, operands):
+    x, w, bias, g = operands
+    layer = Conv2d(w, bias, **CASE.options, activation="relu")
+    layer.algorithm = "fft"
+    before = layer(x)
+    other = duplicate(layer)
+    np.testing.assert_array_equal(other(x), before)
+    other.backward(g)
+    assert layer.weight_grad is None
+    other.weight = 2 * w
+    assert_accurate(other(x), oracle.conv2d(x, 2 * w, bias, **CASE.options, activation="relu"), np.float32)
+    np.testing.assert_array_equal(layer(x), before)
+
+
+@pytest.mark.parametrize("algorithm", ["fft", "direct"])
+def test_one_layer_from_many_threads(algorithm, rng):
+    """Eight threads, images of several sizes; the first calls race for the spectra."""
+    w, bias = rng.standard_normal((4, 3, 9, 9)).astype(np.float32), rng.standard_normal(4).astype(np.float32)
+    images = [rng.standard_normal((1 + i % 2, 3, 20 + 7 * (i % 5), 30 + i % 3)).astype(np.float32) for i in range(32)]
+    serial = Conv2d(w, bias, activation="relu")
+    serial.algorithm, serial.training = algorithm, False
+    expected = [serial(x).tobytes() for x in images]
+    for _ in range(3):
+        layer = Conv2d(w, bias, activation="relu")
+        layer.algorithm, layer.training = algorithm, False
+        with ThreadPoolExecutor(8) as pool:
+            assert [y.tobytes() for y in pool.map(layer, images)] == expected
+
+
+@pytest.mark.parametrize("algorithm", ["fft", "direct"])
+def test_training_one_layer_from_many_threads(algorithm, rng):
+    """Each thread's backward belongs to its own forward."""
+    w = rng.standard_normal((4, 3, 9, 9)).astype(np.float32)
+    images = [rng.standard_normal((1, 3, 20 + 5 * (i % 4), 30)).astype(np.float32) for i in range(16)]
+    layer = Conv2d(w, activation="relu")
+    layer.algorithm = algorithm
+
+    def step(x):
+        return layer.backward(layer(x)).tobytes()
+
+    expected = [step(x) for x in images]
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(step, images)) == expected
+
+
+def test_weights_assigned_while_others_compute(rng):
+    """Every result is that of one weight or of another, never of a mixture."""
+    x = rng.standard_normal((1, 2, 40, 40)).astype(np.float32)
+    weights = [rng.standard_normal((2, 2, 9, 9)).astype(np.float32) for _ in range(2)]
+    layer = Conv2d(weights[0])
+    layer.algorithm, layer.training = "fft", False
+    possible = set()
+    for w in weights:
+        layer.weight = w
+        possible.add(layer(x).tobytes())
+    assert len(possible) == 2
+
+    def work(i):
+        if i % 4 == 0:
+            layer.weight = weights[i // 4 % 2]
+        return layer(x).tobytes()
+
+    with ThreadPoolExecutor(8) as pool:
+        assert set(pool.map(work, range(64))) <= possible

@@ -1,0 +1,228 @@
+"""A NaN or an infinity reaches exactly the outputs that direct convolution has it reach.
+
+An FFT alone would smear it over its tile. Values that are finite but huge must not overflow on the way either.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import oracle
+import pytest
+from compare import assert_accurate_where_finite
+from geometries import DIRECTIONS, PADDING_MODES, Case, cases, generators, tiles
+from hypothesis import given
+from hypothesis import strategies as st
+
+import nbfftconv
+
+NONFINITE = (np.nan, np.inf, -np.inf)
+pytestmark = pytest.mark.filterwarnings("error")  # they are values like others
+
+
+def strew(rng, array, values, count):
+    """Put ``count`` of the values anywhere in the array."""
+    where = rng.choice(array.size, min(count, array.size), replace=False)
+    array.reshape(-1)[where] = rng.choice(values, len(where))
+
+
+def draw_plan(data, case, direction, dtype, algorithm):
+    if algorithm == "auto":
+        return None
+    if algorithm == "tiled":
+        return case.plan(direction, dtype, algorithm="fft", tile=data.draw(tiles(case, most=16)))
+    return case.plan(direction, dtype, algorithm=algorithm)
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize("algorithm", ["auto", "fft", "tiled", "direct"])
+@given(
+    data=st.data(),
+    case=cases(max_size=48, max_kernel=15, max_products=1_000_000),
+    dtype=st.sampled_from((np.float32, np.float64)),
+    values=st.lists(st.sampled_from(NONFINITE), min_size=1, max_size=3, unique=True),
+    counts=st.tuples(st.integers(0, 4), st.integers(0, 4)).filter(any),
+    rng=generators(),
+)
+def test_strewn_into_the_operands(algorithm, direction, data, case, dtype, values, counts, rng):
+    a, b = case.operands(direction, dtype, rng, positive=True)
+    for array, count in zip((a, b), counts, strict=True):
+        array *= rng.choice((-1, 1))  # one sign for all: no sum of finite values happens to be close to zero
+        strew(rng, array, values, count)
+    expected = case.expect(direction, a, b)
+    actual = case.run(direction, a, b, draw_plan(data, case, direction, dtype, algorithm))
+    assert_accurate_where_finite(actual, expected, dtype)
+
+
+@pytest.mark.parametrize("algorithm", ["auto", "fft", "tiled", "direct"])
+@given(
+    data=st.data(),
+    case=cases(max_size=40, max_kernel=11, max_products=300_000),
+    dtype=st.sampled_from((np.float32, np.float64)),
+    counts=st.tuples(*[st.integers(0, 3)] * 3).filter(any),
+    rng=generators(),
+)
+def test_with_bias_and_relu(algorithm, data, case, dtype, counts, rng):
+    x, w = case.operands("forward", dtype, rng, positive=True)
+    bias = rng.uniform(0.5, 1.5, case.weight_size[0]).astype(dtype)
+    signs = rng.choice((-1, 1), case.weight_size[0])  # relu leaves some channels and clears the others
+    w *= signs[:, None, None, None]
+    bias *= signs
+    for array, count in zip((x, w, bias), counts, strict=True):
+        strew(rng, array, NONFINITE, count)
+    plan = draw_plan(data, case, "forward", dtype, algorithm)
+    for activation in (None, "relu"):
+        extras = {"bias": bias, "activation": activation}
+        assert_accurate_where_finite(
+            case.run("forward", x, w, plan, **extras), case.expect("forward", x, w, **extras), dtype
+        )
+
+
+# One value, every place ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize("padding_mode", PADDING_MODES)
+@pytest.mark.parametrize("tile", [None, (6, 5), (16, 12)])
+def test_one_infinity_at_every_place(tile, padding_mode, direction, rng):
+    """Corners, edges and tile borders included; the second operand holds a zero, to which infinity is NaN."""
+    case = Case((1, 1, 9, 8), (1, 1, 4, 3), padding=((2, 1), (0, 2)), padding_mode=padding_mode)
+    plan = case.plan(direction, np.float32, algorithm="fft", tile=tile)
+    a, b = case.operands(direction, np.float32, rng, positive=True)
+    a[..., 1, 1] = b[..., -1, 0] = 0
+    for array in (a, b):
+        for place in np.ndindex(array.shape):
+            kept, array[place] = array[place], np.inf
+            assert_accurate_where_finite(case.run(direction, a, b, plan), case.expect(direction, a, b), np.float32)
+            array[place] = kept
+
+
+@pytest.mark.parametrize("algorithm", ["fft", "direct"])
+@pytest.mark.parametrize("value", NONFINITE)
+def test_only_its_image_and_its_group_are_touched(algorithm, value, rng):
+    case = Case((3, 4, 20, 20), (6, 2, 5, 5), groups=2)
+    x, w = case.operands("forward", np.float32, rng)
+    clean = case.run("forward", x, w, case.plan("forward", np.float32, algorithm=algorithm))
+    x[1, 2, 10, 10] = value
+    y = case.run("forward", x, w, case.plan("forward", np.float32, algorithm=algorithm))
+    changed = np.zeros(y.shape, bool)
+    changed[1, 3:, 6:11, 6:11] = True
+    np.testing.assert_array_equal(~np.isfinite(y), changed)
+    np.testing.assert_allclose(y[~changed], clean[~changed], rtol=0, atol=1e-5 * np.abs(clean).max())
+
+
+@pytest.mark.parametrize("algorithm", ["fft", "direct"])
+@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize("value", NONFINITE)
+def test_nothing_but_non_finite_values(value, direction, algorithm):
+    case = Case((2, 2, 12, 12), (2, 2, 5, 5), padding=2)
+    a, b = case.operands(direction, np.float32, np.random.default_rng())
+    plan = case.plan(direction, np.float32, algorithm=algorithm)
+    for array in (a, b):
+        array[...] = value
+        assert_accurate_where_finite(case.run(direction, a, b, plan), case.expect(direction, a, b), np.float32)
+
+
+def test_zero_padding_meets_an_infinite_weight():
+    """A padded zero is a value: 0 * inf is NaN, all around the border, as in PyTorch."""
+    x, w = np.ones((1, 1, 6, 6)), np.full((1, 1, 3, 3), np.inf)
+    for algorithm in ("fft", "direct"):
+        plan = nbfftconv.plan_conv2d(x.shape, w.shape, padding=1, dtype=float, algorithm=algorithm)
+        y = nbfftconv.conv2d(x, w, padding=1, plan=plan)
+        assert np.isnan(y[0, 0, [0, -1]]).all() and np.isnan(y[0, 0, :, [0, -1]]).all()
+        assert np.isposinf(y[0, 0, 1:-1, 1:-1]).all()
+
+
+@pytest.mark.parametrize("activation", [None, "relu"])
+def test_layer(activation, rng):
+    """Backward through relu passes the gradient where the output is not <= 0, also NaN, as in PyTorch."""
+    case = Case((2, 2, 20, 20), (3, 2, 5, 5), padding=2)
+    x, w = case.operands("forward", np.float32, rng)
+    g = rng.standard_normal(case.output_size).astype(np.float32)
+    strew(rng, x, NONFINITE, 3)
+    strew(rng, g, NONFINITE, 3)
+    bias = rng.standard_normal(3).astype(np.float32)
+    layer = nbfftconv.Conv2d(w, bias, padding=2, activation=activation)
+    expected = oracle.conv2d(x, w, bias, padding=2, activation=activation)
+    for algorithm in ("fft", "direct"):
+        layer.algorithm = algorithm
+        y = layer(x)
+        assert_accurate_where_finite(y, expected, np.float32)
+        dx = layer.backward(g)
+        passed = g if activation is None else np.where(y <= 0, 0, g)
+        assert_accurate_where_finite(dx, case.expect("grad_input", w, passed), np.float32)
+        assert_accurate_where_finite(layer.weight_grad, case.expect("grad_weight", x, passed), np.float32)
+        with np.errstate(invalid="ignore"):
+            assert_accurate_where_finite(layer.bias_grad, passed.sum((0, 2, 3), np.float64), np.float32)
+
+
+def test_a_layer_forgets_a_weight_that_was_not_finite(rng):
+    case = Case((1, 1, 30, 30), (1, 1, 9, 9))
+    x, w = case.operands("forward", np.float32, rng)
+    layer = nbfftconv.Conv2d(w)
+    layer.algorithm = "fft"
+    clean = layer(x)
+    broken = w.copy()
+    broken[0, 0, 4, 4] = np.nan
+    layer.weight = broken
+    assert np.isnan(layer(x)).all()
+    layer.weight = w
+    np.testing.assert_array_equal(layer(x), clean)
+
+
+# Huge but finite -------------------------------------------------------------------------------------
+
+
+def rounded(expected, dtype):
+    """The oracle's result as the dtype can hold it: too large is infinite."""
+    with np.errstate(over="ignore"):
+        return expected.astype(dtype).astype(np.float64)
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize("algorithm", ["auto", "fft", "tiled", "direct"])
+@given(
+    data=st.data(),
+    case=cases(max_size=48, max_kernel=15, max_products=300_000),
+    huge=st.sampled_from([(np.float32, 1e20), (np.float32, 1e30), (np.float32, 3e37), (np.float64, 1e300)]),
+    counts=st.sampled_from([(1, 0), (4, 0), (0, 1), (0, 4), (1, 1), (3, 3)]),
+    rng=generators(),
+)
+def test_huge_values_overflow_only_where_they_must(algorithm, direction, data, case, huge, counts, rng):
+    """Positive operands, so that a sum overflows where the float64 sum is too large and nowhere else.
+
+    Ordinary values are around 1e-3; a sum of products with one huge operand is well within range, one with two
+    is either well within it or far beyond.
+    """
+    dtype, value = huge
+    a, b = (array * dtype(1e-3) for array in case.operands(direction, dtype, rng, positive=True))
+    for array, count in zip((a, b), counts, strict=True):
+        strew(rng, array, [value], count)
+    expected = rounded(case.expect(direction, a, b), dtype)
+    actual = case.run(direction, a, b, draw_plan(data, case, direction, dtype, algorithm))
+    assert_accurate_where_finite(actual, expected, dtype)
+
+
+@pytest.mark.parametrize("algorithm", ["fft", "direct"])
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_sums_over_a_tile_may_exceed_the_range(direction, algorithm, rng):
+    """Every value is so large that the sum of a tile, its spectrum at 0, overflows, and no output does."""
+    case = Case((1, 1, 64, 64), (1, 1, 5, 5), padding=2)
+    a, b = case.operands(direction, np.float32, rng, positive=True)
+    small = {"forward": b, "grad_weight": b, "grad_input": a}[direction]
+    large = a if small is b else b
+    large *= np.float32(1e37)
+    small *= np.float32(1e-5)
+    expected = case.expect(direction, a, b)
+    assert np.abs(expected).max() < 1e37
+    plan = case.plan(direction, np.float32, algorithm=algorithm)
+    assert_accurate_where_finite(case.run(direction, a, b, plan), expected, np.float32)
+
+
+@pytest.mark.parametrize("algorithm", ["fft", "direct"])
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_huge_times_tiny(direction, algorithm, rng):
+    case = Case((2, 3, 40, 40), (2, 3, 7, 7), padding=3)
+    a, b = case.operands(direction, np.float32, rng)
+    a, b = a * np.float32(1e30), b * np.float32(1e-30)
+    plan = case.plan(direction, np.float32, algorithm=algorithm)
+    assert_accurate_where_finite(case.run(direction, a, b, plan), case.expect(direction, a, b), np.float32)

@@ -1,0 +1,241 @@
+"""What the planner decides, how it tells it, and FFTW's wisdom."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pyfftw
+import pytest
+from compare import assert_accurate, relative_error
+from geometries import DIRECTIONS, Case
+
+import nbfftconv
+from nbfftconv.geometry import ConvGeometry
+from nbfftconv.plan import ConvPlan
+from nbfftconv.planner import get_scratch_limit, set_scratch_limit
+from nbfftconv.transforms import fftw
+
+LARGE_KERNEL = Case((1, 3, 256, 240), (4, 3, 31, 29), padding=15)
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_repr_tells_everything(direction, dtype):
+    plan = LARGE_KERNEL.plan(direction, dtype, algorithm="fft", tile=(64, 48))
+    assert isinstance(plan, ConvPlan)
+    text = repr(plan)
+    parts = [
+        direction,
+        np.dtype(dtype).name,
+        "fft",
+        "fftw",
+        64,
+        48,
+        *plan.tiles,
+        plan.scratch_bytes,
+        plan.reason,
+    ]
+    parts += [LARGE_KERNEL.input_size, LARGE_KERNEL.weight_size]
+    assert [part for part in map(str, parts) if part not in text] == []
+    assert "object at 0x" not in text
+
+    direct = repr(LARGE_KERNEL.plan(direction, dtype, algorithm="direct"))
+    assert "direct" in direct and direction in direct and direct != text
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_attributes(direction):
+    plan = LARGE_KERNEL.plan(direction, np.float32, algorithm="fft", transform="fftw", tile=(64, 48))
+    assert plan.direction == direction
+    assert plan.dtype == np.float32
+    assert (plan.algorithm, plan.transform, plan.tile) == ("fft", "fftw", (64, 48))
+    assert plan.tiles == (-(-256 // (64 - 30)), -(-242 // (48 - 28)))
+    assert 0 < plan.scratch_bytes <= get_scratch_limit()
+    assert plan.reason
+    assert isinstance(plan.geometry, ConvGeometry)
+    assert plan.geometry.input_size == LARGE_KERNEL.input_size
+    assert plan.geometry.weight_size == LARGE_KERNEL.weight_size
+    assert plan.geometry.output_size == LARGE_KERNEL.output_size
+
+    plan = LARGE_KERNEL.plan(direction, np.float64, algorithm="direct")
+    assert (plan.dtype, plan.algorithm, plan.transform, plan.tile, plan.tiles) == (
+        np.float64,
+        "direct",
+        None,
+        None,
+        None,
+    )
+
+
+def test_a_plan_cannot_be_changed():
+    plan = LARGE_KERNEL.plan("forward", np.float32)
+    with pytest.raises(AttributeError):
+        plan.algorithm = "direct"
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize("tile", [31, 32, 45, (31, 100), (97, 29), (512, 31)])
+def test_a_forced_tile_is_honoured(direction, tile, rng):
+    plan = LARGE_KERNEL.plan(direction, np.float64, algorithm="fft", tile=tile)
+    assert plan.tile == (tile if isinstance(tile, tuple) else (tile, tile))
+    a, b, expected = LARGE_KERNEL.operands_and_expected(direction, np.float64, rng)
+    assert_accurate(LARGE_KERNEL.run(direction, a, b, plan), expected, np.float64)
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_auto_knows_where_an_fft_is_pointless(direction):
+    pointless = [
+        Case((1, 64, 56, 56), (64, 64, 1, 1)),
+        Case((8, 3, 1, 1), (4, 3, 1, 1)),
+        Case((1, 1, 4, 4), (1, 1, 3, 3)),
+        Case((1, 1, 3, 3), (1, 1, 3, 3), padding=1),
+    ]
+    worthwhile = [
+        Case((1, 16, 128, 128), (16, 16, 31, 31), padding=15),
+        Case((1, 1, 2048, 2048), (1, 1, 63, 63)),
+        Case((4, 8, 64, 64), (8, 8, 21, 21), padding="full"),
+    ]
+    for algorithm, some in (("direct", pointless), ("fft", worthwhile)):
+        for case in some:
+            plan = case.plan(direction, np.float32)
+            assert plan.algorithm == algorithm, plan
+            assert case.plan(direction, np.float32, algorithm=algorithm).algorithm == algorithm
+            assert plan.reason
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_plans_do_not_know_the_thread_count(direction, restore_threads):
+    described = set()
+    for count in (1, 2, 4):
+        nbfftconv.set_num_threads(count)
+        assert nbfftconv.get_num_threads() == count
+        described.add(repr(LARGE_KERNEL.plan(direction, np.float32)))
+    assert len(described) == 1
+
+
+def test_one_plan_serves_every_padding_mode_and_activation(rng):
+    case = Case((2, 2, 40, 40), (2, 2, 9, 9), padding=4)
+    plan = case.plan("forward", np.float32, algorithm="fft")
+    for padding_mode in ("zeros", "reflect", "replicate", "circular"):
+        moded = Case(*[getattr(case, name) for name in list(case.__dict__)[:-1]], padding_mode)
+        x, w, expected = moded.operands_and_expected("forward", np.float32, rng)
+        assert_accurate(moded.run("forward", x, w, plan), expected, np.float32)
+        activated = moded.run("forward", x, w, plan, activation="relu")
+        assert_accurate(activated, np.maximum(expected, 0), np.float32)
+
+
+# Scratch ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case((1, 1, 700, 640), (1, 1, 41, 37), padding=20),
+        Case((5, 6, 60, 60), (7, 6, 9, 9), padding=4),
+        Case((2, 8, 80, 75), (8, 1, 12, 12), stride=2, groups=8),
+    ],
+    ids=repr,
+)
+def test_a_small_scratch_limit_changes_nothing_but_memory(case, direction, restore_scratch_limit, rng):
+    a, b = case.operands(direction, np.float32, rng)
+    tile = tuple(k + 24 for k in case.weight_size[2:])
+    forced = {"algorithm": "fft", "tile": tile}
+    plan = case.plan(direction, np.float32, **forced)
+    whole = case.run(direction, a, b, plan)
+    for limit in (1 << 20, 300 << 10):
+        set_scratch_limit(limit)
+        assert get_scratch_limit() == limit
+        small = case.plan(direction, np.float32, **forced)
+        assert 0 < small.scratch_bytes <= limit
+        assert relative_error(case.run(direction, a, b, small), whole.astype(float)) < 2e-6
+        free = case.plan(direction, np.float32, algorithm="fft")  # the tile may adapt to the limit too
+        assert 0 < free.scratch_bytes <= limit
+        assert relative_error(case.run(direction, a, b, free), whole.astype(float)) < 2e-6
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_a_limit_below_one_tile(direction, restore_scratch_limit, rng):
+    """Left to itself the planner finds a way; asked for an FFT it says why there is none."""
+    case = Case((1, 2, 90, 90), (2, 2, 21, 21))
+    set_scratch_limit(1000)
+    a, b, expected = case.operands_and_expected(direction, np.float32, rng)
+    assert_accurate(case.run(direction, a, b), expected, np.float32)
+    for tile in (None, 64):
+        with pytest.raises(ValueError, match="limit of 1000 bytes"):
+            case.plan(direction, np.float32, algorithm="fft", tile=tile)
+
+
+def test_the_default_limit(restore_scratch_limit):
+    plan = nbfftconv.plan_conv2d((1, 1, 8192, 8192), (1, 1, 127, 127), padding=63)
+    assert plan.algorithm == "fft"
+    assert plan.scratch_bytes <= get_scratch_limit() == 256 << 20
+
+
+# Wisdom ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def measured():
+    """Some wisdom, and the plans' effort restored."""
+    effort = fftw.get_planning_effort()
+    fftw.set_planning_effort("measure")
+    case = Case((1, 1, 50, 50), (1, 1, 9, 9))
+    for dtype in (np.float32, np.float64):
+        x, w = case.operands("forward", dtype, np.random.default_rng(0))
+        case.run("forward", x, w, case.plan("forward", dtype, algorithm="fft", tile=(36, 28)))
+    yield
+    fftw.set_planning_effort(effort)
+
+
+def wisdom_lines():
+    return [sorted(part.splitlines()) for part in pyfftw.export_wisdom()[:2]]
+
+
+def test_planning_effort(measured):
+    for effort in ("estimate", "measure", "patient", "exhaustive"):
+        fftw.set_planning_effort(effort)
+        assert fftw.get_planning_effort() == effort
+
+
+def test_wisdom_goes_to_a_file_and_back(measured, tmp_path):
+    path = tmp_path / "wisdom"
+    path.write_text("what was there before")
+    before = wisdom_lines()
+    assert all(len(lines) > 2 for lines in before)
+    fftw.save_wisdom(path)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["wisdom"]  # nothing left over
+    pyfftw.forget_wisdom()
+    assert wisdom_lines() != before
+    fftw.load_wisdom(str(path))
+    assert wisdom_lines() == before
+
+
+def damage(text):
+    """Ways in which a file may be broken."""
+    document = json.loads(text)
+    yield b""
+    yield b"\x00\xff" * 100
+    yield text[: len(text) // 2].encode()
+    yield b"[1, 2, 3]"
+    yield b"{}"
+    yield json.dumps({key: None for key in document}).encode()
+    yield json.dumps({key: value[: len(value) // 2] for key, value in document.items()}).encode()
+    yield json.dumps({key: "(fftw-0.0 nothing)" for key in document}).encode()
+
+
+def test_damaged_wisdom(measured, tmp_path, rng):
+    good, bad = tmp_path / "good", tmp_path / "bad"
+    fftw.save_wisdom(good)
+    for content in damage(good.read_text()):
+        bad.write_bytes(content)
+        with pytest.raises(ValueError, match="bad"):
+            fftw.load_wisdom(bad)
+    with pytest.raises(OSError):
+        fftw.load_wisdom(tmp_path / "missing")
+    fftw.load_wisdom(good)
+    case = Case((1, 1, 50, 50), (1, 1, 9, 9))
+    x, w, expected = case.operands_and_expected("forward", np.float32, rng)
+    plan = case.plan("forward", np.float32, algorithm="fft", tile=(40, 26))
+    assert_accurate(case.run("forward", x, w, plan), expected, np.float32)
