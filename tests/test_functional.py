@@ -186,6 +186,7 @@ def test_torch_float64(torch, case, rng):
             )
 
 
+@pytest.mark.filterwarnings("ignore:Using padding='same'")  # PyTorch's, on its own speed
 @pytest.mark.parametrize("kernel", [(1, 1), (2, 2), (4, 3), (6, 9)])
 @pytest.mark.parametrize("dilation", [1, 2, 3])
 def test_same_padding_is_that_of_torch(torch, kernel, dilation, rng):
