@@ -7,7 +7,7 @@ ratios matter:
   or scatter it;
 - the products cost 8 operations for every frequency, tile, filter and channel of its group, at the rate of the
   micro-kernel, but not less than reading the kernels' spectra once a block of tiles;
-- direct convolution costs 2 operations a multiply-add at the rate of its loops;
+- direct convolution costs 2 operations a multiply-add, and a fixed time for every row of pixels under every tap;
 - a call, a block of tiles and the call of a transform have fixed costs.
 
 The cheapest tile is taken whose block of at least one tile fits the scratch limit and whose kernels' spectra fit
@@ -49,6 +49,7 @@ _STREAM_RATE = 10e9
 # Seconds.
 _FFT_CALL = 150e-6
 _DIRECT_CALL = 60e-6
+_DIRECT_ROW = 8e-9
 _BLOCK = 30e-6
 _TRANSFORM_CALL = 0.2e-6
 
@@ -189,7 +190,7 @@ def _make_plan(
     if algorithm == "direct":
         return direct("it was asked for")
     slow = dtype.itemsize / 4
-    direct_cost = _DIRECT_CALL + 2 * geometry.multiply_adds * slow / _DIRECT_RATE
+    direct_cost = _direct_cost(geometry) * slow
     sizes = problem_sizes(geometry)
     sides = ((tile[0],), (tile[1],)) if tile else [_tile_sides(*size) for size in sizes]
     axes = [[axis_tiles(geometry, axis, side) for side in sides[axis]] for axis in (0, 1)]
@@ -252,6 +253,11 @@ def _spectra_bytes(geometry: ConvGeometry, grid: TileGrid, itemsize: int) -> tup
 
 def _block_tiles(grid: TileGrid, tile_bytes: int, limit: int) -> int:
     return max(1, min(grid.tiles, min(limit, BLOCK_BYTES) // tile_bytes))
+
+
+def _direct_cost(geometry: ConvGeometry) -> float:
+    rows = geometry.multiply_adds / geometry.output_size[3]
+    return _DIRECT_CALL + 2 * geometry.multiply_adds / _DIRECT_RATE + _DIRECT_ROW * rows
 
 
 def _fft_cost(
