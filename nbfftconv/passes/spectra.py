@@ -74,6 +74,14 @@ def channel_position(r, index):
     return index // r.channel_phases, phase // r.x_channel_phases, phase % r.x_channel_phases
 
 
+@njit()
+def transform_tile(real, word, limit, r, slot, tile, spectrum):
+    """Free a gathered tile of outliers, note them, and transform it."""
+    if clear_outliers(real, word, limit, tile, r.y_tile * r.x_tile):
+        simd.pointer(np.int64, r.outliers)[slot] = 1
+    simd.call(r.forward, (r.context, tile, tile + r.work, spectrum, spectrum + r.imaginary))
+
+
 def _input(real):
     word, limit = WORDS[real]
     itemsize = np.dtype(real).itemsize
@@ -91,10 +99,7 @@ def _input(real):
                 real, plane, r.y_input, r.x_input, y0, r.y_input_step, r.y_tile, x0, r.x_input_step, r.x_tile,
                 r.y_tile, r.x_tile, tile,
             )  # fmt: skip
-            if clear_outliers(real, word, limit, tile, r.y_tile * r.x_tile):
-                simd.pointer(np.int64, r.outliers)[slot] = 1
-            spectrum = r.input_spectra + item * r.spectrum
-            simd.call(r.forward, (r.context, tile, tile + r.work, spectrum, spectrum + r.imaginary))
+            transform_tile(real, word, limit, r, slot, tile, r.input_spectra + item * r.spectrum)
 
     return input_to_spectra
 
@@ -114,10 +119,7 @@ def _output(real):
                 x_phase + column * r.x_core * r.x_output_step, r.x_output_step, r.x_core,
                 r.y_tile, r.x_tile, tile,
             )  # fmt: skip
-            if clear_outliers(real, word, limit, tile, r.y_tile * r.x_tile):
-                simd.pointer(np.int64, r.outliers)[slot] = 1
-            spectrum = r.output_spectra + item * r.spectrum
-            simd.call(r.forward, (r.context, tile, tile + r.work, spectrum, spectrum + r.imaginary))
+            transform_tile(real, word, limit, r, slot, tile, r.output_spectra + item * r.spectrum)
 
     return output_to_spectra
 
@@ -136,10 +138,7 @@ def _weight(real):
                 real, plane, r.y_kernel, r.x_kernel, y_tap, r.y_tap_step, r.y_taps, x_tap, r.x_tap_step, r.x_taps,
                 r.y_tile, r.x_tile, tile,
             )  # fmt: skip
-            if clear_outliers(real, word, limit, tile, r.y_tile * r.x_tile):
-                simd.pointer(np.int64, r.outliers)[slot] = 1
-            spectrum = r.weight_spectra + item * r.spectrum
-            simd.call(r.forward, (r.context, tile, tile + r.work, spectrum, spectrum + r.imaginary))
+            transform_tile(real, word, limit, r, slot, tile, r.weight_spectra + item * r.spectrum)
 
     return weight_to_spectra
 
