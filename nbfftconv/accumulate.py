@@ -1,9 +1,12 @@
 """Spectral channel accumulation: at every frequency, the complex matrix product that each pass comes down to.
 
-Per frequency, C[i, j] = sum over r of A[i, r] · B[j, r], with A conjugated or not. A vector lane is a frequency: a
-spectrum is a plane of real parts and a plane of imaginary parts, so matrices of any shape, down to 1×1 for depthwise
-layers, fill the vectors. Registers hold a block of C while r runs, so each value of C is one chain of additions in the
-order of r, whatever the blocks and the threads.
+Per frequency, C[i, j] = sum over r of A[i, r] · B[j, r], with A conjugated or not. What a vector lane is depends on
+the transform that made the spectra. With FFTW a lane is a frequency: A, B and C are vectors, so matrices of any shape,
+down to 1×1 for depthwise layers, fill them. With the codelets a lane is a tile of B and C, or a filter of A: entries of
+A are broadcast, or, where the sum is over tiles, the lanes are summed up at the end.
+
+Registers hold a block of C while r runs, so each value of C is one chain of additions in the order of r, whatever
+the blocks and the threads.
 """
 
 from dataclasses import dataclass
@@ -16,112 +19,156 @@ from nbfftconv import jit, simd, threads
 _ROWS, _COLUMNS = (4, 3) if simd.REGISTERS == 32 else (2, 2)
 #: Rows of C in one work item, so that one group and few frequencies still feed all threads.
 _ITEM_ROWS = 32
-#: Vectors of frequencies in one work item: neighbouring cache lines of every plane.
-_ITEM_VECTORS = 4
 
-_FIELDS = (
-    "a", "a_group", "a_row", "a_depth", "b", "b_group", "b_column", "b_depth", "c", "c_group", "c_row", "c_column",
-    "groups", "rows", "columns", "depth", "vectors", "imaginary",
-)  # fmt: skip
-_PRODUCT = np.dtype([(name, np.int64) for name in _FIELDS])
+_MATRICES = [f"{matrix}{name}" for matrix in "abc" for name in ("", "_group", "_row", "_rows", "_column", "_step")]
+_PRODUCT = np.dtype(
+    [
+        *((name, np.int64) for name in _MATRICES),
+        *((name, np.int64) for name in ("groups", "rows", "columns", "depth", "steps", "imaginary")),
+        # neighbours of which index are `row` apart in A and C, and `column` in A; beyond them, `rows` apart
+        *((name, np.int64) for name in ("row_lanes", "depth_lanes", "item_steps")),
+    ]
+)
 
 
 @dataclass(frozen=True)
 class Matrix:
-    """A matrix of spectra for every group: the array that holds them, and distances in spectra.
+    """Where the entries of a matrix of spectra are: the array that holds them, and distances in bytes.
 
     Attributes
     ----------
     spectra : numpy.ndarray
-        Contiguous, a spectrum along the last axis.
     group : int
         From a group's matrix to the next one's.
-    row : int
-        Along the matrix's own index, i or j.
-    column : int
-        Along the summation index r; for C, along j.
+    row, column : int
+        Along i (of A and C) or j (of B), and along r (of A and B) or j (of C).
+    step : int
+        From one frequency, or vector of frequencies, to the next.
+    lane_axis : {None, "row", "column"}
+        The index, if any, whose neighbours are the lanes of a vector, so that an entry is a scalar.
+    vectors : int
+        Along that index, from one vector to the next; `row` or `column` is the distance of lanes.
     """
 
     spectra: np.ndarray
     group: int
     row: int
     column: int
+    step: int
+    lane_axis: str | None = None
+    vectors: int = 0
 
 
-def _block(conjugate: bool, add: bool, rows: int, columns: int):
-    """Return the emitter of a product for a block of rows × columns entries of C, over one vector of frequencies."""
+@dataclass(frozen=True)
+class _Kind:
+    """A kind of product.
 
-    def emit(v, a, a_row, a_depth, b, b_column, b_depth, c, c_row, c_column, imaginary, depth):
-        def entry(i, j):
-            return v.add(c, v.add(v.scale(c_row, v.integer(i)), v.scale(c_column, v.integer(j))))
+    Attributes
+    ----------
+    conjugate : bool
+        A is conjugated.
+    add : bool
+        C is added to.
+    broadcast : bool
+        An entry of A is a scalar.
+    nested : bool
+        Neighbours along r are lanes of A.
+    reduce : bool
+        An entry of C is a scalar, the sum over the lanes.
+    """
 
-        def both(address):
-            return v.load(address), v.load(v.add(address, imaginary))
+    name: str
+    conjugate: bool = False
+    add: bool = False
+    broadcast: bool = False
+    nested: bool = False
+    reduce: bool = False
+
+
+def _block(kind: _Kind, rows: int, columns: int):
+    """Return the emitter of a block of rows × columns entries of C, at one frequency or vector of them."""
+
+    def emit(v, a, a_row, a_depth, a_depths, b, b_column, b_depth, c, c_row, c_column, imaginary, depth, depth_lanes):
+        def both(load, address):
+            return load(address), load(v.add(address, imaginary))
+
+        def at(start, stride, index):
+            return v.add(start, v.scale(stride, v.integer(index)))
+
+        load_a = v.broadcast if kind.broadcast else v.load
 
         def step(a, b, *sums):
             sums = list(sums)
-            b_values = [both(v.add(b, v.scale(b_column, v.integer(j)))) for j in range(columns)]
+            b_values = [both(v.load, at(b, b_column, j)) for j in range(columns)]
             for i in range(rows):
-                a_re, a_im = both(v.add(a, v.scale(a_row, v.integer(i))))
+                a_re, a_im = both(load_a, at(a, a_row, i))
                 minus = v.negate(a_im)
                 for j, (b_re, b_im) in enumerate(b_values):
-                    at = 2 * (i * columns + j)
-                    re = v.multiply_add(a_re, b_re, sums[at])
-                    im = v.multiply_add(a_re, b_im, sums[at + 1])
-                    sums[at] = v.multiply_add(a_im if conjugate else minus, b_im, re)
-                    sums[at + 1] = v.multiply_add(minus if conjugate else a_im, b_re, im)
+                    k = 2 * (i * columns + j)
+                    re = v.multiply_add(a_re, b_re, sums[k])
+                    im = v.multiply_add(a_re, b_im, sums[k + 1])
+                    sums[k] = v.multiply_add(a_im if kind.conjugate else minus, b_im, re)
+                    sums[k + 1] = v.multiply_add(minus if kind.conjugate else a_im, b_re, im)
             return [v.add(a, a_depth), v.add(b, b_depth), *sums]
 
-        start = []
-        for i in range(rows):
-            for j in range(columns):
-                start += both(entry(i, j)) if add else (v.zero(), v.zero())
-        _, _, *sums = v.repeat(depth, [a, b, *start], step)
-        for i in range(rows):
-            for j in range(columns):
-                at = 2 * (i * columns + j)
-                v.store(sums[at], entry(i, j))
-                v.store(sums[at + 1], v.add(entry(i, j), imaginary))
+        def lanes_step(a, b, left, *sums):
+            _, b, *sums = v.repeat(v.minimum(left, depth_lanes), [a, b, *sums], step)
+            return [v.add(a, a_depths), b, v.subtract(left, depth_lanes), *sums]
+
+        entries = [at(at(c, c_row, i), c_column, j) for i in range(rows) for j in range(columns)]
+        sums = []
+        for entry in entries:
+            sums += both(v.load, entry) if kind.add and not kind.reduce else (v.zero(), v.zero())
+        if kind.nested:
+            blocks = v.divide(v.add(depth, v.subtract(depth_lanes, v.integer(1))), depth_lanes)
+            _, _, _, *sums = v.repeat(blocks, [a, b, depth, *sums], lanes_step)
+        else:
+            _, _, *sums = v.repeat(depth, [a, b, *sums], step)
+        store = v.add_lanes if kind.reduce else v.store
+        for k, entry in enumerate(entries):
+            store(sums[2 * k], entry)
+            store(sums[2 * k + 1], v.add(entry, imaginary))
 
     return emit
 
 
-def _kernel(conjugate: bool, add: bool, name: str):
+def _kernel(kind: _Kind):
     def emit(v, *arguments):
         *operands, rows, columns = arguments
         for i in range(1, _ROWS + 1):
             for j in range(1, _COLUMNS + 1):
                 with v.when(rows, i), v.when(columns, j):
-                    _block(conjugate, add, i, j)(v, *operands)
+                    _block(kind, i, j)(v, *operands)
 
-    return simd.kernel(emit, name, 13)
+    return simd.kernel(emit, kind.name, 15)
 
 
-def _stage(multiply):
+def _stage(kind: _Kind):
+    multiply = _kernel(kind)
+
     def factory(real):
-        vector_bytes = simd.VECTOR_BYTES
-
         def product(p, slot, begin, end):
             row_items = (p.rows + _ITEM_ROWS - 1) // _ITEM_ROWS
-            vector_items = (p.vectors + _ITEM_VECTORS - 1) // _ITEM_VECTORS
+            step_items = (p.steps + p.item_steps - 1) // p.item_steps
             for item in range(begin, end):
                 first_row = item % row_items * _ITEM_ROWS
-                first_vector = item // row_items % vector_items * _ITEM_VECTORS
-                group = item // (row_items * vector_items)
+                first_step = item // row_items % step_items * p.item_steps
+                group = item // (row_items * step_items)
                 last_row = min(first_row + _ITEM_ROWS, p.rows)
-                last_vector = min(first_vector + _ITEM_VECTORS, p.vectors)
-                for i in range(first_row, last_row, _ROWS):
-                    rows = min(_ROWS, last_row - i)
-                    for j in range(0, p.columns, _COLUMNS):
-                        columns = min(_COLUMNS, p.columns - j)
-                        for vector in range(first_vector, last_vector):
-                            shift = vector * vector_bytes
-                            a = p.a + group * p.a_group + i * p.a_row + shift
-                            b = p.b + group * p.b_group + j * p.b_column + shift
-                            c = p.c + group * p.c_group + i * p.c_row + j * p.c_column + shift
+                last_step = min(first_step + p.item_steps, p.steps)
+                for j in range(0, p.columns, _COLUMNS):
+                    columns = min(_COLUMNS, p.columns - j)
+                    for i in range(first_row, last_row, min(_ROWS, p.row_lanes)):
+                        rows = min(_ROWS, p.row_lanes, last_row - i)
+                        a_row = i // p.row_lanes * p.a_rows + i % p.row_lanes * p.a_row
+                        c_row = i // p.row_lanes * p.c_rows + i % p.row_lanes * p.c_row
+                        for step in range(first_step, last_step):
+                            a = p.a + group * p.a_group + a_row + step * p.a_step
+                            b = p.b + group * p.b_group + j * p.b_row + step * p.b_step
+                            c = p.c + group * p.c_group + c_row + j * p.c_column + step * p.c_step
                             multiply(real, (
-                                a, p.a_row, p.a_depth, b, p.b_column, p.b_depth, c, p.c_row, p.c_column,
-                                p.imaginary, p.depth, rows, columns,
+                                a, p.a_row, p.a_column, p.a_rows, b, p.b_row, p.b_column, c, p.c_row, p.c_column,
+                                p.imaginary, p.depth, p.depth_lanes, rows, columns,
                             ))  # fmt: skip
 
         return product
@@ -129,52 +176,64 @@ def _stage(multiply):
     return jit.stage(_PRODUCT)(factory)
 
 
-_product = _stage(_kernel(False, False, "product"))
-_conjugate_product = _stage(_kernel(True, False, "conjugate_product"))
-_add_conjugate_product = _stage(_kernel(True, True, "add_conjugate_product"))
+_STAGES = {
+    kind.name: _stage(kind)
+    for kind in (
+        _Kind("product"),
+        _Kind("conjugate_product", conjugate=True),
+        _Kind("add_conjugate_product", conjugate=True, add=True),
+        _Kind("nested_scalar_product", broadcast=True, nested=True),
+        _Kind("scalar_conjugate_product", conjugate=True, broadcast=True),
+        _Kind("add_reduced_conjugate_product", conjugate=True, add=True, reduce=True),
+    )
+}
 
 
-def _run(stage: jit.Callback, a: Matrix, b: Matrix, c: Matrix, shape: tuple[int, int, int, int], slots: int) -> None:
-    groups, rows, _, _ = shape
+def _run(name: str, a: Matrix, b: Matrix, c: Matrix, shape: tuple[int, ...], imaginary: int, slots: int) -> None:
+    groups, rows, _, depth, steps = shape
     real = c.spectra.dtype.type
-    spectrum = c.spectra.shape[-1] * c.spectra.itemsize
-    vectors = spectrum // 2 // simd.VECTOR_BYTES
-    strides = {
-        "a_group": a.group, "a_row": a.row, "a_depth": a.column,
-        "b_group": b.group, "b_column": b.row, "b_depth": b.column,
-        "c_group": c.group, "c_row": c.row, "c_column": c.column,
-    }  # fmt: skip
+    lanes = simd.lanes(real)
+    by_lanes = a.lane_axis is not None or c.lane_axis is not None
     record = np.zeros((), _PRODUCT)
-    for name, matrix in (("a", a), ("b", b), ("c", c)):
-        record[name] = matrix.spectra.ctypes.data
-    for name, stride in strides.items():
-        record[name] = stride * spectrum
-    record["groups"], record["rows"], record["columns"], record["depth"] = shape
-    record["vectors"], record["imaginary"] = vectors, spectrum // 2
-    items = groups * -(-rows // _ITEM_ROWS) * -(-vectors // _ITEM_VECTORS)
-    threads.run(stage.address(real), record.ctypes.data, items, slots)
+    for letter, matrix in (("a", a), ("b", b), ("c", c)):
+        record[letter] = matrix.spectra.ctypes.data
+        for field in ("group", "row", "column", "step"):
+            record[f"{letter}_{field}"] = getattr(matrix, field)
+        record[f"{letter}_rows"] = lanes * matrix.row if matrix.lane_axis is None else matrix.vectors
+    record["groups"], record["rows"], record["columns"], record["depth"], record["steps"] = shape
+    record["imaginary"] = imaginary
+    record["row_lanes"] = lanes if "row" in (a.lane_axis, c.lane_axis) else 2**40
+    record["depth_lanes"] = lanes
+    # Neighbouring vectors of frequencies are neighbouring cache lines of every plane.
+    record["item_steps"] = item_steps = 1 if by_lanes else 4
+    items = groups * -(-rows // _ITEM_ROWS) * -(-steps // item_steps)
+    threads.run(_STAGES[name].address(real), record.ctypes.data, items, slots)
 
 
-def product(a: Matrix, b: Matrix, c: Matrix, shape: tuple[int, int, int, int], slots: int) -> None:
+def product(a: Matrix, b: Matrix, c: Matrix, shape: tuple[int, ...], imaginary: int, slots: int) -> None:
     """C = A · B, for every group and frequency.
 
     Parameters
     ----------
     a, b, c : Matrix
-        Spectra of one dtype and length; a plane of a spectrum is a whole number of cache lines.
+        The entries of A may be lanes along r.
     shape : tuple of int
-        (groups, rows i, columns j, depth r).
+        (groups, rows i, columns j, depth r, frequencies or vectors of them).
+    imaginary : int
+        Bytes from a real part to its imaginary part.
     slots : int
         Threads to use at most.
     """
-    _run(_product, a, b, c, shape, slots)
+    _run("product" if a.lane_axis is None else "nested_scalar_product", a, b, c, shape, imaginary, slots)
 
 
-def conjugate_product(a: Matrix, b: Matrix, c: Matrix, shape: tuple[int, int, int, int], slots: int) -> None:
-    """C = conj(A) · B; parameters as in `product`."""
-    _run(_conjugate_product, a, b, c, shape, slots)
+def conjugate_product(a: Matrix, b: Matrix, c: Matrix, shape: tuple[int, ...], imaginary: int, slots: int) -> None:
+    """C = conj(A) · B; parameters as in `product`, but the entries of A may be lanes along i."""
+    name = "conjugate_product" if a.lane_axis is None else "scalar_conjugate_product"
+    _run(name, a, b, c, shape, imaginary, slots)
 
 
-def add_conjugate_product(a: Matrix, b: Matrix, c: Matrix, shape: tuple[int, int, int, int], slots: int) -> None:
-    """C += conj(A) · B; parameters as in `product`."""
-    _run(_add_conjugate_product, a, b, c, shape, slots)
+def add_conjugate_product(a: Matrix, b: Matrix, c: Matrix, shape: tuple[int, ...], imaginary: int, slots: int) -> None:
+    """C += conj(A) · B; parameters as in `product`, but entries of C may be lanes along i, sums over lanes."""
+    name = "add_conjugate_product" if c.lane_axis is None else "add_reduced_conjugate_product"
+    _run(name, a, b, c, shape, imaginary, slots)

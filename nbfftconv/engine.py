@@ -10,6 +10,7 @@ import numpy as np
 
 from nbfftconv import direct, outliers
 from nbfftconv.geometry import ConvGeometry
+from nbfftconv.passes.call import Spectra
 from nbfftconv.passes.forward import forward as fft_forward
 from nbfftconv.passes.grad_input import grad_input as fft_grad_input
 from nbfftconv.passes.grad_weight import grad_weight as fft_grad_weight
@@ -22,7 +23,7 @@ class Kernels:
     """Kernels, and their spectra for the tiles of a plan; None for direct convolution."""
 
     weight: np.ndarray
-    spectra: np.ndarray | None
+    spectra: Spectra | None
     has_outliers: bool
 
     @classmethod

@@ -24,7 +24,7 @@ class ConvPlan:
     algorithm : str
         "fft" or "direct".
     transform : str or None
-        "fftw"; None for direct convolution.
+        "fftw" or "codelet"; None for direct convolution.
     grid : TileGrid or None
         The tiles; None for direct convolution.
     block_tiles : int

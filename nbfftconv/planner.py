@@ -6,43 +6,48 @@ ratios matter:
 - a transform of a T_y × T_x tile costs 2.5·T_y·T_x·log2(T_y·T_x) operations, and two passes over the tile to gather
   or scatter it;
 - the products cost 8 operations for every frequency, tile, filter and channel of its group, at the rate of the
-  micro-kernel, but not less than reading the kernels' spectra once a block of tiles;
+  micro-kernel, but not less than reading the kernels' spectra once a block of tiles; lanes without a tile cost the
+  same;
 - direct convolution costs 2 operations a multiply-add, and a fixed time for every row of pixels under every tap;
 - a call, a block of tiles and the call of a transform have fixed costs.
 
-The cheapest tile is taken whose block of at least one tile fits the scratch limit and whose kernels' spectra fit
-`WEIGHT_SPECTRA_LIMIT`. Nothing here depends on the number of threads, so that results do not either.
+1×1 kernels are left to direct convolution. Else the cheapest tile is taken whose block of at least one tile fits the
+scratch limit and whose kernels' spectra fit `WEIGHT_SPECTRA_LIMIT`. Nothing here depends on the number of threads, so
+that results do not either.
 """
 
 import functools
 import itertools
 import math
-import os
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from nbfftconv import simd
 from nbfftconv.geometry import ConvGeometry, Padding, pair
 from nbfftconv.plan import DIRECTIONS, ConvPlan
+from nbfftconv.scratch import get_scratch_limit
 from nbfftconv.tiling import TileGrid, axis_tiles, problem_sizes
-from nbfftconv.transforms import plane_stride
+from nbfftconv.transforms import codelets, plane_stride
 
 ALGORITHMS = ("auto", "fft", "direct")
-TRANSFORMS = ("auto", "fftw")
+TRANSFORMS = ("auto", "fftw", "codelet")
 
 #: The automatic choice never needs more memory for the spectra of the kernels, in bytes.
 WEIGHT_SPECTRA_LIMIT = 2**32
 #: A block of tiles is at most this large, in bytes, so that what one stage writes is still in the last-level cache for
 #: the next.
-BLOCK_BYTES = 2**25
+BLOCK_BYTES = 2**26
 #: The largest tile side that is tried, unless the kernel or the caller asks for more.
 LARGEST_TILE = 512
-
-_DEFAULT_SCRATCH = 256 * 2**20
 
 # Operations or bytes a second.
 _FFT_RATE = 10e9
 _PRODUCT_RATE = 45e9
+_CODELET_RATE = 60e9
+_TILE_PRODUCT_RATE = 130e9
 _DIRECT_RATE = 9e9
 _COPY_RATE = 6e9
 _STREAM_RATE = 10e9
@@ -52,43 +57,6 @@ _DIRECT_CALL = 60e-6
 _DIRECT_ROW = 8e-9
 _BLOCK = 30e-6
 _TRANSFORM_CALL = 0.2e-6
-
-
-def _scratch_from_environment() -> int:
-    text = os.environ.get("NBFFTCONV_SCRATCH_BYTES", "")
-    return int(text) if text.isdecimal() and int(text) > 0 else _DEFAULT_SCRATCH
-
-
-_scratch_limit = _scratch_from_environment()
-
-
-def set_scratch_limit(nbytes: int) -> None:
-    """Bound the memory that a call takes for the spectra of its tiles; the kernels' spectra come on top of it.
-
-    Parameters
-    ----------
-    nbytes : int
-        At first 256 MiB, or what ``NBFFTCONV_SCRATCH_BYTES`` says. Results do not depend on it, unless it rules out the
-        tiles that would be chosen without it.
-
-    Raises
-    ------
-    TypeError
-        If it is not an integer.
-    ValueError
-        If it is less than 1.
-    """
-    global _scratch_limit
-    if isinstance(nbytes, bool) or not isinstance(nbytes, (int, np.integer)):
-        raise TypeError(f"the scratch limit must be an integer number of bytes, got {nbytes!r}")
-    if nbytes < 1:
-        raise ValueError(f"the scratch limit must be at least 1 byte, got {nbytes}")
-    _scratch_limit = int(nbytes)
-
-
-def get_scratch_limit() -> int:
-    """Return the bound in bytes on the memory that a call takes for the spectra of its tiles."""
-    return _scratch_limit
 
 
 def plan_conv2d(
@@ -120,8 +88,8 @@ def plan_conv2d(
     dtype : dtype
         float32 or float64.
     algorithm : {"auto", "fft", "direct"}
-    transform : {"auto", "fftw"}
-        What transforms the tiles.
+    transform : {"auto", "fftw", "codelet"}
+        What transforms the tiles: FFTW, or generated code for tile sides of 8, 12, 16, 20, 24 and 32.
     tile : int or pair of int, optional
         (height, width) of the tiles, instead of the planner's choice. At least as large as the kernel; with strides,
         as the kernel's longest phase.
@@ -155,7 +123,7 @@ def plan_conv2d(
     size = None if tile is None else pair("tile", tile, 1)
     if size is not None and algorithm == "direct":
         raise ValueError(f"direct convolution has no tiles, got tile={tile!r}")
-    return make_plan(geometry, direction, kind.newbyteorder("="), algorithm, size)
+    return make_plan(geometry, direction, kind.newbyteorder("="), algorithm, transform, size)
 
 
 def make_plan(
@@ -163,15 +131,17 @@ def make_plan(
     direction: str,
     dtype: np.dtype,
     algorithm: str = "auto",
+    transform: str = "auto",
     tile: tuple[int, int] | None = None,
     weight_is_transformed: bool = False,
 ) -> ConvPlan:
     """Return the plan for a validated geometry, from memory if it was made before.
 
-    `weight_is_transformed` says that the kernels' spectra are kept from call to call, so that a call does not pay for
-    them.
+    `weight_is_transformed` says that the kernels' spectra are kept from call to call, so that none pays for them.
     """
-    return _make_plan(geometry, direction, dtype, algorithm, tile, weight_is_transformed, _scratch_limit)
+    return _make_plan(
+        geometry, direction, dtype, algorithm, transform, tile, weight_is_transformed, get_scratch_limit()
+    )
 
 
 @functools.lru_cache(maxsize=4096)
@@ -180,6 +150,7 @@ def _make_plan(
     direction: str,
     dtype: np.dtype,
     algorithm: str,
+    transform: str,
     tile: tuple[int, int] | None,
     weight_is_transformed: bool,
     limit: int,
@@ -189,35 +160,100 @@ def _make_plan(
 
     if algorithm == "direct":
         return direct("it was asked for")
+    is_free = algorithm == "auto" and transform == "auto" and tile is None
+    if is_free and geometry.weight_size[2:] == (1, 1):
+        return direct("an FFT cannot save anything with a 1x1 kernel")
     slow = dtype.itemsize / 4
     direct_cost = _direct_cost(geometry) * slow
-    sizes = problem_sizes(geometry)
-    sides = ((tile[0],), (tile[1],)) if tile else [_tile_sides(*size) for size in sizes]
-    axes = [[axis_tiles(geometry, axis, side) for side in sides[axis]] for axis in (0, 1)]
     best = None
-    for vertical, horizontal in itertools.product(*axes):
-        grid = TileGrid(vertical, horizontal, geometry.input_size[0])
-        tile_bytes, weight_bytes = _spectra_bytes(geometry, grid, dtype.itemsize)
-        if tile_bytes > limit or (weight_bytes > WEIGHT_SPECTRA_LIMIT and algorithm == "auto"):
+    for name, grid in _candidates(geometry, transform, tile):
+        memory = _Memory.of(geometry, grid, direction, dtype, name)
+        if memory.unit > limit or (memory.weight > WEIGHT_SPECTRA_LIMIT and algorithm == "auto"):
             continue
-        cost = slow * _fft_cost(geometry, grid, direction, weight_is_transformed, tile_bytes, limit)
+        units = memory.block_units(limit)
+        cost = slow * _fft_cost(geometry, grid, direction, weight_is_transformed, memory, units)
         if best is None or cost < best[0]:
-            best = cost, grid, tile_bytes, weight_bytes
+            best = cost, name, grid, memory, units
     if best is None:
         if algorithm == "fft":
             raise ValueError(
                 f"the spectra of one tile{f' of {tile}' if tile else ''} for input {geometry.input_size} and weight "
                 f"{geometry.weight_size} do not fit the scratch limit of {limit} bytes; "
-                "see nbfftconv.planner.set_scratch_limit"
+                "see nbfftconv.scratch.set_scratch_limit"
             )
         return direct("no tile fits the limits of memory")
-    cost, grid, tile_bytes, weight_bytes = best
+    cost, name, grid, memory, units = best
     figures = f"the model expects {cost * 1e3:.3g} ms by FFT, {direct_cost * 1e3:.3g} ms direct, on one core"
-    if algorithm == "auto" and tile is None and direct_cost <= cost:
+    if is_free and direct_cost <= cost:
         return direct(figures)
-    block = _block_tiles(grid, tile_bytes, limit)
-    chosen = "it was asked for" if algorithm == "fft" or tile is not None else figures
-    return ConvPlan(geometry, direction, dtype, "fft", "fftw", grid, block, block * tile_bytes, weight_bytes, chosen)
+    chosen = figures if is_free else "it was asked for"
+    block = max(1, min(grid.tiles, units * memory.lanes))
+    return ConvPlan(geometry, direction, dtype, "fft", name, grid, block, units * memory.unit, memory.weight, chosen)
+
+
+def _candidates(geometry: ConvGeometry, transform: str, tile: tuple[int, int] | None) -> Iterator[tuple[str, TileGrid]]:
+    """Yield the transforms and tile grids to choose from."""
+    names = ["fftw", "codelet"] if transform == "auto" else [transform]
+    if tile is not None and not set(tile) <= set(codelets.SIDES):
+        if transform == "codelet":
+            raise ValueError(f"there are codelets for tile sides {codelets.SIDES}, not for tile {tile}")
+        names = ["fftw"]
+    sizes = problem_sizes(geometry)
+    for name in names:
+        if tile is not None:
+            sides = [(tile[0],), (tile[1],)]
+        elif name == "fftw":
+            sides = [_tile_sides(*size) for size in sizes]
+        else:
+            sides = [[side for side in codelets.SIDES if side >= taps] for _, taps in sizes]
+            if transform == "codelet" and not all(sides):
+                raise ValueError(f"no codelet is as large as the kernel {geometry.weight_size[2:]}")
+        axes = [[axis_tiles(geometry, axis, side) for side in sides[axis]] for axis in (0, 1)]
+        for vertical, horizontal in itertools.product(*axes):
+            yield name, TileGrid(vertical, horizontal, geometry.input_size[0])
+
+
+@dataclass(frozen=True)
+class _Memory:
+    """Bytes that a choice takes.
+
+    Attributes
+    ----------
+    lanes : int
+        Tiles, or filters, whose spectra are made together: a unit.
+    units : int
+        Units of tiles.
+    unit : int
+        Bytes of the spectra of one unit, input and output.
+    weight : int
+        Bytes of the kernels' spectra.
+    """
+
+    lanes: int
+    units: int
+    unit: int
+    weight: int
+
+    @classmethod
+    def of(cls, geometry: ConvGeometry, grid: TileGrid, direction: str, dtype: np.dtype, name: str) -> "_Memory":
+        height, width = grid.vertical.tile, grid.horizontal.tile
+        filters, channels = geometry.weight_size[:2]
+        depth = channels * grid.channel_phases
+        if name == "fftw":
+            lanes, tile = 1, 0
+            spectrum = 2 * plane_stride(height * (width // 2 + 1), dtype.itemsize) * dtype.itemsize
+        else:
+            lanes = simd.lanes(dtype.type)
+            spectrum = 2 * height * (width // 2 + 1) * dtype.itemsize
+            # grad_input cannot leave tiles in the place of their spectra
+            tile = height * codelets.pitch(dtype.type, width) * dtype.itemsize if direction == "grad_input" else 0
+        unit = lanes * (depth * geometry.groups * (spectrum + tile) + filters * spectrum)
+        group_filters = -(-filters // geometry.groups // lanes) * lanes
+        return cls(lanes, -(-grid.tiles // lanes), unit, geometry.groups * group_filters * depth * spectrum)
+
+    def block_units(self, limit: int) -> int:
+        """Units of a block."""
+        return max(1, min(self.units, min(limit, BLOCK_BYTES) // self.unit))
 
 
 def _tile_sides(outputs: int, taps: int) -> list[int]:
@@ -242,40 +278,28 @@ def _smooth_numbers(end: int) -> list[int]:
     return sorted(numbers)
 
 
-def _spectra_bytes(geometry: ConvGeometry, grid: TileGrid, itemsize: int) -> tuple[int, int]:
-    """Return the bytes of the spectra of one tile, input and output, and of all kernels."""
-    frequencies = grid.vertical.tile * (grid.horizontal.tile // 2 + 1)
-    spectrum = 2 * plane_stride(frequencies, itemsize) * itemsize
-    filters, channels = geometry.weight_size[:2]
-    tile_bytes = (geometry.input_size[1] * grid.channel_phases + filters) * spectrum
-    return tile_bytes, filters * channels * grid.channel_phases * spectrum
-
-
-def _block_tiles(grid: TileGrid, tile_bytes: int, limit: int) -> int:
-    return max(1, min(grid.tiles, min(limit, BLOCK_BYTES) // tile_bytes))
-
-
 def _direct_cost(geometry: ConvGeometry) -> float:
     rows = geometry.multiply_adds / geometry.output_size[3]
     return _DIRECT_CALL + 2 * geometry.multiply_adds / _DIRECT_RATE + _DIRECT_ROW * rows
 
 
 def _fft_cost(
-    geometry: ConvGeometry,
-    grid: TileGrid,
-    direction: str,
-    weight_is_transformed: bool,
-    tile_bytes: int,
-    limit: int,
+    geometry: ConvGeometry, grid: TileGrid, direction: str, weight_is_transformed: bool, memory: _Memory, units: int
 ) -> float:
     samples = grid.vertical.tile * grid.horizontal.tile
     frequencies = grid.vertical.tile * (grid.horizontal.tile // 2 + 1)
     filters, channels = geometry.weight_size[:2]
     depth = channels * grid.channel_phases
-    transform = 2.5 * samples * math.log2(samples + 1) / _FFT_RATE + 8 * samples / _COPY_RATE + _TRANSFORM_CALL
-    kernels = 0 if weight_is_transformed and direction != "grad_weight" else filters * depth
-    transforms = grid.tiles * (depth * geometry.groups + filters) + kernels
-    products = 8 * frequencies * grid.tiles * filters * depth / _PRODUCT_RATE
-    blocks = -(-grid.tiles // _block_tiles(grid, tile_bytes, limit))
-    streamed = 8 * frequencies * filters * depth * blocks / _STREAM_RATE
+    by_tiles = memory.lanes > 1
+    fft_rate, product_rate = (_CODELET_RATE, _TILE_PRODUCT_RATE) if by_tiles else (_FFT_RATE, _PRODUCT_RATE)
+    transform = 2.5 * samples * math.log2(samples + 1) / fft_rate + 8 * samples / _COPY_RATE + _TRANSFORM_CALL
+    group_filters = -(-filters // geometry.groups // memory.lanes) * memory.lanes
+    kernels = 0 if weight_is_transformed and direction != "grad_weight" else geometry.groups * group_filters * depth
+    tiles = memory.units * memory.lanes
+    transforms = tiles * (depth * geometry.groups + filters) + kernels
+    if by_tiles:  # registers are filled by three units, and the kernels' entries read once for all units of a block
+        product_rate *= units / (units + 0.9)
+    products = 8 * frequencies * tiles * filters * depth / product_rate
+    blocks = -(-memory.units // units)
+    streamed = memory.weight * blocks / _STREAM_RATE
     return transforms * transform + max(products, streamed) + _BLOCK * blocks + _FFT_CALL

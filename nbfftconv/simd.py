@@ -66,7 +66,8 @@ class Emitter:
         self._builder = builder
         self.itemsize = np.dtype(real).itemsize
         scalar = ir.FloatType() if self.itemsize == 4 else ir.DoubleType()
-        self._vector = ir.VectorType(scalar, lanes(real))
+        self.lanes = lanes(real)
+        self._vector = ir.VectorType(scalar, self.lanes)
         self._word = ir.IntType(64)
         suffix = f"v{lanes(real)}f{8 * self.itemsize}"
         function_type = ir.FunctionType(self._vector, [self._vector] * 3)
@@ -88,6 +89,18 @@ class Emitter:
         """Integer product: address arithmetic."""
         return self._builder.mul(a, b)
 
+    def subtract(self, a: ir.Value, b: ir.Value) -> ir.Value:
+        """Integer difference."""
+        return self._builder.sub(a, b)
+
+    def divide(self, a: ir.Value, b: ir.Value) -> ir.Value:
+        """Integer quotient of positive numbers."""
+        return self._builder.udiv(a, b)
+
+    def minimum(self, a: ir.Value, b: ir.Value) -> ir.Value:
+        """The smaller integer."""
+        return self._builder.select(self._builder.icmp_signed("<", a, b), a, b)
+
     def load(self, address: ir.Value) -> ir.Value:
         """Vector at an address, aligned as a scalar."""
         return self._builder.load(self._at(address), align=self.itemsize)
@@ -102,6 +115,58 @@ class Emitter:
     def multiply_add(self, a: ir.Value, b: ir.Value, c: ir.Value) -> ir.Value:
         """a·b + c with one rounding."""
         return self._builder.call(self._fma, [a, b, c])
+
+    def broadcast(self, address: ir.Value) -> ir.Value:
+        """The scalar at an address, in all lanes."""
+        scalar = self._builder.load(self._builder.inttoptr(address, self._vector.element.as_pointer()))
+        first = self._builder.insert_element(ir.Constant(self._vector, ir.Undefined), scalar, self.integer(0))
+        return self._shuffle(first, first, [0] * self.lanes)
+
+    def add_lanes(self, value: ir.Value, address: ir.Value) -> None:
+        """Add the sum of all lanes, halves upon halves, to the scalar at an address."""
+        distance = self.lanes // 2
+        while distance:
+            value = self.plus(value, self._shuffle(value, value, [i ^ distance for i in range(self.lanes)]))
+            distance //= 2
+        total = self._builder.extract_element(value, self.integer(0))
+        pointer = self._builder.inttoptr(address, self._vector.element.as_pointer())
+        self._builder.store(self._builder.fadd(self._builder.load(pointer), total), pointer)
+
+    def constant(self, value: float) -> ir.Value:
+        """Vector with one value in all lanes."""
+        return ir.Constant(self._vector, [value] * self._vector.count)
+
+    def plus(self, a: ir.Value, b: ir.Value) -> ir.Value:
+        """Sum of vectors."""
+        return self._builder.fadd(a, b)
+
+    def minus(self, a: ir.Value, b: ir.Value) -> ir.Value:
+        """Difference of vectors."""
+        return self._builder.fsub(a, b)
+
+    def times(self, a: ir.Value, b: ir.Value) -> ir.Value:
+        """Product of vectors."""
+        return self._builder.fmul(a, b)
+
+    def transpose(self, rows: Sequence[ir.Value]) -> list[ir.Value]:
+        """Transpose a square of as many vectors as a vector has lanes."""
+        rows = list(rows)
+        lanes = len(rows)
+        distance = lanes // 2
+        while distance:
+            for i in range(lanes):
+                if not i & distance:
+                    a, b = rows[i], rows[i + distance]
+                    low = [lane + lanes - distance if lane & distance else lane for lane in range(lanes)]
+                    high = [lane + lanes if lane & distance else lane + distance for lane in range(lanes)]
+                    rows[i] = self._shuffle(a, b, low)
+                    rows[i + distance] = self._shuffle(a, b, high)
+            distance //= 2
+        return rows
+
+    def _shuffle(self, a: ir.Value, b: ir.Value, lanes: list[int]) -> ir.Value:
+        mask = ir.Constant(ir.VectorType(ir.IntType(32), len(lanes)), lanes)
+        return self._builder.shuffle_vector(a, b, mask)
 
     def negate(self, a: ir.Value) -> ir.Value:
         """Vector with its signs changed."""

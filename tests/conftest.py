@@ -20,7 +20,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 import nbfftconv
-from nbfftconv.planner import get_scratch_limit, set_scratch_limit
+from nbfftconv.scratch import get_scratch_limit, set_scratch_limit
 from nbfftconv.transforms import fftw
 
 common = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow, HealthCheck.data_too_large]}

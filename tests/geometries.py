@@ -155,5 +155,15 @@ def tiles(draw, case: Case, most: int = 40) -> tuple[int, int]:
     return tuple(draw(st.integers(k, k + most)) for k in case.weight_size[2:])
 
 
+# Pairs of sides that there are codelets for: a few, because each is compiled.
+CODELET_TILES = [(8, 8), (12, 16), (20, 20), (24, 32), (32, 32)]
+
+
+def codelet_tiles(case: Case) -> st.SearchStrategy[tuple[int, int]]:
+    """A codelet's tile that the kernel fits into."""
+    fitting = [tile for tile in CODELET_TILES if tile[0] >= case.weight_size[2] and tile[1] >= case.weight_size[3]]
+    return st.sampled_from(fitting)
+
+
 def generators() -> st.SearchStrategy[np.random.Generator]:
     return st.builds(np.random.default_rng, st.integers(0, 2**32 - 1))

@@ -22,7 +22,7 @@ import numpy as np
 from geometries import DIRECTIONS, Case
 
 import nbfftconv
-from nbfftconv.planner import set_scratch_limit
+from nbfftconv.scratch import set_scratch_limit
 
 PYTHON_THREADS = 8
 HANG = 200  # seconds after which a child counts as hung
@@ -35,6 +35,11 @@ WORK = {
         None,
     ),
     "many blocks": (Case((3, 4, 75, 70), (6, 4, 9, 9)), {"algorithm": "fft", "tile": 24}, 128 << 10),
+    "codelets": (
+        Case((2, 5, 75, 70), (21, 5, 5, 5), padding=2),
+        {"algorithm": "fft", "transform": "codelet", "tile": (12, 16)},
+        512 << 10,
+    ),
     "one tile": (Case((1, 24, 20, 19), (16, 24, 9, 9)), {"algorithm": "fft", "tile": 32}, None),
     "phases": (
         Case((2, 6, 50, 53), (9, 2, 6, 7), stride=(2, 1), dilation=(1, 3), groups=3, padding=4),

@@ -10,7 +10,7 @@ import oracle
 import pytest
 
 import nbfftconv
-from nbfftconv.planner import get_scratch_limit, set_scratch_limit
+from nbfftconv.scratch import get_scratch_limit, set_scratch_limit
 from nbfftconv.transforms import fftw
 
 HUGE = 2**62
@@ -368,6 +368,7 @@ def test_a_refused_out_is_not_written():
         ({"direction": "backward"}, ValueError, "'backward'"),
         ({"algorithm": "winograd"}, ValueError, "'winograd'"),
         ({"transform": "vkfft"}, ValueError, "'vkfft'"),
+        ({"transform": "codelet", "tile": (8, 9)}, ValueError, "(8, 9)"),
         ({"tile": 0}, ValueError, 0),
         ({"tile": -8}, ValueError, -8),
         ({"tile": (8, 0)}, ValueError, 0),

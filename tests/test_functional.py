@@ -6,12 +6,22 @@ import numpy as np
 import oracle
 import pytest
 from compare import assert_accurate, relative_error
-from geometries import DIRECTIONS, PADDING_MODES, Case, cases, generators, tiles
+from geometries import (
+    CODELET_TILES,
+    DIRECTIONS,
+    PADDING_MODES,
+    Case,
+    cases,
+    codelet_tiles,
+    generators,
+    tiles,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import signal
 
 import nbfftconv
+from nbfftconv.transforms.codelets import SIDES
 
 DTYPES = (np.float32, np.float64)
 CHOICES = {
@@ -40,14 +50,36 @@ def test_any_geometry_with_any_tile(direction, data, dtype, rng):
     assert_accurate(case.run(direction, a, b, plan), expected, dtype)
 
 
+@pytest.mark.parametrize("direction", DIRECTIONS)
+@given(data=st.data(), dtype=st.sampled_from(DTYPES), rng=generators())
+def test_any_geometry_with_codelets(direction, data, dtype, rng):
+    case = data.draw(cases())
+    tile = data.draw(codelet_tiles(case))
+    plan = case.plan(direction, dtype, algorithm="fft", transform="codelet", tile=tile)
+    assert (plan.transform, plan.tile) == ("codelet", tile)
+    a, b, expected = case.operands_and_expected(direction, dtype, rng)
+    assert_accurate(case.run(direction, a, b, plan), expected, dtype)
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("height", "width"), sorted({*CODELET_TILES, *zip(SIDES, SIDES, strict=True)}))
+def test_every_codelet(height, width, dtype, direction, rng):
+    """More filters, channels and tiles than a vector has lanes, and numbers that leave a rest."""
+    case = Case((3, 5, 2 * height + 1, 3 * width - 2), (19, 5, 3, 4), padding=1)
+    plan = case.plan(direction, dtype, algorithm="fft", transform="codelet", tile=(height, width))
+    a, b, expected = case.operands_and_expected(direction, dtype, rng)
+    assert_accurate(case.run(direction, a, b, plan), expected, dtype)
+
+
 @given(case=cases(), dtype=st.sampled_from(DTYPES), rng=generators())
 def test_bias_and_relu(case, dtype, rng):
     x, w, _ = case.operands_and_expected("forward", dtype, rng)
     bias = rng.standard_normal(case.weight_size[0]).astype(dtype) * 3
     for activation in (None, "relu"):
         extras = {"bias": bias, "activation": activation}
-        for algorithm in ("fft", "direct"):
-            plan = case.plan("forward", dtype, algorithm=algorithm)
+        for choice in ({"algorithm": "fft", "transform": "fftw"}, {"tile": (32, 32)}, {"algorithm": "direct"}):
+            plan = case.plan("forward", dtype, **choice)
             actual = case.run("forward", x, w, plan, **extras)
             # Measured against the values before relu, which may leave nothing but small ones.
             before = case.expect("forward", x, w, bias=bias)

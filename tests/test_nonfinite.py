@@ -9,7 +9,7 @@ import numpy as np
 import oracle
 import pytest
 from compare import assert_accurate_where_finite
-from geometries import DIRECTIONS, PADDING_MODES, Case, cases, generators, tiles
+from geometries import DIRECTIONS, PADDING_MODES, Case, cases, codelet_tiles, generators, tiles
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -28,13 +28,16 @@ def strew(rng, array, values, count):
 def draw_plan(data, case, direction, dtype, algorithm):
     if algorithm == "auto":
         return None
+    if algorithm == "codelets":
+        tile = data.draw(codelet_tiles(case))
+        return case.plan(direction, dtype, algorithm="fft", transform="codelet", tile=tile)
     if algorithm == "tiled":
         return case.plan(direction, dtype, algorithm="fft", tile=data.draw(tiles(case, most=16)))
     return case.plan(direction, dtype, algorithm=algorithm)
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
-@pytest.mark.parametrize("algorithm", ["auto", "fft", "tiled", "direct"])
+@pytest.mark.parametrize("algorithm", ["auto", "fft", "tiled", "codelets", "direct"])
 @given(
     data=st.data(),
     case=cases(max_size=48, max_kernel=15, max_products=1_000_000),
@@ -53,7 +56,7 @@ def test_strewn_into_the_operands(algorithm, direction, data, case, dtype, value
     assert_accurate_where_finite(actual, expected, dtype)
 
 
-@pytest.mark.parametrize("algorithm", ["auto", "fft", "tiled", "direct"])
+@pytest.mark.parametrize("algorithm", ["auto", "fft", "tiled", "codelets", "direct"])
 @given(
     data=st.data(),
     case=cases(max_size=40, max_kernel=11, max_products=300_000),
@@ -179,7 +182,7 @@ def rounded(expected, dtype):
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
-@pytest.mark.parametrize("algorithm", ["auto", "fft", "tiled", "direct"])
+@pytest.mark.parametrize("algorithm", ["auto", "fft", "tiled", "codelets", "direct"])
 @given(
     data=st.data(),
     case=cases(max_size=48, max_kernel=15, max_products=300_000),

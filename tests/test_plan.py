@@ -13,7 +13,7 @@ from geometries import DIRECTIONS, Case
 import nbfftconv
 from nbfftconv.geometry import ConvGeometry
 from nbfftconv.plan import ConvPlan
-from nbfftconv.planner import get_scratch_limit, set_scratch_limit
+from nbfftconv.scratch import get_scratch_limit, set_scratch_limit
 from nbfftconv.transforms import fftw
 
 LARGE_KERNEL = Case((1, 3, 256, 240), (4, 3, 31, 29), padding=15)

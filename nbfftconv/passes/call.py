@@ -1,15 +1,19 @@
 """The record that every stage of a pass reads: addresses, sizes and the tile grid of one call."""
 
-import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 
-from nbfftconv import jit, threads
+from nbfftconv import jit, scratch, simd, threads
+from nbfftconv.accumulate import Matrix
 from nbfftconv.geometry import ConvGeometry
 from nbfftconv.plan import ConvPlan
 from nbfftconv.transforms import plane_stride
+from nbfftconv.transforms.codelets import codelet
 from nbfftconv.transforms.fftw import fftw
+
+TRANSFORMS = {"fftw": fftw, "codelet": codelet}
 
 _TILE_FIELDS = (
     "tile", "taps", "core", "count", "image_phases", "channel_phases", "input_step", "output_step", "tap_step",
@@ -20,17 +24,25 @@ _RECORD = np.dtype(
     [
         # C-contiguous arrays; `output` is grad_output in the backward passes, whatever is not used is 0
         *((name, np.int64) for name in ("input", "weight", "output", "bias")),
-        # spectra, `spectrum` bytes each, the imaginary plane `imaginary` bytes behind the real one
-        *((name, np.int64) for name in ("input_spectra", "weight_spectra", "output_spectra", "spectrum", "imaginary")),
-        # the transform; `scratch` has `slot` bytes a thread, a tile and `work` bytes behind its start the transform's
-        # work
-        *((name, np.int64) for name in ("forward", "inverse", "context", "scratch", "slot", "work")),
+        # spectra; a unit is `lanes` tiles or filters, whose spectra for one channel are made together
+        ("lanes", np.int64),
+        *(
+            (f"{array}_{name}", np.int64)
+            for array in ("input", "weight", "output")
+            for name in ("spectra", "unit", "channel", "frequency")  # address, and bytes from one to the next
+        ),
+        ("imaginary", np.int64),  # bytes from a real part to its imaginary part
+        # inverse transforms of grad_input, `unit_tiles` bytes for each unit and channel
+        *((name, np.int64) for name in ("tiles", "unit_tiles")),
+        # the transform; of `scratch`, `slot` bytes are a thread's: the tiles of a unit, `tile` bytes each with rows of
+        # `pitch` scalars, and `work` bytes behind them the transform's work
+        *((name, np.int64) for name in ("forward", "inverse", "context", "scratch", "slot", "tile", "pitch", "work")),
         # `outliers[slot]` is set where a stage met an outlier
         ("outliers", np.int64),
         # those of all groups; every channel has `channel_phases` spectra
-        *((name, np.int64) for name in ("channels", "filters", "channel_phases", "relu")),
-        # the block of tiles under way
-        *((name, np.int64) for name in ("first_tile", "tiles")),
+        *((name, np.int64) for name in ("groups", "channels", "filters", "channel_phases", "relu")),
+        # units of filters of a group; tiles of the batch; the block of units of tiles under way
+        *((name, np.int64) for name in ("group_units", "all_tiles", "first_unit", "units")),
         *((f"{axis}_{name}", np.int64) for axis in "yx" for name in _AXIS_FIELDS),
     ]
 )
@@ -42,15 +54,27 @@ def _whole_lines(nbytes: int) -> int:
     return -(-nbytes // 64) * 64
 
 
-def _aligned(count: int, dtype: np.dtype) -> np.ndarray:
-    """Uninitialised array that begins at a cache line, as FFTW's plans expect it."""
-    raw = np.empty(count * dtype.itemsize + 64, np.uint8)
-    start = -raw.ctypes.data % 64
-    return raw[start : start + count * dtype.itemsize].view(dtype)
+@dataclass(frozen=True)
+class Spectra:
+    """Memory for the spectra of tiles or of kernels, and the distances in it.
+
+    Attributes
+    ----------
+    array : numpy.ndarray
+    unit, channel : int
+        Bytes from those of one unit (`lanes` tiles or filters) or channel to those of the next.
+    frequency : int
+        Bytes from one frequency to the next; with one lane, from one vector of frequencies to the next.
+    """
+
+    array: np.ndarray
+    unit: int
+    channel: int
+    frequency: int
 
 
 class Call:
-    """One pass under way: its record, and what keeps the record's addresses alive.
+    """One pass under way: its record, and what keeps the record's addresses alive. A context manager.
 
     Parameters
     ----------
@@ -66,15 +90,18 @@ class Call:
         Groups, and the channels (with their phases) and filters of one.
     depth, filters : int
         Channels (with their phases) and filters of all groups: the spectra of a tile.
-    plane : int
-        Scalars of a plane of a spectrum.
+    lanes : int
+        Tiles, or filters, in a unit.
+    group_units : int
+        Units of filters of a group.
+    steps, imaginary : int
+        Frequencies or, with one lane, vectors of them; bytes from a real part to its imaginary part.
     slots : int
         Threads to use at most.
     """
 
     def __init__(self, plan: ConvPlan, geometry: ConvGeometry) -> None:
         grid = plan.grid
-        itemsize = plan.dtype.itemsize
         self.plan = plan
         self.real = plan.dtype.type
         self.slots = threads.get_num_threads()
@@ -82,12 +109,32 @@ class Call:
         self.depth = geometry.input_size[1] * grid.channel_phases
         self.filters = geometry.weight_size[0]
         self.group_depth, self.group_filters = self.depth // self.groups, self.filters // self.groups
-        transform = fftw(self.real, *plan.tile)
-        self.plane = plane_stride(transform.frequencies, itemsize)
+        transform = TRANSFORMS[plan.transform](self.real, *plan.tile)
+        self.lanes = transform.lanes
+        self.group_units = -(-self.group_filters // self.lanes)
+        if self.lanes == 1:
+            self.imaginary = plane_stride(transform.frequencies, plan.dtype.itemsize) * plan.dtype.itemsize
+            self.steps = self.imaginary // simd.VECTOR_BYTES
+        else:
+            self.imaginary, self.steps = simd.VECTOR_BYTES, transform.frequencies
 
         self._kept: list[np.ndarray] = []
+        self._borrowed: list[np.ndarray] = []
         self._outliers = np.zeros(self.slots, np.int64)
         self.record = record = np.zeros((), _RECORD)
+        self._describe(geometry)
+        for name in ("forward", "inverse", "context", "lanes", "pitch"):
+            record[name] = getattr(transform, name)
+        itemsize = plan.dtype.itemsize
+        tile = plan.tile[0] * transform.pitch * itemsize
+        work = _whole_lines(self.lanes * tile)
+        slot = work + _whole_lines(transform.work_items * itemsize)
+        record["tile"], record["work"], record["slot"] = tile, work, slot
+        self.point("outliers", self._outliers)
+        self._borrow("scratch", self.slots * slot)[...] = 0  # what lies between rows is looked at for outliers too
+
+    def _describe(self, geometry: ConvGeometry) -> None:
+        record, grid = self.record, self.plan.grid
         for index, (axis, tiles) in enumerate((("y", grid.vertical), ("x", grid.horizontal))):
             for name in _TILE_FIELDS:
                 record[f"{axis}_{name}"] = getattr(tiles, name)
@@ -99,19 +146,10 @@ class Call:
             record[f"{axis}_input"] = geometry.input_size[2 + index]
             record[f"{axis}_output"] = geometry.output_size[2 + index]
             record[f"{axis}_kernel"] = geometry.weight_size[2 + index]
-        record["channels"], record["filters"] = geometry.input_size[1], self.filters
+        record["groups"], record["channels"], record["filters"] = self.groups, geometry.input_size[1], self.filters
         record["channel_phases"] = grid.channel_phases
-        record["spectrum"], record["imaginary"] = 2 * self.plane * itemsize, self.plane * itemsize
-        record["forward"], record["inverse"], record["context"] = (
-            transform.forward,
-            transform.inverse,
-            transform.context,
-        )
-        work = _whole_lines(plan.tile[0] * plan.tile[1] * itemsize)
-        slot = work + _whole_lines(transform.work_items * itemsize)
-        record["work"], record["slot"] = work, slot
-        self.point("outliers", self._outliers)
-        self.point("scratch", _aligned(self.slots * slot // itemsize, plan.dtype))
+        record["group_units"], record["all_tiles"] = self.group_units, grid.tiles
+        record["imaginary"] = self.imaginary
 
     @property
     def met_outliers(self) -> bool:
@@ -123,26 +161,89 @@ class Call:
         self._kept.append(array)
         self.record[name] = array.ctypes.data
 
+    def _borrow(self, name: str, nbytes: int) -> np.ndarray:
+        """Point a field to scratch memory, which `__exit__` gives back."""
+        memory = scratch.borrow(nbytes)
+        self._borrowed.append(memory)
+        self.record[name] = memory.ctypes.data
+        return memory[:nbytes].view(self.plan.dtype)
+
+    def __enter__(self) -> "Call":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for memory in self._borrowed:
+            scratch.give_back(memory)
+
     def run(self, stage: jit.Callback, items: int) -> None:
         """Run a stage over its work items."""
         threads.run(stage.address(self.real), self.record.ctypes.data, items, self.slots)
 
-    def empty_spectra(self, name: str, *shape: int) -> np.ndarray:
-        """Point a field to uninitialised memory for spectra, returned with the given shape and one axis more."""
-        spectra = _aligned(math.prod(shape) * 2 * self.plane, self.plan.dtype)
-        self.point(name, spectra)
-        return spectra.reshape(*shape, 2 * self.plane)
+    def _spectra(self, name: str, units: int, channels: int, borrow: bool) -> Spectra:
+        """Make room for the "input", "weight" or "output" spectra of some units and channels."""
+        channel = 2 * self.imaginary
+        if self.lanes == 1:
+            frequency, unit = simd.VECTOR_BYTES, channels * channel
+        else:
+            frequency, unit = channels * channel, self.steps * channels * channel
+        if borrow:
+            array = self._borrow(f"{name}_spectra", units * unit)
+        else:
+            array = scratch.aligned(units * unit).view(self.plan.dtype)
+            self.point(f"{name}_spectra", array)
+        spectra = Spectra(array, unit, channel, frequency)
+        for field in ("unit", "channel", "frequency"):
+            self.record[f"{name}_{field}"] = getattr(spectra, field)
+        return spectra
 
-    def empty_block(self) -> tuple[np.ndarray, np.ndarray]:
-        """Make room for the input's and the output's spectra of a block of tiles, ``[tile, channel, scalar]``."""
-        block = self.plan.block_tiles
-        return self.empty_spectra("input_spectra", block, self.depth), self.empty_spectra(
-            "output_spectra", block, self.filters
+    def block_spectra(self) -> tuple[Spectra, Spectra]:
+        """Make room for the input's and the output's spectra of a block of tiles."""
+        units = -(-self.plan.block_tiles // self.lanes)
+        return self._spectra("input", units, self.depth, True), self._spectra("output", units, self.filters, True)
+
+    def weight_spectra(self) -> Spectra:
+        """Make room for the spectra of all kernels, which may outlive the call."""
+        return self._spectra("weight", self.groups * self.group_units, self.group_depth, False)
+
+    def block_tiles(self) -> None:
+        """Make room for the tiles of `grad_input`: in the place of their spectra, if those are no smaller."""
+        record = self.record
+        if self.lanes == 1:
+            record["tiles"], record["unit_tiles"] = record["input_spectra"], record["input_channel"]
+            return
+        units = -(-self.plan.block_tiles // self.lanes)
+        record["unit_tiles"] = unit_tiles = self.lanes * int(record["tile"])
+        self._borrow("tiles", units * self.depth * unit_tiles)
+
+    def tile_matrix(self, spectra: Spectra, group_channels: int, row: str, column: str) -> Matrix:
+        """Return spectra of tiles as an operand; `row` and `column` name the index that each of its indices is."""
+        return Matrix(
+            spectra.array,
+            group=group_channels * spectra.channel,
+            row=getattr(spectra, row),
+            column=getattr(spectra, column),
+            step=spectra.frequency,
+        )
+
+    def weight_matrix(self, spectra: Spectra, filter_axis: str) -> Matrix:
+        """Return the kernels' spectra as an operand whose "row" or "column" is the filter."""
+        lanes = self.lanes > 1
+        strides = {"row": spectra.channel, "column": spectra.channel}
+        strides[filter_axis] = self.plan.dtype.itemsize if lanes else spectra.unit
+        return Matrix(
+            spectra.array,
+            group=self.group_units * spectra.unit,
+            **strides,
+            step=spectra.frequency,
+            lane_axis=filter_axis if lanes else None,
+            vectors=spectra.unit,
         )
 
     def blocks(self) -> Iterator[int]:
-        """Set the record to one block of tiles after the other, yielding the number of its tiles."""
-        for first in range(0, self.plan.grid.tiles, self.plan.block_tiles):
-            tiles = min(self.plan.block_tiles, self.plan.grid.tiles - first)
-            self.record["first_tile"], self.record["tiles"] = first, tiles
-            yield tiles
+        """Set the record to one block of tiles after the other, yielding the number of its units."""
+        all_units = -(-self.plan.grid.tiles // self.lanes)
+        block = -(-self.plan.block_tiles // self.lanes)
+        for first in range(0, all_units, block):
+            units = min(block, all_units - first)
+            self.record["first_unit"], self.record["units"] = first, units
+            yield units

@@ -8,23 +8,27 @@ depend on the threads.
 import numpy as np
 
 from nbfftconv import simd
-from nbfftconv.accumulate import Matrix, product
+from nbfftconv.accumulate import product
 from nbfftconv.geometry import ConvGeometry
-from nbfftconv.passes.call import Call, stage
+from nbfftconv.passes.call import Call, Spectra, stage
 from nbfftconv.passes.spectra import channel_position, output_to_spectra, tile_position
 from nbfftconv.plan import ConvPlan
 
 
 def _tiles(real):
     def spectra_to_tiles(r, slot, begin, end):
-        tile = r.scratch + slot * r.slot
-        samples = simd.pointer(real, tile)
+        tiles = r.scratch + slot * r.slot
+        samples = simd.pointer(real, tiles)
         scale = real(1) / real(r.y_tile * r.x_tile)
+        channels = r.channels * r.channel_phases
         for item in range(begin, end):
-            spectrum = r.input_spectra + item * r.spectrum
-            simd.call(r.inverse, (r.context, tile, tile + r.work, spectrum, spectrum + r.imaginary))
-            result = simd.pointer(real, spectrum)  # a tile is smaller than its spectrum, and takes its place
-            for i in range(r.y_tile * r.x_tile):
+            spectrum = r.input_spectra + item // channels * r.input_unit + item % channels * r.input_channel
+            simd.call(
+                r.inverse,
+                (r.context, tiles, tiles + r.work, spectrum, spectrum + r.imaginary, r.input_frequency, r.y_tile),
+            )
+            result = simd.pointer(real, r.tiles + item * r.unit_tiles)
+            for i in range(r.lanes * r.y_tile * r.pitch):
                 result[i] = samples[i] * scale
 
     return spectra_to_tiles
@@ -36,8 +40,9 @@ def _add(real):
     def add_tiles_to_input(r, slot, begin, end):
         channels = r.channels * r.channel_phases
         grid = r.y_count * r.x_count  # the tiles of one phase of an image
-        first_grid = r.first_tile // grid
-        last_tile = r.first_tile + r.tiles
+        first_tile = r.first_unit * r.lanes
+        last_tile = min(first_tile + r.units * r.lanes, r.all_tiles)
+        first_grid = first_tile // grid
         strips = r.y_count + (r.y_taps + r.y_core - 2) // r.y_core
         for item in range(begin, end):
             # a strip: the sample rows strip * core + [0, core) of one phase of one channel
@@ -58,11 +63,12 @@ def _add(real):
                 for row in range(max(0, (sample_row - r.y_tile + r.y_core) // r.y_core), min(strip + 1, r.y_count)):
                     for column in range(r.x_count):
                         tile = first_of_grid + row * r.x_count + column
-                        if tile < r.first_tile or tile >= last_tile:
+                        if tile < first_tile or tile >= last_tile:
                             continue
-                        spectrum = r.input_spectra + ((tile - r.first_tile) * channels + index) * r.spectrum
-                        samples = simd.pointer(real, spectrum)
-                        source = (sample_row - row * r.y_core) * r.x_tile
+                        unit, lane = (tile - first_tile) // r.lanes, tile % r.lanes
+                        tiles = r.tiles + (unit * channels + index) * r.unit_tiles + lane * r.tile
+                        samples = simd.pointer(real, tiles)
+                        source = (sample_row - row * r.y_core) * r.pitch
                         x_start = x0 + column * r.x_core * x_step
                         first = min(r.x_tile, max(0, (x_step - 1 - x_start) // x_step))
                         last = max(first, min(r.x_tile, (r.x_input - x_start + x_step - 1) // x_step))
@@ -80,7 +86,7 @@ _add_tiles_to_input = stage(_add)
 def grad_input(
     plan: ConvPlan,
     geometry: ConvGeometry,
-    weight_spectra: np.ndarray,
+    weight_spectra: Spectra,
     grad_output: np.ndarray,
     result: np.ndarray,
 ) -> bool:
@@ -88,23 +94,25 @@ def grad_input(
 
     Parameters are as in `nbfftconv.passes.forward.forward`.
     """
-    call = Call(plan, geometry)
-    input_spectra, output_spectra = call.empty_block()
-    call.point("input", result)
-    call.point("output", grad_output)
-    result[...] = 0
+    with Call(plan, geometry) as call:
+        input_spectra, output_spectra = call.block_spectra()
+        call.block_tiles()
+        call.point("input", result)
+        call.point("output", grad_output)
+        result[...] = 0
 
-    w = Matrix(weight_spectra, group=call.group_filters * call.group_depth, row=1, column=call.group_depth)
-    g = Matrix(output_spectra, group=call.group_filters, row=call.filters, column=1)
-    x = Matrix(input_spectra, group=call.group_depth, row=1, column=call.depth)
-    vertical, horizontal = plan.grid.vertical, plan.grid.horizontal
-    grid = vertical.count * horizontal.count
-    strips = vertical.count + -(-(vertical.taps - 1) // vertical.core)
-    for tiles in call.blocks():
-        output_to_spectra(call, tiles)
-        product(w, g, x, (call.groups, call.group_depth, tiles, call.group_filters), call.slots)
-        call.run(_spectra_to_tiles, tiles * call.depth)
-        first = int(call.record["first_tile"])
-        grids = (first + tiles - 1) // grid - first // grid + 1
-        call.run(_add_tiles_to_input, grids * call.depth * strips)
-    return call.met_outliers
+        w = call.weight_matrix(weight_spectra, filter_axis="column")
+        g = call.tile_matrix(output_spectra, call.group_filters, row="unit", column="channel")
+        x = call.tile_matrix(input_spectra, call.group_depth, row="channel", column="unit")
+        vertical, horizontal = plan.grid.vertical, plan.grid.horizontal
+        grid = vertical.count * horizontal.count
+        strips = vertical.count + -(-(vertical.taps - 1) // vertical.core)
+        for units in call.blocks():
+            output_to_spectra(call, units)
+            shape = call.groups, call.group_depth, units, call.group_filters, call.steps
+            product(w, g, x, shape, call.imaginary, call.slots)
+            call.run(_spectra_to_tiles, units * call.depth)
+            first = int(call.record["first_unit"]) * call.lanes
+            last = min(first + units * call.lanes, plan.grid.tiles) - 1
+            call.run(_add_tiles_to_input, (last // grid - first // grid + 1) * call.depth * strips)
+        return call.met_outliers

@@ -7,10 +7,10 @@ kept.
 import numpy as np
 
 from nbfftconv import simd
-from nbfftconv.accumulate import Matrix, add_conjugate_product
+from nbfftconv.accumulate import add_conjugate_product
 from nbfftconv.geometry import ConvGeometry
 from nbfftconv.passes.call import Call, stage
-from nbfftconv.passes.spectra import channel_position, input_to_spectra, output_to_spectra
+from nbfftconv.passes.spectra import channel_position, filter_of, input_to_spectra, output_to_spectra
 from nbfftconv.plan import ConvPlan
 
 
@@ -18,23 +18,33 @@ def _weight(real):
     itemsize = np.dtype(real).itemsize
 
     def spectra_to_weight(r, slot, begin, end):
-        tile = r.scratch + slot * r.slot
-        samples = simd.pointer(real, tile)
+        tiles = r.scratch + slot * r.slot
         scale = real(1) / real(r.y_tile * r.x_tile)
+        channels = r.channels // r.groups
+        depth = channels * r.channel_phases
         for item in range(begin, end):
-            spectrum = r.weight_spectra + item * r.spectrum
-            simd.call(r.inverse, (r.context, tile, tile + r.work, spectrum, spectrum + r.imaginary))
-            plane, y_tap, x_tap = channel_position(r, item)
-            target = simd.pointer(real, r.weight + plane * r.y_kernel * r.x_kernel * itemsize)
-            for i in range(r.y_taps):
-                y = y_tap + i * r.y_tap_step
-                if y >= r.y_kernel:
+            unit, index = item // depth, item % depth
+            spectrum = r.weight_spectra + unit * r.weight_unit + index * r.weight_channel
+            simd.call(
+                r.inverse,
+                (r.context, tiles, tiles + r.work, spectrum, spectrum + r.imaginary, r.weight_frequency, r.y_taps),
+            )
+            c, y_tap, x_tap = channel_position(r, index)
+            for lane in range(r.lanes):
+                k, exists = filter_of(r, unit, lane)
+                if not exists:
                     break
-                for j in range(r.x_taps):
-                    x = x_tap + j * r.x_tap_step
-                    if x >= r.x_kernel:
+                samples = simd.pointer(real, tiles + lane * r.tile)
+                target = simd.pointer(real, r.weight + (k * channels + c) * r.y_kernel * r.x_kernel * itemsize)
+                for i in range(r.y_taps):
+                    y = y_tap + i * r.y_tap_step
+                    if y >= r.y_kernel:
                         break
-                    target[y * r.x_kernel + x] = samples[i * r.x_tile + j] * scale
+                    for j in range(r.x_taps):
+                        x = x_tap + j * r.x_tap_step
+                        if x >= r.x_kernel:
+                            break
+                        target[y * r.x_kernel + x] = samples[i * r.pitch + j] * scale
 
     return spectra_to_weight
 
@@ -49,20 +59,21 @@ def grad_weight(
 
     Parameters are as in `nbfftconv.passes.forward.forward`.
     """
-    call = Call(plan, geometry)
-    input_spectra, output_spectra = call.empty_block()
-    weight_spectra = call.empty_spectra("weight_spectra", call.filters, call.group_depth)
-    weight_spectra[...] = 0
-    call.point("input", input)
-    call.point("output", grad_output)
-    call.point("weight", result)
+    with Call(plan, geometry) as call:
+        input_spectra, output_spectra = call.block_spectra()
+        weight_spectra = call.weight_spectra()
+        weight_spectra.array[...] = 0
+        call.point("input", input)
+        call.point("output", grad_output)
+        call.point("weight", result)
 
-    g = Matrix(output_spectra, group=call.group_filters, row=1, column=call.filters)
-    x = Matrix(input_spectra, group=call.group_depth, row=1, column=call.depth)
-    w = Matrix(weight_spectra, group=call.group_filters * call.group_depth, row=call.group_depth, column=1)
-    for tiles in call.blocks():
-        input_to_spectra(call, tiles)
-        output_to_spectra(call, tiles)
-        add_conjugate_product(g, x, w, (call.groups, call.group_filters, call.group_depth, tiles), call.slots)
-    call.run(_spectra_to_weight, call.filters * call.group_depth)
-    return call.met_outliers
+        g = call.tile_matrix(output_spectra, call.group_filters, row="channel", column="unit")
+        x = call.tile_matrix(input_spectra, call.group_depth, row="channel", column="unit")
+        w = call.weight_matrix(weight_spectra, filter_axis="row")
+        for units in call.blocks():
+            input_to_spectra(call, units)
+            output_to_spectra(call, units)
+            shape = call.groups, call.group_filters, call.group_depth, units, call.steps
+            add_conjugate_product(g, x, w, shape, call.imaginary, call.slots)
+        call.run(_spectra_to_weight, call.groups * call.group_units * call.group_depth)
+        return call.met_outliers

@@ -9,21 +9,21 @@ import numpy as np
 from nbfftconv import simd
 from nbfftconv.jit import njit
 from nbfftconv.outliers import WORDS
-from nbfftconv.passes.call import Call, stage
+from nbfftconv.passes.call import Call, Spectra, stage
 from nbfftconv.plan import ConvPlan
 
 
 @njit()
-def gather(real, plane, height, width, y0, y_step, rows, x0, x_step, columns, tile_height, tile_width, tile):
+def gather(real, plane, height, width, y0, y_step, rows, x0, x_step, columns, tile_height, pitch, tile):
     """Fill a tile with samples (y0 + i·y_step, x0 + j·x_step), i < rows, j < columns; the rest is zero."""
     begin = min(columns, max(0, (x_step - 1 - x0) // x_step))
     end = max(begin, min(columns, (width - x0 + x_step - 1) // x_step))
     source, target = simd.pointer(real, plane), simd.pointer(real, tile)
     for i in range(tile_height):
         y = y0 + i * y_step
-        at = i * tile_width
+        at = i * pitch
         if i >= rows or y < 0 or y >= height:
-            for j in range(at, at + tile_width):
+            for j in range(at, at + pitch):
                 target[j] = real(0)
             continue
         for j in range(at, at + begin):
@@ -35,7 +35,7 @@ def gather(real, plane, height, width, y0, y_step, rows, x0, x_step, columns, ti
         else:
             for j in range(begin, end):
                 target[at + j] = source[start + j * x_step]
-        for j in range(at + end, at + tile_width):
+        for j in range(at + end, at + pitch):
             target[j] = real(0)
 
 
@@ -75,11 +75,11 @@ def channel_position(r, index):
 
 
 @njit()
-def transform_tile(real, word, limit, r, slot, tile, spectrum):
-    """Free a gathered tile of outliers, note them, and transform it."""
-    if clear_outliers(real, word, limit, tile, r.y_tile * r.x_tile):
+def transform_unit(real, word, limit, r, slot, tiles, spectrum, stride, rows):
+    """Free the gathered tiles of a unit of outliers, note them, and transform."""
+    if clear_outliers(real, word, limit, tiles, r.lanes * r.y_tile * r.pitch):
         simd.pointer(np.int64, r.outliers)[slot] = 1
-    simd.call(r.forward, (r.context, tile, tile + r.work, spectrum, spectrum + r.imaginary))
+    simd.call(r.forward, (r.context, tiles, tiles + r.work, spectrum, spectrum + r.imaginary, stride, rows))
 
 
 def _input(real):
@@ -87,19 +87,24 @@ def _input(real):
     itemsize = np.dtype(real).itemsize
 
     def input_to_spectra(r, slot, begin, end):
-        tile = r.scratch + slot * r.slot
+        tiles = r.scratch + slot * r.slot
         channels = r.channels * r.channel_phases
         for item in range(begin, end):
-            image, y_phase, x_phase, row, column = tile_position(r, r.first_tile + item // channels)
-            channel, y_tap, x_tap = channel_position(r, item % channels)
-            plane = r.input + (image * r.channels + channel) * r.y_input * r.x_input * itemsize
-            y0 = r.y_stride * y_phase + r.y_dilation * y_tap - r.y_before + row * r.y_core * r.y_input_step
-            x0 = r.x_stride * x_phase + r.x_dilation * x_tap - r.x_before + column * r.x_core * r.x_input_step
-            gather(
-                real, plane, r.y_input, r.x_input, y0, r.y_input_step, r.y_tile, x0, r.x_input_step, r.x_tile,
-                r.y_tile, r.x_tile, tile,
-            )  # fmt: skip
-            transform_tile(real, word, limit, r, slot, tile, r.input_spectra + item * r.spectrum)
+            unit, index = item // channels, item % channels
+            channel, y_tap, x_tap = channel_position(r, index)
+            for lane in range(r.lanes):
+                tile = (r.first_unit + unit) * r.lanes + lane
+                image, y_phase, x_phase, row, column = tile_position(r, min(tile, r.all_tiles - 1))
+                plane = r.input + (image * r.channels + channel) * r.y_input * r.x_input * itemsize
+                y0 = r.y_stride * y_phase + r.y_dilation * y_tap - r.y_before + row * r.y_core * r.y_input_step
+                x0 = r.x_stride * x_phase + r.x_dilation * x_tap - r.x_before + column * r.x_core * r.x_input_step
+                rows = r.y_tile if tile < r.all_tiles else 0
+                gather(
+                    real, plane, r.y_input, r.x_input, y0, r.y_input_step, rows, x0, r.x_input_step, r.x_tile,
+                    r.y_tile, r.pitch, tiles + lane * r.tile,
+                )  # fmt: skip
+            spectrum = r.input_spectra + unit * r.input_unit + index * r.input_channel
+            transform_unit(real, word, limit, r, slot, tiles, spectrum, r.input_frequency, r.y_tile)
 
     return input_to_spectra
 
@@ -109,19 +114,32 @@ def _output(real):
     itemsize = np.dtype(real).itemsize
 
     def output_to_spectra(r, slot, begin, end):
-        tile = r.scratch + slot * r.slot
+        tiles = r.scratch + slot * r.slot
         for item in range(begin, end):
-            image, y_phase, x_phase, row, column = tile_position(r, r.first_tile + item // r.filters)
-            plane = r.output + (image * r.filters + item % r.filters) * r.y_output * r.x_output * itemsize
-            gather(
-                real, plane, r.y_output, r.x_output,
-                y_phase + row * r.y_core * r.y_output_step, r.y_output_step, r.y_core,
-                x_phase + column * r.x_core * r.x_output_step, r.x_output_step, r.x_core,
-                r.y_tile, r.x_tile, tile,
-            )  # fmt: skip
-            transform_tile(real, word, limit, r, slot, tile, r.output_spectra + item * r.spectrum)
+            unit, k = item // r.filters, item % r.filters
+            for lane in range(r.lanes):
+                tile = (r.first_unit + unit) * r.lanes + lane
+                image, y_phase, x_phase, row, column = tile_position(r, min(tile, r.all_tiles - 1))
+                plane = r.output + (image * r.filters + k) * r.y_output * r.x_output * itemsize
+                rows = r.y_core if tile < r.all_tiles else 0
+                gather(
+                    real, plane, r.y_output, r.x_output,
+                    y_phase + row * r.y_core * r.y_output_step, r.y_output_step, rows,
+                    x_phase + column * r.x_core * r.x_output_step, r.x_output_step, r.x_core,
+                    r.y_tile, r.pitch, tiles + lane * r.tile,
+                )  # fmt: skip
+            spectrum = r.output_spectra + unit * r.output_unit + k * r.output_channel
+            transform_unit(real, word, limit, r, slot, tiles, spectrum, r.output_frequency, r.y_core)
 
     return output_to_spectra
+
+
+@njit()
+def filter_of(r, unit, lane):
+    """Return the filter of a lane of a unit, and whether it exists."""
+    group_filters = r.filters // r.groups
+    within = unit % r.group_units * r.lanes + lane
+    return unit // r.group_units * group_filters + min(within, group_filters - 1), within < group_filters
 
 
 def _weight(real):
@@ -129,16 +147,21 @@ def _weight(real):
     itemsize = np.dtype(real).itemsize
 
     def weight_to_spectra(r, slot, begin, end):
-        tile = r.scratch + slot * r.slot
+        tiles = r.scratch + slot * r.slot
+        depth = r.channels // r.groups * r.channel_phases
         for item in range(begin, end):
-            # filters and the channels of a filter's group, phases last: in memory one after the other
-            plane_index, y_tap, x_tap = channel_position(r, item)
-            plane = r.weight + plane_index * r.y_kernel * r.x_kernel * itemsize
-            gather(
-                real, plane, r.y_kernel, r.x_kernel, y_tap, r.y_tap_step, r.y_taps, x_tap, r.x_tap_step, r.x_taps,
-                r.y_tile, r.x_tile, tile,
-            )  # fmt: skip
-            transform_tile(real, word, limit, r, slot, tile, r.weight_spectra + item * r.spectrum)
+            unit, index = item // depth, item % depth
+            c, y_tap, x_tap = channel_position(r, index)
+            for lane in range(r.lanes):
+                k, exists = filter_of(r, unit, lane)
+                plane = r.weight + (k * (r.channels // r.groups) + c) * r.y_kernel * r.x_kernel * itemsize
+                rows = r.y_taps if exists else 0
+                gather(
+                    real, plane, r.y_kernel, r.x_kernel, y_tap, r.y_tap_step, rows, x_tap, r.x_tap_step, r.x_taps,
+                    r.y_tile, r.pitch, tiles + lane * r.tile,
+                )  # fmt: skip
+            spectrum = r.weight_spectra + unit * r.weight_unit + index * r.weight_channel
+            transform_unit(real, word, limit, r, slot, tiles, spectrum, r.weight_frequency, r.y_taps)
 
     return weight_to_spectra
 
@@ -148,32 +171,23 @@ _output_to_spectra = stage(_output)
 _weight_to_spectra = stage(_weight)
 
 
-def input_to_spectra(call: Call, tiles: int) -> None:
-    """Transform the tiles of the block from `input` to `input_spectra`, ``[tile, channel and phase]``."""
-    call.run(_input_to_spectra, tiles * call.depth)
+def input_to_spectra(call: Call, units: int) -> None:
+    """Transform the tiles of the block from `input` to the input's spectra."""
+    call.run(_input_to_spectra, units * call.depth)
 
 
-def output_to_spectra(call: Call, tiles: int) -> None:
-    """Transform the tiles of the block from `output` to `output_spectra`, ``[tile, filter]``."""
-    call.run(_output_to_spectra, tiles * call.filters)
+def output_to_spectra(call: Call, units: int) -> None:
+    """Transform the tiles of the block from `output` to the output's spectra."""
+    call.run(_output_to_spectra, units * call.filters)
 
 
-def transform_weight(plan: ConvPlan, weight: np.ndarray) -> tuple[np.ndarray, bool]:
+def transform_weight(plan: ConvPlan, weight: np.ndarray) -> tuple[Spectra, bool]:
     """Return the spectra of the kernels for the tiles of `plan`, and whether outliers were taken as zero.
 
-    Parameters
-    ----------
-    plan : ConvPlan
-    weight : numpy.ndarray
-        C-contiguous, of the plan's dtype and size.
-
-    Returns
-    -------
-    spectra : numpy.ndarray, shape (filters, channels of a group and phases, scalars)
-    met_outliers : bool
+    `weight` is C-contiguous, of the plan's dtype and size.
     """
-    call = Call(plan, plan.geometry)
-    spectra = call.empty_spectra("weight_spectra", call.filters, call.group_depth)
-    call.point("weight", weight)
-    call.run(_weight_to_spectra, call.filters * call.group_depth)
-    return spectra, call.met_outliers
+    with Call(plan, plan.geometry) as call:
+        spectra = call.weight_spectra()
+        call.point("weight", weight)
+        call.run(_weight_to_spectra, call.groups * call.group_units * call.group_depth)
+        return spectra, call.met_outliers

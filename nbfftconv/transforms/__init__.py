@@ -13,21 +13,28 @@ def plane_stride(frequencies: int, itemsize: int) -> int:
 class Transform:
     """The real two-dimensional FFT of one tile size and dtype, as compiled code calls it.
 
-    `forward` and `inverse` are addresses of C functions ``void (context, tile, work, real, imaginary)`` on addresses:
-    from a tile of ``height * width`` scalars to two planes of ``height * (width // 2 + 1)`` scalars, and back,
-    unnormalised. `work` has room for ``work_items`` scalars; the inverse destroys nothing but `work`.
+    `forward` and `inverse` are addresses of C functions ``void (context, tiles, work, real, imaginary, stride, rows)``
+    on addresses: from `lanes` tiles, each ``height * pitch`` scalars, to their spectra, and back, unnormalised. With
+    one lane, a spectrum is two planes; else, at every frequency, a vector of the lanes' real parts and one of their
+    imaginary parts, `stride` bytes from those of the next frequency. Of a tile only the first `rows` rows are needed:
+    the others are zero, or may be left out. `work` has room for ``work_items`` scalars; nothing else is destroyed.
 
     Attributes
     ----------
     forward, inverse : int
     context : int
+    lanes : int
+    pitch : int
+        Scalars from a row of a tile to the next.
     frequencies : int
-        Scalars of a plane.
+        Frequencies of a tile: ``height * (width // 2 + 1)``.
     work_items : int
     """
 
     forward: int
     inverse: int
     context: int
+    lanes: int
+    pitch: int
     frequencies: int
     work_items: int

@@ -211,7 +211,13 @@ def _make(real: type, height: int, width: int, flags: int) -> tuple[Transform, n
         dtype=np.intp,
     )
     transform = Transform(
-        _forward.address(real), _inverse.address(real), context.ctypes.data, height * half, 2 * height * half
+        _forward.address(real),
+        _inverse.address(real),
+        context.ctypes.data,
+        lanes=1,
+        pitch=width,
+        frequencies=height * half,
+        work_items=2 * height * half,
     )
     return transform, context  # the context must outlive the transform
 
@@ -220,13 +226,13 @@ def _execute(real: type, name: str) -> int:
     return ctypes.cast(getattr(_library, _PREFIX[real] + name), ctypes.c_void_p).value
 
 
-_SIGNATURE = types.void(types.intp, types.intp, types.intp, types.intp, types.intp)
+_SIGNATURE = types.void(*[types.intp] * 7)
 
 
 def _forward_factory(real):
     itemsize = np.dtype(real).itemsize
 
-    def forward(context, tile, work, real_part, imaginary_part):
+    def forward(context, tile, work, real_part, imaginary_part, stride, rows):
         fields = simd.pointer(np.intp, context)
         simd.call(fields[0], (fields[1], tile, work, work + itemsize))
         interleaved = simd.pointer(real, work)
@@ -241,7 +247,7 @@ def _forward_factory(real):
 def _inverse_factory(real):
     itemsize = np.dtype(real).itemsize
 
-    def inverse(context, tile, work, real_part, imaginary_part):
+    def inverse(context, tile, work, real_part, imaginary_part, stride, rows):
         fields = simd.pointer(np.intp, context)
         interleaved = simd.pointer(real, work)
         re, im = simd.pointer(real, real_part), simd.pointer(real, imaginary_part)

@@ -1,0 +1,78 @@
+"""Scratch memory: its bound, and what passes borrow and give back.
+
+Memory fresh from the system costs a page fault every few KiB, for a block of tiles as much as their transforms. So
+what a pass gives back is kept for the next one, up to the bound.
+"""
+
+import os
+
+import numpy as np
+
+from nbfftconv.forking import fork_safe_lock
+
+_DEFAULT_LIMIT = 256 * 2**20
+
+
+def _limit_from_environment() -> int:
+    text = os.environ.get("NBFFTCONV_SCRATCH_BYTES", "")
+    return int(text) if text.isdecimal() and int(text) > 0 else _DEFAULT_LIMIT
+
+
+_limit = _limit_from_environment()
+_lock = fork_safe_lock()
+_kept: list[np.ndarray] = []
+
+
+def set_scratch_limit(nbytes: int) -> None:
+    """Bound the memory that a call takes for the spectra of its tiles; the kernels' spectra come on top of it.
+
+    Parameters
+    ----------
+    nbytes : int
+        At first 256 MiB, or what ``NBFFTCONV_SCRATCH_BYTES`` says. As much is kept between calls, at most. Results
+        depend on it by rounding only, where it rules out the tiles or the blocks that would be chosen without it.
+
+    Raises
+    ------
+    TypeError
+        If it is not an integer.
+    ValueError
+        If it is less than 1.
+    """
+    global _limit
+    if isinstance(nbytes, bool) or not isinstance(nbytes, (int, np.integer)):
+        raise TypeError(f"the scratch limit must be an integer number of bytes, got {nbytes!r}")
+    if nbytes < 1:
+        raise ValueError(f"the scratch limit must be at least 1 byte, got {nbytes}")
+    with _lock:
+        _limit = int(nbytes)
+        _kept.clear()
+
+
+def get_scratch_limit() -> int:
+    """Return the bound in bytes on the memory that a call takes for the spectra of its tiles."""
+    return _limit
+
+
+def aligned(nbytes: int) -> np.ndarray:
+    """Return uninitialised bytes that begin at a cache line."""
+    raw = np.empty(nbytes + 64, np.uint8)
+    start = -raw.ctypes.data % 64
+    return raw[start : start + nbytes]
+
+
+def borrow(nbytes: int) -> np.ndarray:
+    """Return at least `nbytes` bytes that begin at a cache line, of any content."""
+    with _lock:
+        fitting = [i for i, array in enumerate(_kept) if nbytes <= array.nbytes <= 2 * nbytes + 2**16]
+        if fitting:
+            return _kept.pop(min(fitting, key=lambda i: _kept[i].nbytes))
+    return aligned(nbytes)
+
+
+def give_back(array: np.ndarray) -> None:
+    """Keep what was borrowed for a later pass, and let go of what was kept longest, past the bound."""
+    with _lock:
+        _kept.append(array)
+        while sum(kept.nbytes for kept in _kept) > _limit:
+            _kept.pop(0)
