@@ -30,7 +30,7 @@ from nbfftconv.geometry import ConvGeometry, Padding, pair
 from nbfftconv.plan import DIRECTIONS, ConvPlan
 from nbfftconv.scratch import get_scratch_limit
 from nbfftconv.tiling import TileGrid, axis_tiles, problem_sizes
-from nbfftconv.transforms import codelets, plane_stride
+from nbfftconv.transforms import PADDING_CHANNELS, codelets, plane_stride
 
 ALGORITHMS = ("auto", "fft", "direct")
 TRANSFORMS = ("auto", "fftw", "codelet")
@@ -240,16 +240,17 @@ class _Memory:
         filters, channels = geometry.weight_size[:2]
         depth = channels * grid.channel_phases
         if name == "fftw":
-            lanes, tile = 1, 0
+            lanes, padding, tile = 1, 0, 0
             spectrum = 2 * plane_stride(height * (width // 2 + 1), dtype.itemsize) * dtype.itemsize
         else:
-            lanes = simd.lanes(dtype.type)
+            lanes, padding = simd.lanes(dtype.type), PADDING_CHANNELS
             spectrum = 2 * height * (width // 2 + 1) * dtype.itemsize
             # grad_input cannot leave tiles in the place of their spectra
             tile = height * codelets.pitch(dtype.type, width) * dtype.itemsize if direction == "grad_input" else 0
-        unit = lanes * (depth * geometry.groups * (spectrum + tile) + filters * spectrum)
-        group_filters = -(-filters // geometry.groups // lanes) * lanes
-        return cls(lanes, -(-grid.tiles // lanes), unit, geometry.groups * group_filters * depth * spectrum)
+        inputs = depth * geometry.groups
+        unit = lanes * ((inputs + padding) * spectrum + inputs * tile + (filters + padding) * spectrum)
+        weight_units = geometry.groups * -(-filters // geometry.groups // lanes)
+        return cls(lanes, -(-grid.tiles // lanes), unit, weight_units * lanes * (depth + padding) * spectrum)
 
     def block_units(self, limit: int) -> int:
         """Units of a block."""

@@ -1,7 +1,7 @@
 """Vectors and raw addresses in Numba: the only module that speaks LLVM.
 
 Kernels elsewhere are written against `Emitter`, which turns arithmetic on Python objects into vector instructions
-of the host's full width, or against the small intrinsics `call` and `pointer`.
+of the host's full width, or against the small intrinsics `call`, `pointer` and `take_ticket`.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -132,6 +132,47 @@ class Emitter:
         pointer = self._builder.inttoptr(address, self._vector.element.as_pointer())
         self._builder.store(self._builder.fadd(self._builder.load(pointer), total), pointer)
 
+    def between(self, first: ir.Value, begin: ir.Value, end: ir.Value) -> ir.Value:
+        """Mask of the lanes whose index, counted from `first`, is in begin .. end - 1."""
+        indices = ir.VectorType(self._word, self.lanes)
+        lane = self._builder.add(self._splat(first), ir.Constant(indices, list(range(self.lanes))))
+        from_begin = self._builder.icmp_signed(">=", lane, self._splat(begin))
+        return self._builder.and_(from_begin, self._builder.icmp_signed("<", lane, self._splat(end)))
+
+    def _splat(self, value: ir.Value) -> ir.Value:
+        vector = ir.VectorType(self._word, self.lanes)
+        first = self._builder.insert_element(ir.Constant(vector, ir.Undefined), value, self.integer(0))
+        return self._shuffle(first, first, [0] * self.lanes)
+
+    def load_some(self, address: ir.Value, mask: ir.Value) -> ir.Value:
+        """Vector at an address, zero in the lanes outside the mask, whose memory is not touched."""
+        arguments = [self._at(address), ir.Constant(ir.IntType(32), self.itemsize), mask, self.zero()]
+        return self._builder.call(self._masked("load", self._vector, arguments), arguments)
+
+    def store_some(self, value: ir.Value, address: ir.Value, mask: ir.Value) -> None:
+        """Write the lanes of a mask."""
+        arguments = [value, self._at(address), ir.Constant(ir.IntType(32), self.itemsize), mask]
+        self._builder.call(self._masked("store", ir.VoidType(), arguments), arguments)
+
+    def _masked(self, name: str, result: ir.Type, arguments: list[ir.Value]) -> ir.Function:
+        function_type = ir.FunctionType(result, [argument.type for argument in arguments])
+        suffix = f"v{self.lanes}f{8 * self.itemsize}.p0"
+        return cgutils.get_or_insert_function(self._builder.module, function_type, f"llvm.masked.{name}.{suffix}")
+
+    def prefetch(self, address: ir.Value, write: bool = False) -> None:
+        """Hint that the cache line at an address, which may be invalid, will be read, or written."""
+        byte = ir.IntType(8).as_pointer()
+        number = ir.IntType(32)
+        function_type = ir.FunctionType(ir.VoidType(), [byte, number, number, number])
+        function = cgutils.get_or_insert_function(self._builder.module, function_type, "llvm.prefetch.p0")
+        access, all_levels, data = (ir.Constant(number, value) for value in (int(write), 3, 1))
+        self._builder.call(function, [self._builder.inttoptr(address, byte), access, all_levels, data])
+
+    def clip(self, value: ir.Value) -> ir.Value:
+        """Zero where a lane is negative; a NaN stays."""
+        negative = self._builder.fcmp_ordered("<", value, self.zero())
+        return self._builder.select(negative, self.zero(), value)
+
     def constant(self, value: float) -> ir.Value:
         """Vector with one value in all lanes."""
         return ir.Constant(self._vector, [value] * self._vector.count)
@@ -244,6 +285,20 @@ def call(typingctx: Any, address: Any, arguments: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(types.intp, arguments), codegen
+
+
+@intrinsic
+def take_ticket(typingctx: Any, address: Any) -> Any:
+    """Add 1 to the int64 at an address, atomically, and return what it was."""
+    if not isinstance(address, types.Integer):
+        return None
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        word = ir.IntType(64)
+        counter = builder.inttoptr(args[0], word.as_pointer())
+        return builder.atomic_rmw("add", counter, ir.Constant(word, 1), "monotonic")
+
+    return types.int64(types.intp), codegen
 
 
 @intrinsic

@@ -1,7 +1,8 @@
 """Thread counts and the one parallel loop, safe from any number of Python threads and after a fork.
 
-Every stage of every pass runs through `run`, which cuts its work items into as many parts as there are threads. Work
-items are independent and do not know the part that they are in, so the number of threads cannot change a result.
+Every stage of every pass runs through `run`, which cuts its work items into pieces that threads take one after the other:
+a thread that has to wait for a CPU holds up no more than its piece. Work items are independent and do not know the piece
+that they are in, so the number of threads cannot change a result.
 """
 
 import functools
@@ -12,10 +13,11 @@ import threading
 from pathlib import Path
 
 import numba
+import numpy as np
 
 from nbfftconv import simd
 from nbfftconv.forking import fork_safe_lock
-from nbfftconv.jit import entry
+from nbfftconv.jit import entry, njit
 
 
 def _cpu_quota() -> float:
@@ -47,7 +49,7 @@ def set_num_threads(n: int) -> None:
     Parameters
     ----------
     n : int
-        At least 1. Work is cut into `n` parts; at most ``NUMBA_NUM_THREADS`` of them run at once.
+        At least 1. At most ``NUMBA_NUM_THREADS`` run at once.
 
     Raises
     ------
@@ -71,10 +73,23 @@ def get_num_threads() -> int:
     return _num_threads
 
 
+#: Pieces that a thread's share of the work is cut into.
+_PIECES = 8
+
+
+@njit()
+def _work(stage, record, slot, items, pieces, tickets):
+    """Do pieces of the work until none is left."""
+    piece = simd.take_ticket(tickets)
+    while piece < pieces:
+        simd.call(stage, (record, slot, items * piece // pieces, items * (piece + 1) // pieces))
+        piece = simd.take_ticket(tickets)
+
+
 @entry(parallel=True)
-def _run_parallel(stage, record, items, parts):
-    for part in numba.prange(parts):
-        simd.call(stage, (record, part, items * part // parts, items * (part + 1) // parts))
+def _run_parallel(stage, record, items, slots, pieces, tickets):
+    for slot in numba.prange(slots):
+        _work(stage, record, slot, items, pieces, tickets)
 
 
 @entry()
@@ -127,7 +142,7 @@ def _start_pool() -> None:
 
 
 def run(stage: int, record: int, items: int, slots: int) -> None:
-    """Run ``stage(record, slot, begin, end)`` over all `items`, in at most `slots` parts at once.
+    """Run ``stage(record, slot, begin, end)`` over all `items`, on at most `slots` threads.
 
     Parameters
     ----------
@@ -140,10 +155,10 @@ def run(stage: int, record: int, items: int, slots: int) -> None:
     slots : int
         Number of scratch areas that the record provides: the thread count when the pass began.
     """
-    parts = min(slots, items)
-    if parts < 1:
+    threads = min(slots, items)
+    if threads < 1:
         return
-    if parts == 1 or _pool_is_my_parents:
+    if threads == 1 or _pool_is_my_parents:
         _run_serial(stage, record, items)
         return
     exclusive = _threading_layer() == "workqueue"
@@ -152,8 +167,9 @@ def run(stage: int, record: int, items: int, slots: int) -> None:
         return
     mask = numba.get_num_threads()
     try:
-        numba.set_num_threads(min(parts, numba.config.NUMBA_NUM_THREADS))
-        _run_parallel(stage, record, items, parts)
+        numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
+        tickets = np.zeros(1, np.int64)
+        _run_parallel(stage, record, items, threads, min(items, _PIECES * threads), tickets.ctypes.data)
     finally:
         numba.set_num_threads(mask)
         if exclusive:

@@ -9,7 +9,7 @@ from nbfftconv import jit, scratch, simd, threads
 from nbfftconv.accumulate import Matrix
 from nbfftconv.geometry import ConvGeometry
 from nbfftconv.plan import ConvPlan
-from nbfftconv.transforms import plane_stride
+from nbfftconv.transforms import PADDING_CHANNELS, plane_stride
 from nbfftconv.transforms.codelets import codelet
 from nbfftconv.transforms.fftw import fftw
 
@@ -35,7 +35,7 @@ _RECORD = np.dtype(
         # inverse transforms of grad_input, `unit_tiles` bytes for each unit and channel
         *((name, np.int64) for name in ("tiles", "unit_tiles")),
         # the transform; of `scratch`, `slot` bytes are a thread's: the tiles of a unit, `tile` bytes each with rows of
-        # `pitch` scalars, and `work` bytes behind them the transform's work
+        # `pitch` scalars, `work` bytes behind them the transform's work, and a cache line for the factors of a row
         *((name, np.int64) for name in ("forward", "inverse", "context", "scratch", "slot", "tile", "pitch", "work")),
         # `outliers[slot]` is set where a stage met an outlier
         ("outliers", np.int64),
@@ -128,7 +128,7 @@ class Call:
         itemsize = plan.dtype.itemsize
         tile = plan.tile[0] * transform.pitch * itemsize
         work = _whole_lines(self.lanes * tile)
-        slot = work + _whole_lines(transform.work_items * itemsize)
+        slot = work + _whole_lines(transform.work_items * itemsize) + 64
         record["tile"], record["work"], record["slot"] = tile, work, slot
         self.point("outliers", self._outliers)
         self._borrow("scratch", self.slots * slot)[...] = 0  # what lies between rows is looked at for outliers too
@@ -185,7 +185,8 @@ class Call:
         if self.lanes == 1:
             frequency, unit = simd.VECTOR_BYTES, channels * channel
         else:
-            frequency, unit = channels * channel, self.steps * channels * channel
+            frequency = (channels + PADDING_CHANNELS) * channel
+            unit = self.steps * frequency
         if borrow:
             array = self._borrow(f"{name}_spectra", units * unit)
         else:

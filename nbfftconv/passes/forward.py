@@ -8,9 +8,21 @@ import numpy as np
 from nbfftconv import simd
 from nbfftconv.accumulate import conjugate_product
 from nbfftconv.geometry import ConvGeometry
+from nbfftconv.jit import njit
 from nbfftconv.passes.call import Call, Spectra, stage
+from nbfftconv.passes.rows import scatter_row
 from nbfftconv.passes.spectra import input_to_spectra, tile_position
 from nbfftconv.plan import ConvPlan
+from nbfftconv.simd import VECTOR_BYTES
+
+
+@njit()
+def scatter_apart(real, source, target, columns, step, scale_and_bias, relu):
+    """`scatter_row` to samples `step` apart."""
+    samples, output = simd.pointer(real, source), simd.pointer(real, target)
+    for j in range(columns):
+        value = samples[j] * scale_and_bias[0] + scale_and_bias[1]
+        output[j * step] = real(0) if relu != 0 and value < real(0) else value  # NaN passes
 
 
 def _output(real):
@@ -26,29 +38,27 @@ def _output(real):
                 r.inverse,
                 (r.context, tiles, tiles + r.work, spectrum, spectrum + r.imaginary, r.output_frequency, r.y_core),
             )
-            bias = real(0)
-            if r.bias != 0:
-                bias = simd.pointer(real, r.bias)[k]
+            factors = tiles + r.slot - 64
+            scale_and_bias = simd.pointer(real, factors)
+            scale_and_bias[0] = scale
+            scale_and_bias[1] = simd.pointer(real, r.bias)[k] if r.bias != 0 else real(0)
             first_tile = (r.first_unit + unit) * r.lanes
             for lane in range(min(r.lanes, r.all_tiles - first_tile)):
-                samples = simd.pointer(real, tiles + lane * r.tile)
+                samples = tiles + lane * r.tile
                 image, y_phase, x_phase, row, column = tile_position(r, first_tile + lane)
-                output = simd.pointer(real, r.output + (image * r.filters + k) * r.y_output * r.x_output * itemsize)
+                output = r.output + (image * r.filters + k) * r.y_output * r.x_output * itemsize
                 x0 = x_phase + column * r.x_core * r.x_output_step
-                x_step = r.x_output_step
-                columns = min(r.x_core, (r.x_output - x0 + x_step - 1) // x_step)
+                columns = min(r.x_core, (r.x_output - x0 + r.x_output_step - 1) // r.x_output_step)
                 for i in range(r.y_core):
                     y = y_phase + (row * r.y_core + i) * r.y_output_step
                     if y >= r.y_output:
                         break
-                    source, target = i * r.pitch, y * r.x_output + x0
-                    if r.relu == 0:
-                        for j in range(columns):
-                            output[target + j * x_step] = samples[source + j] * scale + bias
+                    source, target = samples + i * r.pitch * itemsize, output + (y * r.x_output + x0) * itemsize
+                    if r.x_output_step == 1:
+                        vectors = (columns * itemsize + VECTOR_BYTES - 1) // VECTOR_BYTES
+                        scatter_row(real, (source, target, columns, vectors, factors, r.relu))
                     else:
-                        for j in range(columns):
-                            value = samples[source + j] * scale + bias
-                            output[target + j * x_step] = real(0) if value < real(0) else value  # NaN passes
+                        scatter_apart(real, source, target, columns, r.x_output_step, scale_and_bias, r.relu)
 
     return spectra_to_output
 

@@ -11,8 +11,10 @@ from nbfftconv import simd
 from nbfftconv.accumulate import product
 from nbfftconv.geometry import ConvGeometry
 from nbfftconv.passes.call import Call, Spectra, stage
+from nbfftconv.passes.rows import add_row
 from nbfftconv.passes.spectra import channel_position, output_to_spectra, tile_position
 from nbfftconv.plan import ConvPlan
+from nbfftconv.simd import VECTOR_BYTES
 
 
 def _tiles(real):
@@ -54,7 +56,8 @@ def _add(real):
             y0 = r.y_stride * y_phase + r.y_dilation * y_tap - r.y_before
             x0 = r.x_stride * x_phase + r.x_dilation * x_tap - r.x_before
             x_step = r.x_input_step
-            target = simd.pointer(real, r.input + (image * r.channels + channel) * r.y_input * r.x_input * itemsize)
+            plane = r.input + (image * r.channels + channel) * r.y_input * r.x_input * itemsize
+            target = simd.pointer(real, plane)
             for i in range(r.y_core):
                 sample_row = strip * r.y_core + i
                 y = y0 + sample_row * r.y_input_step
@@ -73,8 +76,12 @@ def _add(real):
                         first = min(r.x_tile, max(0, (x_step - 1 - x_start) // x_step))
                         last = max(first, min(r.x_tile, (r.x_input - x_start + x_step - 1) // x_step))
                         at = y * r.x_input + x_start
-                        for j in range(first, last):
-                            target[at + j * x_step] += samples[source + j]
+                        if x_step == 1:
+                            vectors = (r.x_tile * itemsize + VECTOR_BYTES - 1) // VECTOR_BYTES
+                            add_row(real, (tiles + source * itemsize, plane + at * itemsize, first, last, vectors))
+                        else:
+                            for j in range(first, last):
+                                target[at + j * x_step] += samples[source + j]
 
     return add_tiles_to_input
 

@@ -10,33 +10,33 @@ from nbfftconv import simd
 from nbfftconv.jit import njit
 from nbfftconv.outliers import WORDS
 from nbfftconv.passes.call import Call, Spectra, stage
+from nbfftconv.passes.rows import gather_row
 from nbfftconv.plan import ConvPlan
+from nbfftconv.simd import VECTOR_BYTES
 
 
 @njit()
-def gather(real, plane, height, width, y0, y_step, rows, x0, x_step, columns, tile_height, pitch, tile):
-    """Fill a tile with samples (y0 + i·y_step, x0 + j·x_step), i < rows, j < columns; the rest is zero."""
+def gather(real, itemsize, plane, height, width, y0, y_step, rows, x0, x_step, columns, tile_height, pitch, tile):
+    """Fill a tile with samples (y0 + i·y_step, x0 + j·x_step), i < rows, j < columns; the rest is zero.
+
+    Whole vectors are written: beyond the last row, memory of one vector must be free.
+    """
     begin = min(columns, max(0, (x_step - 1 - x0) // x_step))
     end = max(begin, min(columns, (width - x0 + x_step - 1) // x_step))
-    source, target = simd.pointer(real, plane), simd.pointer(real, tile)
+    ahead = height * width * itemsize  # the same tile of the next channel comes next
+    vectors = (pitch * itemsize + VECTOR_BYTES - 1) // VECTOR_BYTES
     for i in range(tile_height):
         y = y0 + i * y_step
-        at = i * pitch
-        if i >= rows or y < 0 or y >= height:
-            for j in range(at, at + pitch):
-                target[j] = real(0)
+        target = tile + i * pitch * itemsize
+        inside = i < rows and 0 <= y < height
+        if inside and x_step == 1:
+            gather_row(real, (plane + (y * width + x0) * itemsize, target, begin, end, vectors, ahead))
             continue
-        for j in range(at, at + begin):
-            target[j] = real(0)
-        start = y * width + x0
-        if x_step == 1:
+        gather_row(real, (plane, target, 0, 0, vectors, 0))
+        if inside:
+            source, row = simd.pointer(real, plane), simd.pointer(real, target)
             for j in range(begin, end):
-                target[at + j] = source[start + j]
-        else:
-            for j in range(begin, end):
-                target[at + j] = source[start + j * x_step]
-        for j in range(at + end, at + pitch):
-            target[j] = real(0)
+                row[j] = source[y * width + x0 + j * x_step]
 
 
 @njit()
@@ -100,7 +100,7 @@ def _input(real):
                 x0 = r.x_stride * x_phase + r.x_dilation * x_tap - r.x_before + column * r.x_core * r.x_input_step
                 rows = r.y_tile if tile < r.all_tiles else 0
                 gather(
-                    real, plane, r.y_input, r.x_input, y0, r.y_input_step, rows, x0, r.x_input_step, r.x_tile,
+                    real, itemsize, plane, r.y_input, r.x_input, y0, r.y_input_step, rows, x0, r.x_input_step, r.x_tile,
                     r.y_tile, r.pitch, tiles + lane * r.tile,
                 )  # fmt: skip
             spectrum = r.input_spectra + unit * r.input_unit + index * r.input_channel
@@ -123,7 +123,7 @@ def _output(real):
                 plane = r.output + (image * r.filters + k) * r.y_output * r.x_output * itemsize
                 rows = r.y_core if tile < r.all_tiles else 0
                 gather(
-                    real, plane, r.y_output, r.x_output,
+                    real, itemsize, plane, r.y_output, r.x_output,
                     y_phase + row * r.y_core * r.y_output_step, r.y_output_step, rows,
                     x_phase + column * r.x_core * r.x_output_step, r.x_output_step, r.x_core,
                     r.y_tile, r.pitch, tiles + lane * r.tile,
@@ -157,8 +157,8 @@ def _weight(real):
                 plane = r.weight + (k * (r.channels // r.groups) + c) * r.y_kernel * r.x_kernel * itemsize
                 rows = r.y_taps if exists else 0
                 gather(
-                    real, plane, r.y_kernel, r.x_kernel, y_tap, r.y_tap_step, rows, x_tap, r.x_tap_step, r.x_taps,
-                    r.y_tile, r.pitch, tiles + lane * r.tile,
+                    real, itemsize, plane, r.y_kernel, r.x_kernel,
+                    y_tap, r.y_tap_step, rows, x_tap, r.x_tap_step, r.x_taps, r.y_tile, r.pitch, tiles + lane * r.tile,
                 )  # fmt: skip
             spectrum = r.weight_spectra + unit * r.weight_unit + index * r.weight_channel
             transform_unit(real, word, limit, r, slot, tiles, spectrum, r.weight_frequency, r.y_taps)

@@ -2,6 +2,10 @@
 
 from dataclasses import dataclass
 
+#: Channels by which the memory of a frequency exceeds its own, where lanes are tiles: at a stride of a power of two the
+#: frequencies of a channel would share few sets of a cache.
+PADDING_CHANNELS = 1
+
 
 def plane_stride(frequencies: int, itemsize: int) -> int:
     """Scalars from the real to the imaginary plane: cache lines, oddly many so that planes use all sets of a cache."""

@@ -212,6 +212,11 @@ def _columns(height, half, sign):
             inside = [v.add(work, v.integer(2 * i * half * simd.VECTOR_BYTES)) for i in range(height)]
             outside = [v.add(spectrum, v.scale(stride, v.integer(i))) for i in range(height)]
             if sign < 0:
+                following = v.add(spectrum, v.scale(stride, v.integer(height)))
+                for i in range(height):  # a column's lines are apart: stores alone would wait for one after the other
+                    at = v.add(following, v.scale(stride, v.integer(i)))
+                    v.prefetch(at, write=True)
+                    v.prefetch(v.add(at, imaginary), write=True)
                 result = _complex_transform([_load(v, at, vector) for at in inside], sign)
                 for value, at in zip(result, outside, strict=True):
                     _store(v, value, at, imaginary)

@@ -1,0 +1,407 @@
+"""Forward passes of the layers in layers.py: this engine against PyTorch, ONNX Runtime and SciPy.
+
+The kernels' spectra are cached, as a `Conv2d` layer keeps them. Each engine has a process of its own, whose idle
+threads do not spin; engines take turns in rounds, so that one computes at a time and all see the same noise. A
+ratio is the median time of the faster peer by that of this engine. SciPy takes part on the layer with one channel.
+
+Then, in another process, the time of each stage of this engine. Its roofline is the larger of two times: its operations
+at the rate of NumPy's matrix product, and the arrays that it reads or writes, once each, at the rate of copying, both
+the best of the run; spectra of tiles count as cached. A complex multiply-add is 8 operations, a transform of N samples
+2.5·N·log2(N).
+
+Environment variables reach all engines. To hold them to AVX2: NUMBA_CPU_NAME=haswell ONEDNN_MAX_CPU_ISA=AVX2
+ATEN_CPU_CAPABILITY=avx2 OPENBLAS_CORETYPE=Haswell. ONNX Runtime has no such switch: leave it out with --peers.
+"""
+
+import argparse
+import importlib.metadata
+import importlib.util
+import json
+import math
+import multiprocessing
+import os
+import statistics
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from layers import KINDS, LAYERS, Layer
+
+OURS = "nbfftconv"
+TURN = 0.3  # seconds of one engine's turn, or one call
+BUDGET = 10.0  # seconds of one engine on one layer: a slower one sits the other rounds out
+TOLERANCE = {"float32": 1e-5, "float64": 1e-12}  # of the difference between two engines, in the 2-norm
+HELD_BY = ("NUMBA_CPU_NAME", "ONEDNN_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY", "OPENBLAS_CORETYPE")
+Convolution = Callable[[], Any]
+
+
+def this_engine(layer: Layer, x: np.ndarray, weight: np.ndarray, threads: int) -> Convolution:
+    """A `Conv2d` layer in inference, its kernels transformed."""
+    import nbfftconv  # each engine is imported by its own process only
+
+    nbfftconv.set_num_threads(threads)
+    convolution = nbfftconv.Conv2d(weight, padding=layer.padding, groups=layer.groups)
+    convolution.training = False
+    convolution(x)
+    return lambda: convolution(x)
+
+
+def pytorch(layer: Layer, x: np.ndarray, weight: np.ndarray, threads: int) -> Convolution:
+    """PyTorch in inference mode."""
+    import torch
+
+    torch.set_num_threads(threads)
+    tensors = torch.from_numpy(x), torch.from_numpy(weight)
+
+    @torch.inference_mode()
+    def convolve() -> Any:
+        return torch.nn.functional.conv2d(*tensors, padding=layer.padding, groups=layer.groups)
+
+    return convolve
+
+
+def onnx_runtime(layer: Layer, x: np.ndarray, weight: np.ndarray, threads: int) -> Convolution:
+    """ONNX Runtime on a model of one Conv node; its output is not copied to NumPy."""
+    import onnxruntime
+    from onnx import TensorProto, helper, numpy_helper
+
+    node = helper.make_node("Conv", ["x", "weight"], ["y"], pads=[layer.padding] * 4, group=layer.groups)
+    graph = helper.make_graph(
+        [node],
+        layer.name,
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, x.shape)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(weight, "weight")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, ["CPUExecutionProvider"])
+    value = onnxruntime.OrtValue.ortvalue_from_numpy(x)
+    return lambda: session.run_with_ort_values(["y"], {"x": value})[0]
+
+
+def scipy_oaconvolve(layer: Layer, x: np.ndarray, weight: np.ndarray, threads: int) -> Convolution:
+    """SciPy's overlap-add convolution of one plane."""
+    from scipy import fft, signal
+
+    plane, kernel = x[0, 0], weight[0, 0, ::-1, ::-1].copy()
+
+    def convolve() -> np.ndarray:
+        with fft.set_workers(threads):
+            return signal.oaconvolve(plane, kernel, mode="same")
+
+    return convolve
+
+
+ENGINES = {OURS: this_engine, "torch": pytorch, "onnxruntime": onnx_runtime, "scipy": scipy_oaconvolve}
+REQUIRES = {"torch": ["torch"], "onnxruntime": ["onnxruntime", "onnx"], "scipy": ["scipy"]}
+
+_convolve: Convolution  # what the process times
+_calls: int  # of a turn
+
+
+def seconds_of(function: Callable[[], Any]) -> float:
+    """Time one call, and the release of what it returns."""
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start
+
+
+def prepare(engine: str, layer: Layer, dtype: str, threads: int) -> tuple[np.ndarray, float]:
+    """Set the process up for one engine and layer; return the output, and the time of a call as it warms up."""
+    global _convolve, _calls
+    _convolve = ENGINES[engine](layer, *layer.arrays(dtype), threads)
+    output = _convolve()
+    output = np.array(output.numpy() if hasattr(output, "numpy") else output)
+    first = seconds_of(_convolve)
+    _calls = 1 + min(20, int(TURN / first))
+    return output, first
+
+
+def take_turn() -> list[float]:
+    """Return the times of some calls; the first, on cold caches, does not count unless it is the only one."""
+    times = [seconds_of(_convolve) for _ in range(_calls)]
+    return times[1:] or times
+
+
+def measure_stages(layer: Layer, dtype: str, threads: int) -> dict[str, Any]:
+    """Return the plan, seconds, operations and bytes of each stage of this engine, and the machine's rates now."""
+    from nbfftconv import jit, planner
+    from nbfftconv import threads as loops
+    from nbfftconv.geometry import ConvGeometry
+
+    names: dict[int, str] = {}
+    call_seconds: dict[str, float] = defaultdict(float)
+    address_of, run = jit.Callback.address, loops.run
+
+    def note_name(callback: jit.Callback, real: type) -> int:
+        address = address_of(callback, real)
+        function = callback._compiled[real].__wrapped__
+        names[address] = f"{function.__module__.rpartition('.')[2]}.{function.__name__}"
+        return address
+
+    def timed_run(stage: int, *arguments: int) -> None:
+        call_seconds[names[stage]] += seconds_of(lambda: run(stage, *arguments))
+
+    jit.Callback.address, loops.run = note_name, timed_run  # type: ignore
+    convolve = this_engine(layer, *layer.arrays(dtype), threads)
+    calls = 3 + min(20, int(TURN / seconds_of(convolve)))
+    samples = defaultdict(list)
+    for _ in range(calls):
+        call_seconds.clear()
+        whole = seconds_of(convolve)
+        rest = whole - sum(call_seconds.values())
+        for name, seconds in {**call_seconds, "outside the stages": rest, "whole call": whole}.items():
+            samples[name].append(seconds)
+
+    geometry = ConvGeometry.from_arguments(
+        layer.input_size, layer.weight_size, padding=layer.padding, groups=layer.groups
+    )
+    plan = planner.make_plan(geometry, "forward", np.dtype(dtype), weight_is_transformed=True)
+    work = stage_work(plan)
+    work["whole call"] = tuple(map(sum, zip(*work.values(), strict=True)))
+    stages = {
+        name: dict(zip(("seconds", "flops", "bytes"), (statistics.median(times), *work.get(name, (0, 0))), strict=True))
+        for name, times in samples.items()
+    }
+    chosen = "direct" if plan.tile is None else f"{plan.transform} {plan.tile[0]}×{plan.tile[1]}"
+    return {"plan": chosen, "stages": stages, "machine": measure_machine(dtype, threads)}
+
+
+def stage_work(plan: Any) -> dict[str, tuple[float, ...]]:
+    """Return operations, and bytes to or from memory, by stage of a forward pass."""
+    geometry, itemsize = plan.geometry, plan.dtype.itemsize
+    read, written = (itemsize * math.prod(size) for size in (geometry.input_size, geometry.output_size))
+    if plan.tile is None:
+        weight = itemsize * math.prod(geometry.weight_size)
+        return {"direct.forward": (2 * geometry.multiply_adds, read + weight + written)}
+    (height, width), tiles = plan.tile, plan.grid.tiles
+    depth, filters = geometry.input_size[1] * plan.grid.channel_phases, geometry.weight_size[0]
+    transform = 2.5 * height * width * math.log2(height * width) * tiles
+    product = 8 * height * (width // 2 + 1) * tiles * filters * depth / geometry.groups
+    return {
+        "spectra.input_to_spectra": (transform * depth, read),
+        "accumulate.product": (product, plan.weight_spectra_bytes),
+        "forward.spectra_to_output": (transform * filters, written),
+    }
+
+
+def measure_machine(dtype: str, threads: int) -> dict[str, float]:
+    """Return the rates, a second, of NumPy's matrix product and of copying large arrays."""
+    side, items = 2048, 2**25
+    a = np.ones((side, side), dtype)
+    flops = 2 * side**3 / min(seconds_of(lambda: a @ a) for _ in range(3))
+    pairs = [(np.ones(items, np.float32), np.zeros(items, np.float32)) for _ in range(threads)]
+    with ThreadPoolExecutor(threads) as pool:
+
+        def copy_all() -> None:
+            list(pool.map(lambda pair: np.copyto(pair[1], pair[0]), pairs))
+
+        bandwidth = 8 * items * threads / min(seconds_of(copy_all) for _ in range(3))
+    return {"flops": flops, "bandwidth": bandwidth}
+
+
+def engines_for(layer: Layer, engines: list[str]) -> list[str]:
+    """Return the engines that take part on a layer."""
+    return [name for name in engines if name != "scipy" or layer.channels == layer.filters == 1]
+
+
+def new_process() -> ProcessPoolExecutor:
+    """Return a process that imports nothing but this file."""
+    return ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
+
+
+def compare(layer: Layer, engines: list[str], dtype: str, threads: int, rounds: int) -> dict[str, Any]:
+    """Time the engines on a layer in interleaved rounds, compare their outputs, and time this engine's stages."""
+    outputs, times = {}, {}
+    with ExitStack() as stack:
+        processes = {name: stack.enter_context(new_process()) for name in engines}
+        for name, process in processes.items():
+            outputs[name], first = process.submit(prepare, name, layer, dtype, threads).result()
+            times[name] = [first] if first > BUDGET else []
+        for _ in range(rounds):
+            for name, process in processes.items():
+                if sum(times[name]) < BUDGET:
+                    times[name] += process.submit(take_turn).result()
+    with new_process() as process:
+        profile = process.submit(measure_stages, layer, dtype, threads).result()
+    medians = {name: statistics.median(values) for name, values in times.items()}
+    ours = outputs.pop(OURS)
+    norm = np.linalg.norm(ours)
+    differences = {
+        name: float(np.linalg.norm(output.reshape(ours.shape) - ours) / norm) for name, output in outputs.items()
+    }
+    peer = min(outputs, key=lambda name: medians[name])
+    return {
+        "layer": layer.name,
+        "kind": layer.kind,
+        "threads": threads,
+        "seconds": medians,
+        "samples": times,
+        "differences": differences,
+        "outputs_agree": all(difference <= TOLERANCE[dtype] for difference in differences.values()),
+        "faster_peer": peer,
+        "ratio": medians[peer] / medians[OURS],
+        **profile,
+    }
+
+
+def table(header: list[str], rows: list[list[str]]) -> str:
+    """Return a table in Markdown that also reads well as it is; figures are in all columns but the first."""
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
+    aligned = [
+        [cells[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(cells[1:], widths[1:], strict=True))]
+        for cells in (header, rule, *rows)
+    ]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in aligned) + "\n"
+
+
+def ratio_table(results: list[dict], engines: list[str]) -> str:
+    """Return the table of times and ratios."""
+    layers = {layer.name: layer for layer in LAYERS}
+    header = ["layer", "batch, channels, image, kernel, padding", "GFLOP direct", *(f"{name}, ms" for name in engines)]
+    rows = []
+    for row in results:
+        layer = layers[row["layer"]]
+        times = [f"{1e3 * row['seconds'][name]:.1f}" if name in row["seconds"] else "" for name in engines]
+        figures = [f"{row['ratio']:.2f}", row["plan"], f"{max(row['differences'].values()):.0e}"]
+        rows.append([layer.name, str(layer), f"{layer.flops / 1e9:.2f}", *times, *figures])
+    return table([*header, "ratio", "plan", "difference"], rows)
+
+
+def kind_table(results: list[dict]) -> str:
+    """Return the table of mean ratios by kind of layer."""
+    rows = []
+    for kind, goal in KINDS.items():
+        of_kind = [row for row in results if row["kind"] == kind]
+        if of_kind:
+            mean = statistics.geometric_mean(row["ratio"] for row in of_kind)
+            names = ", ".join(row["layer"] for row in of_kind)
+            rows.append([kind, names, f"{mean:.2f}", "" if goal is None else str(goal)])
+    return table(["kind", "layers", "mean ratio", "aim"], rows)
+
+
+def stage_table(results: list[dict], machine: dict[str, float]) -> str:
+    """Return the table of stages."""
+    rows = []
+    for row in results:
+        for name, stage in row["stages"].items():
+            seconds, flops = stage["seconds"], stage["flops"]
+            share = f"{seconds / row['stages']['whole call']['seconds']:.0%}"
+            roofline = max(flops / machine["flops"], stage["bytes"] / machine["bandwidth"])
+            rate = flops / seconds
+            figures = [f"{rate / 1e9:.1f}", f"{rate / machine['flops']:.0%}", f"{roofline / seconds:.0%}"]
+            rows.append([row["layer"], name, f"{1e3 * seconds:.2f}", share, *(figures if flops else [""] * 3)])
+    return table(["layer", "stage", "ms", "of the call", "GFLOP/s", "of peak", "of roofline"], rows)
+
+
+def report(document: dict[str, Any], engines: list[str]) -> str:
+    """Return all tables and summaries, in Markdown."""
+    parts = []
+    for threads in document["threads"]:
+        results = [row for row in document["results"] if row["threads"] == threads]
+        machine = {name: max(row["machine"][name] for row in results) for name in ("flops", "bandwidth")}
+        ratios = {row["layer"]: row["ratio"] for row in results}
+        worst = min(ratios, key=ratios.__getitem__)
+        mean = statistics.geometric_mean(ratios.values())
+        parts += [
+            f"### {document['dtype']}, {threads} thread{'s' if threads > 1 else ''}\n",
+            ratio_table(results, engines),
+            f"Geometric mean of the {len(ratios)} ratios {mean:.2f}; the worst {ratios[worst]:.2f}, on {worst}.\n",
+            kind_table(results),
+            f"Stages; at best a matrix product runs at {machine['flops'] / 1e9:.0f} GFLOP/s, and a copy moves "
+            f"{machine['bandwidth'] / 1e9:.1f} GB/s.\n",
+            stage_table(results, machine),
+        ]
+    return "\n".join(parts)
+
+
+def draw(document: dict[str, Any], path: Path) -> None:
+    """Draw the ratios, a bar for each layer and number of threads."""
+    from matplotlib.figure import Figure
+
+    counts = document["threads"]
+    figure = Figure(figsize=(10, 4.5), layout="constrained")
+    axes = figure.subplots()
+    for index, threads in enumerate(counts):
+        results = [row for row in document["results"] if row["threads"] == threads]
+        left = np.arange(len(results)) + 0.8 * (index - (len(counts) - 1) / 2) / len(counts)
+        label = f"{threads} thread{'s' if threads > 1 else ''}"
+        axes.bar(left, [row["ratio"] - 1 for row in results], 0.8 / len(counts), bottom=1, label=label)
+        axes.set_xticks(np.arange(len(results)), [row["layer"] for row in results], rotation=45, ha="right")
+    axes.axhline(1, color="black", linewidth=1)
+    axes.set_yscale("log", base=2)
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.set_ylabel(f"time of the faster peer / {OURS}'s, {document['dtype']}")
+    axes.legend()
+    figure.savefig(path, dpi=150)
+
+
+def main() -> int:
+    """Measure, report, and return 1 if two engines' outputs differ."""
+    names = [layer.name for layer in LAYERS]
+    peers = [name for name in ENGINES if name != OURS]
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument("--layers", nargs="+", choices=names, default=names, metavar="NAME", help="some layers only")
+    parser.add_argument("--peers", nargs="+", choices=peers, default=peers, help="some peers only")
+    parser.add_argument("--threads", nargs="+", type=int, default=[1, 2], help="threads of each engine")
+    parser.add_argument("--dtype", choices=list(TOLERANCE), default="float32", help="float64: against torch only")
+    parser.add_argument("--rounds", type=int, default=7, help="interleaved rounds")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there, after every layer")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables there too")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the ratios")
+    args = parser.parse_args()
+
+    candidates = [name for name in args.peers if args.dtype == "float32" or name == "torch"]
+    missing = {name: [m for m in REQUIRES[name] if not importlib.util.find_spec(m)] for name in candidates}
+    for name in filter(missing.get, candidates):
+        print(f"WITHOUT {name}: not installed: {', '.join(missing[name])}", file=sys.stderr)
+    engines = [OURS, *(name for name in candidates if not missing[name])]
+    layers = [layer for layer in LAYERS if layer.name in args.layers]
+    if any(len(engines_for(layer, engines)) < 2 for layer in layers):
+        parser.error("a layer is left without peers")
+
+    if os.getloadavg()[0] > 0.5:
+        print("OTHER PROCESSES COMPUTE: ratios at more than 1 thread will mean little", file=sys.stderr)
+    os.environ["OMP_WAIT_POLICY"] = "passive"
+    document: dict[str, Any] = {
+        "dtype": args.dtype,
+        "rounds": args.rounds,
+        "versions": {name: importlib.metadata.version(name) for name in [*engines[1:], "numpy", "numba", "pyfftw"]},
+        "environment": {name: os.environ[name] for name in HELD_BY if name in os.environ},
+        "load_before": os.getloadavg()[0],
+        "threads": list(dict.fromkeys(args.threads)),
+        "results": [],
+    }
+    for threads in document["threads"]:
+        os.environ["OMP_NUM_THREADS"] = str(threads)
+        for layer in layers:
+            row = compare(layer, engines_for(layer, engines), args.dtype, threads, args.rounds)
+            document["results"].append(row)
+            print(f"{threads} threads, {layer.name}: {row['ratio']:.2f}, by {row['plan']}", file=sys.stderr)
+            if args.json:
+                args.json.write_text(json.dumps(document, indent=1) + "\n")
+
+    text = report(document, engines)
+    wrong = [row["layer"] for row in document["results"] if not row["outputs_agree"]]
+    print(text + (f"\nOUTPUTS DIFFER on {', '.join(wrong)}." if wrong else "\nAll outputs agree."))
+    if args.markdown:
+        args.markdown.write_text(text)
+    if args.plot:
+        draw(document, args.plot)
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
