@@ -1,8 +1,8 @@
 """Thread counts and the one parallel loop, safe from any number of Python threads and after a fork.
 
-Every stage of every pass runs through `run`, which cuts its work items into pieces that threads take one after the other:
-a thread that has to wait for a CPU holds up no more than its piece. Work items are independent and do not know the piece
-that they are in, so the number of threads cannot change a result.
+Every stage of every pass runs through `run`, which cuts its work items into pieces that threads take in turn: a thread
+that has to wait for a CPU holds up no more than its piece. Work items are independent and do not know the piece that
+they are in, so the number of threads cannot change a result.
 """
 
 import functools
