@@ -8,16 +8,15 @@ import math
 import numpy as np
 
 from nbfftconv import jit, simd, threads
-from nbfftconv.geometry import ConvGeometry
+from nbfftconv.geometry import AXIS_NUMBERS, ConvGeometry
 
-_AXIS_FIELDS = ("stride", "dilation", "before", "input", "output", "kernel")
 _RECORD = np.dtype(
     [
         # C-contiguous arrays; `output` is grad_output in the backward passes
         *((name, np.int64) for name in ("input", "weight", "output", "bias")),
         # channels and filters of a group
         *((name, np.int64) for name in ("images", "groups", "channels", "filters", "relu")),
-        *((f"{axis}_{name}", np.int64) for axis in "yx" for name in _AXIS_FIELDS),
+        *((f"{axis}_{name}", np.int64) for axis in "yx" for name in AXIS_NUMBERS),
     ]
 )
 _stage = jit.stage(_RECORD)
@@ -167,12 +166,8 @@ def _run(
     record["channels"], record["filters"] = geometry.weight_size[1], geometry.weight_size[0] // geometry.groups
     record["relu"] = relu
     for index, axis in enumerate("yx"):
-        record[f"{axis}_stride"] = geometry.stride[index]
-        record[f"{axis}_dilation"] = geometry.dilation[index]
-        record[f"{axis}_before"] = geometry.padding[index][0]
-        record[f"{axis}_input"] = geometry.input_size[2 + index]
-        record[f"{axis}_output"] = geometry.output_size[2 + index]
-        record[f"{axis}_kernel"] = geometry.weight_size[2 + index]
+        for name, number in geometry.axis_numbers(index).items():
+            record[f"{axis}_{name}"] = number
     threads.run(stage.address(x.dtype.type), record.ctypes.data, items, threads.get_num_threads())
 
 

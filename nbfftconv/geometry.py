@@ -10,6 +10,9 @@ SIZE_LIMIT = 2**31
 #: No array may be larger.
 BYTES_LIMIT = 2**43
 
+#: What `ConvGeometry.axis_numbers` gives.
+AXIS_NUMBERS = ("stride", "dilation", "before", "input", "output", "kernel")
+
 Padding = int | str | Sequence[int] | Sequence[Sequence[int]]
 
 
@@ -177,6 +180,18 @@ class ConvGeometry:
             for p, d, k, s in zip(self.padded_size, self.dilation, self.weight_size[2:], self.stride, strict=True)
         )
         return self.input_size[0], self.weight_size[0], height, width
+
+    def axis_numbers(self, axis: int) -> dict[str, int]:
+        """Return the numbers along one axis, 0 vertical or 1 horizontal; "before" is the padding at its beginning."""
+        numbers = (
+            self.stride[axis],
+            self.dilation[axis],
+            self.padding[axis][0],
+            self.input_size[2 + axis],
+            self.output_size[2 + axis],
+            self.weight_size[2 + axis],
+        )
+        return dict(zip(AXIS_NUMBERS, numbers, strict=True))
 
     def with_padding_applied(self) -> "ConvGeometry":
         """Return the same convolution of an input that was padded beforehand."""

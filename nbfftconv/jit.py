@@ -76,33 +76,19 @@ class _Cache(FunctionCache):
 
 
 def njit(**options: Any) -> Callable:
-    """`numba.njit` for what other compiled functions call, with the cache of this package and the GIL released."""
+    """`numba.njit` with the cache of this package, no GIL, and compilation under the lock that a fork waits for."""
 
     def decorate(function: Callable) -> Any:
         dispatcher = numba.njit(nogil=True, **options)(function)
         dispatcher._cache = _Cache(function)
+        compile_for_args = dispatcher._compile_for_args
+
+        def compile_locked(*args: Any, **keywords: Any) -> Any:
+            with _compile_lock:
+                return compile_for_args(*args, **keywords)
+
+        dispatcher._compile_for_args = compile_locked  # where a call ends that has no machine code yet
         return dispatcher
-
-    return decorate
-
-
-def entry(**options: Any) -> Callable:
-    """`njit` for what Python calls: compiles under the lock that a fork waits for."""
-
-    def decorate(function: Callable) -> Callable:
-        dispatcher = njit(**options)(function)
-        ready = set()
-
-        @functools.wraps(function)
-        def enter(*args: Any) -> Any:
-            signature = tuple(map(numba.typeof, args))
-            if signature not in ready:
-                with _compile_lock:
-                    dispatcher.compile(signature)
-                ready.add(signature)
-            return dispatcher(*args)
-
-        return enter
 
     return decorate
 

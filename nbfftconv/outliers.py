@@ -8,7 +8,7 @@ that direct convolution has. A NaN or an infinity so reaches the same results as
 import numpy as np
 
 from nbfftconv.geometry import ConvGeometry
-from nbfftconv.jit import entry, njit
+from nbfftconv.jit import njit
 
 # A tile of 2**24 samples under 2**15 channels of such values times kernels of such values stays finite.
 _LARGEST = {np.float32: 2.0**40, np.float64: 2.0**400}
@@ -67,7 +67,7 @@ def _tap_of(position, output, stride, dilation):
     return distance // dilation if distance % dilation == 0 else -1
 
 
-@entry()
+@njit()
 def _add_input(found, target, skip, largest, x, w, y, result, numbers):
     """Add the products of the input pixels `found`."""
     sy, sx, top, left, dy, dx, channels, filters = numbers
@@ -83,7 +83,7 @@ def _add_input(found, target, skip, largest, x, w, y, result, numbers):
                         _add(target, skip, largest, x, w, y, result, numbers, n, k, c, u, v, oy, ox)
 
 
-@entry()
+@njit()
 def _add_weight(found, target, skip, largest, x, w, y, result, numbers):
     """Add the products of the kernel taps `found`."""
     for at in range(found.shape[0]):
@@ -94,7 +94,7 @@ def _add_weight(found, target, skip, largest, x, w, y, result, numbers):
                     _add(target, skip, largest, x, w, y, result, numbers, n, k, c, u, v, oy, ox)
 
 
-@entry()
+@njit()
 def _add_output(found, target, skip, largest, x, w, y, result, numbers):
     """Add the products of the output pixels `found`."""
     channels = numbers[6]

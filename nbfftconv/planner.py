@@ -103,8 +103,8 @@ def plan_conv2d(
     TypeError
         If a size is not an integer, or `dtype` is neither float32 nor float64.
     ValueError
-        If the sizes do not make a convolution, a name is unknown, `tile` is too small or given with
-        ``algorithm="direct"``, or not even one tile fits the scratch limit.
+        If the sizes do not make a convolution, a name is unknown, `tile` is too small, given with
+        ``algorithm="direct"`` or asked of the codelets and none of theirs, or not even one tile fits the scratch limit.
     """
     geometry = ConvGeometry.from_arguments(input_size, weight_size, stride, padding, dilation, groups)
     try:
@@ -227,12 +227,15 @@ class _Memory:
         Bytes of the spectra of one unit, input and output.
     weight : int
         Bytes of the kernels' spectra.
+    filters : int
+        Filters of all groups, with the lanes that have none.
     """
 
     lanes: int
     units: int
     unit: int
     weight: int
+    filters: int
 
     @classmethod
     def of(cls, geometry: ConvGeometry, grid: TileGrid, direction: str, dtype: np.dtype, name: str) -> "_Memory":
@@ -249,8 +252,9 @@ class _Memory:
             tile = height * codelets.pitch(dtype.type, width) * dtype.itemsize if direction == "grad_input" else 0
         inputs = depth * geometry.groups
         unit = lanes * ((inputs + padding) * spectrum + inputs * tile + (filters + padding) * spectrum)
-        weight_units = geometry.groups * -(-filters // geometry.groups // lanes)
-        return cls(lanes, -(-grid.tiles // lanes), unit, weight_units * lanes * (depth + padding) * spectrum)
+        lane_filters = geometry.groups * -(-filters // geometry.groups // lanes) * lanes
+        weight = lane_filters * (depth + padding) * spectrum
+        return cls(lanes, -(-grid.tiles // lanes), unit, weight, lane_filters)
 
     def block_units(self, limit: int) -> int:
         """Units of a block."""
@@ -294,8 +298,7 @@ def _fft_cost(
     by_tiles = memory.lanes > 1
     fft_rate, product_rate = (_CODELET_RATE, _TILE_PRODUCT_RATE) if by_tiles else (_FFT_RATE, _PRODUCT_RATE)
     transform = 2.5 * samples * math.log2(samples + 1) / fft_rate + 8 * samples / _COPY_RATE + _TRANSFORM_CALL
-    group_filters = -(-filters // geometry.groups // memory.lanes) * memory.lanes
-    kernels = 0 if weight_is_transformed and direction != "grad_weight" else geometry.groups * group_filters * depth
+    kernels = 0 if weight_is_transformed and direction != "grad_weight" else memory.filters * depth
     tiles = memory.units * memory.lanes
     transforms = tiles * (depth * geometry.groups + filters) + kernels
     if by_tiles:  # registers are filled by three units, and the kernels' entries read once for all units of a block

@@ -17,7 +17,7 @@ import numpy as np
 
 from nbfftconv import simd
 from nbfftconv.forking import fork_safe_lock
-from nbfftconv.jit import entry, njit
+from nbfftconv.jit import njit
 
 
 def _cpu_quota() -> float:
@@ -86,13 +86,13 @@ def _work(stage, record, slot, items, pieces, tickets):
         piece = simd.take_ticket(tickets)
 
 
-@entry(parallel=True)
+@njit(parallel=True)
 def _run_parallel(stage, record, items, slots, pieces, tickets):
     for slot in numba.prange(slots):
         _work(stage, record, slot, items, pieces, tickets)
 
 
-@entry()
+@njit()
 def _run_serial(stage, record, items):
     simd.call(stage, (record, 0, 0, items))
 
@@ -147,7 +147,7 @@ def run(stage: int, record: int, items: int, slots: int) -> None:
     Parameters
     ----------
     stage : int
-        Address of a `jit.Stage`.
+        Address of a stage: of `nbfftconv.jit.stage`.
     record : int
         Address of the record that it reads.
     items : int

@@ -7,7 +7,7 @@ import numpy as np
 
 from nbfftconv import jit, scratch, simd, threads
 from nbfftconv.accumulate import Matrix
-from nbfftconv.geometry import ConvGeometry
+from nbfftconv.geometry import AXIS_NUMBERS, ConvGeometry
 from nbfftconv.plan import ConvPlan
 from nbfftconv.transforms import PADDING_CHANNELS, plane_stride
 from nbfftconv.transforms.codelets import codelet
@@ -18,7 +18,7 @@ TRANSFORMS = {"fftw": fftw, "codelet": codelet}
 _TILE_FIELDS = (
     "tile", "taps", "core", "count", "image_phases", "channel_phases", "input_step", "output_step", "tap_step",
 )  # fmt: skip
-_AXIS_FIELDS = (*_TILE_FIELDS, "stride", "dilation", "before", "input", "output", "kernel")
+_AXIS_FIELDS = (*_TILE_FIELDS, *AXIS_NUMBERS)
 
 _RECORD = np.dtype(
     [
@@ -32,8 +32,8 @@ _RECORD = np.dtype(
             for name in ("spectra", "unit", "channel", "frequency")  # address, and bytes from one to the next
         ),
         ("imaginary", np.int64),  # bytes from a real part to its imaginary part
-        # inverse transforms of grad_input, `unit_tiles` bytes for each unit and channel
-        *((name, np.int64) for name in ("tiles", "unit_tiles")),
+        # of grad_input: inverse transforms, `unit_tiles` bytes for each unit and channel; strips of a channel
+        *((name, np.int64) for name in ("tiles", "unit_tiles", "strips")),
         # the transform; of `scratch`, `slot` bytes are a thread's: the tiles of a unit, `tile` bytes each with rows of
         # `pitch` scalars, `work` bytes behind them the transform's work, and a cache line for the factors of a row
         *((name, np.int64) for name in ("forward", "inverse", "context", "scratch", "slot", "tile", "pitch", "work")),
@@ -92,8 +92,8 @@ class Call:
         Channels (with their phases) and filters of all groups: the spectra of a tile.
     lanes : int
         Tiles, or filters, in a unit.
-    group_units : int
-        Units of filters of a group.
+    group_units, block_units : int
+        Units of filters of a group, and of tiles of a block.
     steps, imaginary : int
         Frequencies or, with one lane, vectors of them; bytes from a real part to its imaginary part.
     slots : int
@@ -112,6 +112,7 @@ class Call:
         transform = TRANSFORMS[plan.transform](self.real, *plan.tile)
         self.lanes = transform.lanes
         self.group_units = -(-self.group_filters // self.lanes)
+        self.block_units = -(-plan.block_tiles // self.lanes)
         if self.lanes == 1:
             self.imaginary = plane_stride(transform.frequencies, plan.dtype.itemsize) * plan.dtype.itemsize
             self.steps = self.imaginary // simd.VECTOR_BYTES
@@ -140,12 +141,8 @@ class Call:
                 record[f"{axis}_{name}"] = getattr(tiles, name)
             # A larger step leaves the image at the first sample all the same.
             record[f"{axis}_input_step"] = min(tiles.input_step, 2**33)
-            record[f"{axis}_stride"] = geometry.stride[index]
-            record[f"{axis}_dilation"] = geometry.dilation[index]
-            record[f"{axis}_before"] = geometry.padding[index][0]
-            record[f"{axis}_input"] = geometry.input_size[2 + index]
-            record[f"{axis}_output"] = geometry.output_size[2 + index]
-            record[f"{axis}_kernel"] = geometry.weight_size[2 + index]
+            for name, number in geometry.axis_numbers(index).items():
+                record[f"{axis}_{name}"] = number
         record["groups"], record["channels"], record["filters"] = self.groups, geometry.input_size[1], self.filters
         record["channel_phases"] = grid.channel_phases
         record["group_units"], record["all_tiles"] = self.group_units, grid.tiles
@@ -199,7 +196,7 @@ class Call:
 
     def block_spectra(self) -> tuple[Spectra, Spectra]:
         """Make room for the input's and the output's spectra of a block of tiles."""
-        units = -(-self.plan.block_tiles // self.lanes)
+        units = self.block_units
         return self._spectra("input", units, self.depth, True), self._spectra("output", units, self.filters, True)
 
     def weight_spectra(self) -> Spectra:
@@ -212,9 +209,8 @@ class Call:
         if self.lanes == 1:
             record["tiles"], record["unit_tiles"] = record["input_spectra"], record["input_channel"]
             return
-        units = -(-self.plan.block_tiles // self.lanes)
         record["unit_tiles"] = unit_tiles = self.lanes * int(record["tile"])
-        self._borrow("tiles", units * self.depth * unit_tiles)
+        self._borrow("tiles", self.block_units * self.depth * unit_tiles)
 
     def tile_matrix(self, spectra: Spectra, group_channels: int, row: str, column: str) -> Matrix:
         """Return spectra of tiles as an operand; `row` and `column` name the index that each of its indices is."""
@@ -243,8 +239,7 @@ class Call:
     def blocks(self) -> Iterator[int]:
         """Set the record to one block of tiles after the other, yielding the number of its units."""
         all_units = -(-self.plan.grid.tiles // self.lanes)
-        block = -(-self.plan.block_tiles // self.lanes)
-        for first in range(0, all_units, block):
-            units = min(block, all_units - first)
+        for first in range(0, all_units, self.block_units):
+            units = min(self.block_units, all_units - first)
             self.record["first_unit"], self.record["units"] = first, units
             yield units

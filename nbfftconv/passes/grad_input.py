@@ -45,12 +45,11 @@ def _add(real):
         first_tile = r.first_unit * r.lanes
         last_tile = min(first_tile + r.units * r.lanes, r.all_tiles)
         first_grid = first_tile // grid
-        strips = r.y_count + (r.y_taps + r.y_core - 2) // r.y_core
         for item in range(begin, end):
             # a strip: the sample rows strip * core + [0, core) of one phase of one channel
-            strip = item % strips
-            index = item // strips % channels
-            first_of_grid = (first_grid + item // (strips * channels)) * grid
+            strip = item % r.strips
+            index = item // r.strips % channels
+            first_of_grid = (first_grid + item // (r.strips * channels)) * grid
             image, y_phase, x_phase, _, _ = tile_position(r, first_of_grid)
             channel, y_tap, x_tap = channel_position(r, index)
             y0 = r.y_stride * y_phase + r.y_dilation * y_tap - r.y_before
@@ -114,6 +113,7 @@ def grad_input(
         vertical, horizontal = plan.grid.vertical, plan.grid.horizontal
         grid = vertical.count * horizontal.count
         strips = vertical.count + -(-(vertical.taps - 1) // vertical.core)
+        call.record["strips"] = strips
         for units in call.blocks():
             output_to_spectra(call, units)
             shape = call.groups, call.group_depth, units, call.group_filters, call.steps
