@@ -47,6 +47,7 @@ class ConvPlan:
     scratch_bytes: int
     weight_spectra_bytes: int
     reason: str
+    fused: bool = False
 
     @property
     def tile(self) -> tuple[int, int] | None:

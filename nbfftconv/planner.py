@@ -30,10 +30,12 @@ from nbfftconv.geometry import ConvGeometry, Padding, pair
 from nbfftconv.plan import DIRECTIONS, ConvPlan
 from nbfftconv.scratch import get_scratch_limit
 from nbfftconv.tiling import TileGrid, axis_tiles, problem_sizes
-from nbfftconv.transforms import PADDING_CHANNELS, codelets, plane_stride
+from nbfftconv.transforms import COMPLEX_BYTES, Layout, codelets, fftw, planar, step_stride
 
 ALGORITHMS = ("auto", "fft", "direct")
-TRANSFORMS = ("auto", "fftw", "codelet")
+TRANSFORMS = ("auto", "fftw", "codelet", "planar")
+_LAYOUTS = {"fftw": fftw.layout, "codelet": codelets.layout, "planar": planar.layout}
+_SIDES = {"codelet": codelets.SIDES, "planar": planar.SIDES}
 
 #: The automatic choice never needs more memory for the spectra of the kernels, in bytes.
 WEIGHT_SPECTRA_LIMIT = 2**32
@@ -44,10 +46,8 @@ BLOCK_BYTES = 2**26
 LARGEST_TILE = 512
 
 # Operations or bytes a second.
-_FFT_RATE = 10e9
-_PRODUCT_RATE = 45e9
-_CODELET_RATE = 60e9
-_TILE_PRODUCT_RATE = 130e9
+_RATES = {"fftw": 10e9, "codelet": 60e9, "planar": 45e9}
+_PRODUCT_RATE = 130e9
 _DIRECT_RATE = 9e9
 _COPY_RATE = 6e9
 _STREAM_RATE = 10e9
@@ -171,7 +171,7 @@ def _make_plan(
         if memory.unit > limit or (memory.weight > WEIGHT_SPECTRA_LIMIT and algorithm == "auto"):
             continue
         units = memory.block_units(limit)
-        cost = slow * _fft_cost(geometry, grid, direction, weight_is_transformed, memory, units)
+        cost = slow * _fft_cost(name, geometry, grid, direction, weight_is_transformed, memory, units)
         if best is None or cost < best[0]:
             best = cost, name, grid, memory, units
     if best is None:
@@ -193,24 +193,31 @@ def _make_plan(
 
 def _candidates(geometry: ConvGeometry, transform: str, tile: tuple[int, int] | None) -> Iterator[tuple[str, TileGrid]]:
     """Yield the transforms and tile grids to choose from."""
-    names = ["fftw", "codelet"] if transform == "auto" else [transform]
-    if tile is not None and not set(tile) <= set(codelets.SIDES):
-        if transform == "codelet":
-            raise ValueError(f"there are codelets for tile sides {codelets.SIDES}, not for tile {tile}")
-        names = ["fftw"]
     sizes = problem_sizes(geometry)
-    for name in names:
+    for name in _LAYOUTS if transform == "auto" else [transform]:
+        known = _SIDES.get(name)
         if tile is not None:
+            if known and not set(tile) <= set(known):
+                if transform == name:
+                    raise ValueError(f"the {name} transform has tile sides {known}, not tile {tile}")
+                continue
             sides = [(tile[0],), (tile[1],)]
-        elif name == "fftw":
-            sides = [_tile_sides(*size) for size in sizes]
+        elif known:
+            sides = [_sides_for(known, *size) for size in sizes]
+            if transform == name and not all(sides):
+                raise ValueError(f"no {name} tile of sides {known} is as large as the kernel {geometry.weight_size[2:]}")
         else:
-            sides = [[side for side in codelets.SIDES if side >= taps] for _, taps in sizes]
-            if transform == "codelet" and not all(sides):
-                raise ValueError(f"no codelet is as large as the kernel {geometry.weight_size[2:]}")
+            sides = [_tile_sides(*size) for size in sizes]
         axes = [[axis_tiles(geometry, axis, side) for side in sides[axis]] for axis in (0, 1)]
         for vertical, horizontal in itertools.product(*axes):
             yield name, TileGrid(vertical, horizontal, geometry.input_size[0])
+
+
+def _sides_for(known: tuple[int, ...], outputs: int, taps: int) -> list[int]:
+    """Sides, of those that a transform has, from the kernel's to the first that covers all outputs."""
+    sides = [side for side in known if side >= taps]
+    enough = next((i for i, side in enumerate(sides) if side >= outputs + taps - 1), len(sides))
+    return sides[: enough + 1]
 
 
 @dataclass(frozen=True)
@@ -219,8 +226,7 @@ class _Memory:
 
     Attributes
     ----------
-    lanes : int
-        Tiles, or filters, whose spectra are made together: a unit.
+    layout : Layout
     units : int
         Units of tiles.
     unit : int
@@ -231,7 +237,7 @@ class _Memory:
         Filters of all groups, with the lanes that have none.
     """
 
-    lanes: int
+    layout: Layout
     units: int
     unit: int
     weight: int
@@ -242,19 +248,19 @@ class _Memory:
         height, width = grid.vertical.tile, grid.horizontal.tile
         filters, channels = geometry.weight_size[:2]
         depth = channels * grid.channel_phases
-        if name == "fftw":
-            lanes, padding, tile = 1, 0, 0
-            spectrum = 2 * plane_stride(height * (width // 2 + 1), dtype.itemsize) * dtype.itemsize
-        else:
-            lanes, padding = simd.lanes(dtype.type), PADDING_CHANNELS
-            spectrum = 2 * height * (width // 2 + 1) * dtype.itemsize
-            # grad_input cannot leave tiles in the place of their spectra
-            tile = height * codelets.pitch(dtype.type, width) * dtype.itemsize if direction == "grad_input" else 0
+        layout = _LAYOUTS[name](dtype.type, height, width)
+        lanes = layout.lanes
+        tile = lanes * height * layout.pitch * dtype.itemsize if direction == "grad_input" else 0
         inputs = depth * geometry.groups
-        unit = lanes * ((inputs + padding) * spectrum + inputs * tile + (filters + padding) * spectrum)
+        unit = layout.steps * (step_stride(inputs) + step_stride(filters)) + inputs * tile
         lane_filters = geometry.groups * -(-filters // geometry.groups // lanes) * lanes
-        weight = lane_filters * (depth + padding) * spectrum
-        return cls(lanes, -(-grid.tiles // lanes), unit, weight, lane_filters)
+        weight = lane_filters // lanes * layout.steps * step_stride(depth)
+        return cls(layout, -(-grid.tiles // lanes), unit, weight, lane_filters)
+
+    @property
+    def lanes(self) -> int:
+        """Tiles, or filters, of a unit."""
+        return self.layout.lanes
 
     def block_units(self, limit: int) -> int:
         """Units of a block."""
@@ -289,21 +295,30 @@ def _direct_cost(geometry: ConvGeometry) -> float:
 
 
 def _fft_cost(
-    geometry: ConvGeometry, grid: TileGrid, direction: str, weight_is_transformed: bool, memory: _Memory, units: int
+    name: str,
+    geometry: ConvGeometry,
+    grid: TileGrid,
+    direction: str,
+    weight_is_transformed: bool,
+    memory: _Memory,
+    units: int,
 ) -> float:
-    samples = grid.vertical.tile * grid.horizontal.tile
-    frequencies = grid.vertical.tile * (grid.horizontal.tile // 2 + 1)
+    height, width = grid.vertical.tile, grid.horizontal.tile
+    layout = memory.layout
     filters, channels = geometry.weight_size[:2]
     depth = channels * grid.channel_phases
-    by_tiles = memory.lanes > 1
-    fft_rate, product_rate = (_CODELET_RATE, _TILE_PRODUCT_RATE) if by_tiles else (_FFT_RATE, _PRODUCT_RATE)
-    transform = 2.5 * samples * math.log2(samples + 1) / fft_rate + 8 * samples / _COPY_RATE + _TRANSFORM_CALL
+    operations = 2.5 * height * width * math.log2(height * width + 1)
+    if name == "planar":  # vectors are full of what is transformed twice: columns, then frequencies
+        lanes = simd.lanes(np.float32)
+        operations = 2.5 * layout.pitch * height * math.log2(height) + 5 * layout.steps * lanes * math.log2(width)
+    transform = operations / _RATES[name] + 8 * height * width / _COPY_RATE + _TRANSFORM_CALL
     kernels = 0 if weight_is_transformed and direction != "grad_weight" else memory.filters * depth
-    tiles = memory.units * memory.lanes
+    tiles = memory.units * layout.lanes
     transforms = tiles * (depth * geometry.groups + filters) + kernels
-    if by_tiles:  # registers are filled by three units, and the kernels' entries read once for all units of a block
-        product_rate *= units / (units + 0.9)
-    products = 8 * frequencies * tiles * filters * depth / product_rate
+    complex_lanes = layout.steps * COMPLEX_BYTES / 8
+    products = 8 * complex_lanes * memory.units * filters * depth
+    # Registers are filled by three units, and the kernels' entries read once for all units of a block.
+    rate = _PRODUCT_RATE * units / (units + 0.9)
     blocks = -(-memory.units // units)
     streamed = memory.weight * blocks / _STREAM_RATE
-    return transforms * transform + max(products, streamed) + _BLOCK * blocks + _FFT_CALL
+    return transforms * transform + max(products / rate, streamed) + _BLOCK * blocks + _FFT_CALL

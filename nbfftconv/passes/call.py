@@ -5,15 +5,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from nbfftconv import jit, scratch, simd, threads
-from nbfftconv.accumulate import Matrix
+from nbfftconv import jit, scratch, threads
+from nbfftconv.accumulate import ROWS, Matrix
 from nbfftconv.geometry import AXIS_NUMBERS, ConvGeometry
 from nbfftconv.plan import ConvPlan
-from nbfftconv.transforms import PADDING_CHANNELS, plane_stride
+from nbfftconv.transforms import COMPLEX_BYTES, step_stride
 from nbfftconv.transforms.codelets import codelet
 from nbfftconv.transforms.fftw import fftw
+from nbfftconv.transforms.planar import planar
 
-TRANSFORMS = {"fftw": fftw, "codelet": codelet}
+TRANSFORMS = {"fftw": fftw, "codelet": codelet, "planar": planar}
 
 _TILE_FIELDS = (
     "tile", "taps", "core", "count", "image_phases", "channel_phases", "input_step", "output_step", "tap_step",
@@ -29,14 +30,16 @@ _RECORD = np.dtype(
         *(
             (f"{array}_{name}", np.int64)
             for array in ("input", "weight", "output")
-            for name in ("spectra", "unit", "channel", "frequency")  # address, and bytes from one to the next
+            for name in ("spectra", "unit", "step_bytes")  # address, and bytes from one to the next
         ),
-        ("imaginary", np.int64),  # bytes from a real part to its imaginary part
         # of grad_input: inverse transforms, `unit_tiles` bytes for each unit and channel; strips of a channel
         *((name, np.int64) for name in ("tiles", "unit_tiles", "strips")),
         # the transform; of `scratch`, `slot` bytes are a thread's: the tiles of a unit, `tile` bytes each with rows of
         # `pitch` scalars, `work` bytes behind them the transform's work, and a cache line for the factors of a row
         *((name, np.int64) for name in ("forward", "inverse", "context", "scratch", "slot", "tile", "pitch", "work")),
+        ("factors", np.int64),
+        # of a fused pass, in the scratch memory of a thread: spectra of a block of units for a share of the filters
+        *((name, np.int64) for name in ("slot_input", "slot_output", "block_units", "share", "steps")),
         # `outliers[slot]` is set where a stage met an outlier
         ("outliers", np.int64),
         # those of all groups; every channel has `channel_phases` spectra
@@ -61,16 +64,13 @@ class Spectra:
     Attributes
     ----------
     array : numpy.ndarray
-    unit, channel : int
-        Bytes from those of one unit (`lanes` tiles or filters) or channel to those of the next.
-    frequency : int
-        Bytes from one frequency to the next; with one lane, from one vector of frequencies to the next.
+    unit, step : int
+        Bytes from one unit (`lanes` tiles or filters), or one step, to the next.
     """
 
     array: np.ndarray
     unit: int
-    channel: int
-    frequency: int
+    step: int
 
 
 class Call:
@@ -94,8 +94,8 @@ class Call:
         Tiles, or filters, in a unit.
     group_units, block_units : int
         Units of filters of a group, and of tiles of a block.
-    steps, imaginary : int
-        Frequencies or, with one lane, vectors of them; bytes from a real part to its imaginary part.
+    steps : int
+        Steps of a spectrum.
     slots : int
         Threads to use at most.
     """
@@ -110,29 +110,55 @@ class Call:
         self.filters = geometry.weight_size[0]
         self.group_depth, self.group_filters = self.depth // self.groups, self.filters // self.groups
         transform = TRANSFORMS[plan.transform](self.real, *plan.tile)
-        self.lanes = transform.lanes
+        layout = transform.layout
+        self.lanes = layout.lanes
         self.group_units = -(-self.group_filters // self.lanes)
         self.block_units = -(-plan.block_tiles // self.lanes)
-        if self.lanes == 1:
-            self.imaginary = plane_stride(transform.frequencies, plan.dtype.itemsize) * plan.dtype.itemsize
-            self.steps = self.imaginary // simd.VECTOR_BYTES
-        else:
-            self.imaginary, self.steps = simd.VECTOR_BYTES, transform.frequencies
+        self.steps = layout.steps
 
         self._kept: list[np.ndarray] = []
         self._borrowed: list[np.ndarray] = []
         self._outliers = np.zeros(self.slots, np.int64)
         self.record = record = np.zeros((), _RECORD)
         self._describe(geometry)
-        for name in ("forward", "inverse", "context", "lanes", "pitch"):
-            record[name] = getattr(transform, name)
+        record["forward"], record["inverse"], record["context"] = (
+            transform.forward, transform.inverse, transform.context,
+        )  # fmt: skip
+        record["lanes"], record["pitch"] = layout.lanes, layout.pitch
         itemsize = plan.dtype.itemsize
-        tile = plan.tile[0] * transform.pitch * itemsize
+        tile = plan.tile[0] * layout.pitch * itemsize
         work = _whole_lines(self.lanes * tile)
-        slot = work + _whole_lines(transform.work_items * itemsize) + 64
-        record["tile"], record["work"], record["slot"] = tile, work, slot
+        factors = work + _whole_lines(transform.work_items * itemsize)
+        record["tile"], record["work"], record["factors"] = tile, work, factors
+        record["slot"] = slot = factors + 64 + (self._fuse(factors + 64) if plan.fused else 0)
         self.point("outliers", self._outliers)
         self._borrow("scratch", self.slots * slot)[...] = 0  # what lies between rows is looked at for outliers too
+
+    def _fuse(self, begin: int) -> int:
+        """Describe the spectra of a fused pass in a thread's memory from `begin`; return their bytes."""
+        record, units = self.record, self.block_units
+        record["steps"], record["block_units"] = self.steps, units
+        record["units"] = -(-self.plan.grid.tiles // self.lanes)
+        # So many filters that it hardly matters that every share transforms the input anew.
+        record["share"] = share = min(self.group_filters, -(-8 * self.group_depth // self.lanes) * self.lanes)
+        rows = min(ROWS, share)
+        sizes = []
+        for name, channels in (("input", self.group_depth), ("output", rows)):
+            record[f"slot_{name}"] = begin + sum(sizes)
+            record[f"{name}_step_bytes"] = step_stride(channels)
+            record[f"{name}_unit"] = unit = self.steps * step_stride(channels)
+            sizes.append(units * unit)
+        return sum(sizes)
+
+    def fuse(self) -> int:
+        """Return the work items of a fused pass."""
+        units, share = int(self.record["units"]), int(self.record["share"])
+        return self.groups * -(-self.group_filters // share) * -(-units // self.block_units)
+
+    def use_weight(self, spectra: Spectra) -> None:
+        """Point the record to the kernels' spectra."""
+        self.point("weight_spectra", spectra.array)
+        self.record["weight_unit"], self.record["weight_step_bytes"] = spectra.unit, spectra.step
 
     def _describe(self, geometry: ConvGeometry) -> None:
         record, grid = self.record, self.plan.grid
@@ -146,7 +172,6 @@ class Call:
         record["groups"], record["channels"], record["filters"] = self.groups, geometry.input_size[1], self.filters
         record["channel_phases"] = grid.channel_phases
         record["group_units"], record["all_tiles"] = self.group_units, grid.tiles
-        record["imaginary"] = self.imaginary
 
     @property
     def met_outliers(self) -> bool:
@@ -178,21 +203,15 @@ class Call:
 
     def _spectra(self, name: str, units: int, channels: int, borrow: bool) -> Spectra:
         """Make room for the "input", "weight" or "output" spectra of some units and channels."""
-        channel = 2 * self.imaginary
-        if self.lanes == 1:
-            frequency, unit = simd.VECTOR_BYTES, channels * channel
-        else:
-            frequency = (channels + PADDING_CHANNELS) * channel
-            unit = self.steps * frequency
+        step = step_stride(channels)
+        unit = self.steps * step
         if borrow:
             array = self._borrow(f"{name}_spectra", units * unit)
         else:
             array = scratch.aligned(units * unit).view(self.plan.dtype)
             self.point(f"{name}_spectra", array)
-        spectra = Spectra(array, unit, channel, frequency)
-        for field in ("unit", "channel", "frequency"):
-            self.record[f"{name}_{field}"] = getattr(spectra, field)
-        return spectra
+        self.record[f"{name}_unit"], self.record[f"{name}_step_bytes"] = unit, step
+        return Spectra(array, unit, step)
 
     def block_spectra(self) -> tuple[Spectra, Spectra]:
         """Make room for the input's and the output's spectra of a block of tiles."""
@@ -204,34 +223,31 @@ class Call:
         return self._spectra("weight", self.groups * self.group_units, self.group_depth, False)
 
     def block_tiles(self) -> None:
-        """Make room for the tiles of `grad_input`: in the place of their spectra, if those are no smaller."""
-        record = self.record
-        if self.lanes == 1:
-            record["tiles"], record["unit_tiles"] = record["input_spectra"], record["input_channel"]
-            return
-        record["unit_tiles"] = unit_tiles = self.lanes * int(record["tile"])
+        """Make room for the tiles of `grad_input`."""
+        self.record["unit_tiles"] = unit_tiles = self.lanes * int(self.record["tile"])
         self._borrow("tiles", self.block_units * self.depth * unit_tiles)
 
     def tile_matrix(self, spectra: Spectra, group_channels: int, row: str, column: str) -> Matrix:
         """Return spectra of tiles as an operand; `row` and `column` name the index that each of its indices is."""
+        strides = {"unit": spectra.unit, "channel": COMPLEX_BYTES}
         return Matrix(
             spectra.array,
-            group=group_channels * spectra.channel,
-            row=getattr(spectra, row),
-            column=getattr(spectra, column),
-            step=spectra.frequency,
+            group=group_channels * COMPLEX_BYTES,
+            row=strides[row],
+            column=strides[column],
+            step=spectra.step,
         )
 
     def weight_matrix(self, spectra: Spectra, filter_axis: str) -> Matrix:
         """Return the kernels' spectra as an operand whose "row" or "column" is the filter."""
         lanes = self.lanes > 1
-        strides = {"row": spectra.channel, "column": spectra.channel}
+        strides = {"row": COMPLEX_BYTES, "column": COMPLEX_BYTES}
         strides[filter_axis] = self.plan.dtype.itemsize if lanes else spectra.unit
         return Matrix(
             spectra.array,
             group=self.group_units * spectra.unit,
             **strides,
-            step=spectra.frequency,
+            step=spectra.step,
             lane_axis=filter_axis if lanes else None,
             vectors=spectra.unit,
         )

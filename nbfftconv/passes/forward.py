@@ -6,14 +6,16 @@ Input tiles of T samples overlap by taps - 1; of each inverse transform the firs
 import numpy as np
 
 from nbfftconv import simd
-from nbfftconv.accumulate import conjugate_product
+from nbfftconv.accumulate import COLUMNS, KERNELS, ROWS, conjugate_product
 from nbfftconv.geometry import ConvGeometry
 from nbfftconv.jit import njit
+from nbfftconv.outliers import WORDS
 from nbfftconv.passes.call import Call, Spectra, stage
 from nbfftconv.passes.rows import scatter_row
-from nbfftconv.passes.spectra import input_to_spectra, tile_position
+from nbfftconv.passes.spectra import input_to_spectra, input_unit_to_spectrum, tile_position
 from nbfftconv.plan import ConvPlan
 from nbfftconv.simd import VECTOR_BYTES
+from nbfftconv.transforms import COMPLEX_BYTES
 
 
 @njit()
@@ -25,45 +27,95 @@ def scatter_apart(real, source, target, columns, step, scale_and_bias, relu):
         output[j * step] = real(0) if relu != 0 and value < real(0) else value  # NaN passes
 
 
+@njit()
+def spectrum_to_output(real, itemsize, r, slot, unit, k, spectrum):
+    """Transform a unit of tiles of one filter back, and write what is output of them."""
+    tiles = r.scratch + slot * r.slot
+    simd.call(r.inverse, (r.context, tiles, tiles + r.work, spectrum, r.output_step_bytes, r.y_core))
+    factors = tiles + r.factors
+    scale_and_bias = simd.pointer(real, factors)
+    scale_and_bias[0] = real(1) / real(r.y_tile * r.x_tile)
+    scale_and_bias[1] = simd.pointer(real, r.bias)[k] if r.bias != 0 else real(0)
+    first_tile = unit * r.lanes
+    for lane in range(min(r.lanes, r.all_tiles - first_tile)):
+        samples = tiles + lane * r.tile
+        image, y_phase, x_phase, row, column = tile_position(r, first_tile + lane)
+        output = r.output + (image * r.filters + k) * r.y_output * r.x_output * itemsize
+        x0 = x_phase + column * r.x_core * r.x_output_step
+        columns = min(r.x_core, (r.x_output - x0 + r.x_output_step - 1) // r.x_output_step)
+        for i in range(r.y_core):
+            y = y_phase + (row * r.y_core + i) * r.y_output_step
+            if y >= r.y_output:
+                break
+            source, target = samples + i * r.pitch * itemsize, output + (y * r.x_output + x0) * itemsize
+            if r.x_output_step == 1:
+                vectors = (columns * itemsize + VECTOR_BYTES - 1) // VECTOR_BYTES
+                scatter_row(real, (source, target, columns, vectors, factors, r.relu))
+            else:
+                scatter_apart(real, source, target, columns, r.x_output_step, scale_and_bias, r.relu)
+
+
 def _output(real):
     itemsize = np.dtype(real).itemsize
 
     def spectra_to_output(r, slot, begin, end):
-        tiles = r.scratch + slot * r.slot
-        scale = real(1) / real(r.y_tile * r.x_tile)
         for item in range(begin, end):
             unit, k = item // r.filters, item % r.filters
-            spectrum = r.output_spectra + unit * r.output_unit + k * r.output_channel
-            simd.call(
-                r.inverse,
-                (r.context, tiles, tiles + r.work, spectrum, spectrum + r.imaginary, r.output_frequency, r.y_core),
-            )
-            factors = tiles + r.slot - 64
-            scale_and_bias = simd.pointer(real, factors)
-            scale_and_bias[0] = scale
-            scale_and_bias[1] = simd.pointer(real, r.bias)[k] if r.bias != 0 else real(0)
-            first_tile = (r.first_unit + unit) * r.lanes
-            for lane in range(min(r.lanes, r.all_tiles - first_tile)):
-                samples = tiles + lane * r.tile
-                image, y_phase, x_phase, row, column = tile_position(r, first_tile + lane)
-                output = r.output + (image * r.filters + k) * r.y_output * r.x_output * itemsize
-                x0 = x_phase + column * r.x_core * r.x_output_step
-                columns = min(r.x_core, (r.x_output - x0 + r.x_output_step - 1) // r.x_output_step)
-                for i in range(r.y_core):
-                    y = y_phase + (row * r.y_core + i) * r.y_output_step
-                    if y >= r.y_output:
-                        break
-                    source, target = samples + i * r.pitch * itemsize, output + (y * r.x_output + x0) * itemsize
-                    if r.x_output_step == 1:
-                        vectors = (columns * itemsize + VECTOR_BYTES - 1) // VECTOR_BYTES
-                        scatter_row(real, (source, target, columns, vectors, factors, r.relu))
-                    else:
-                        scatter_apart(real, source, target, columns, r.x_output_step, scale_and_bias, r.relu)
+            spectrum = r.output_spectra + unit * r.output_unit + k * COMPLEX_BYTES
+            spectrum_to_output(real, itemsize, r, slot, r.first_unit + unit, k, spectrum)
 
     return spectra_to_output
 
 
+def _fused(kernel):
+    def factory(real):
+        word, limit = WORDS[real]
+        itemsize = np.dtype(real).itemsize
+
+        def input_to_output(r, slot, begin, end):
+            x = r.scratch + slot * r.slot + r.slot_input
+            y = r.scratch + slot * r.slot + r.slot_output
+            depth, filters = r.channels // r.groups * r.channel_phases, r.filters // r.groups
+            blocks = (r.units + r.block_units - 1) // r.block_units
+            shares = (filters + r.share - 1) // r.share
+            filter_bytes = itemsize if r.lanes > 1 else r.weight_unit
+            for item in range(begin, end):
+                first_unit = item % blocks * r.block_units
+                first_filter = item // blocks % shares * r.share
+                group = item // (blocks * shares)
+                units = min(r.block_units, r.units - first_unit)
+                for unit in range(units):
+                    for c in range(depth):
+                        spectrum = x + unit * r.input_unit + c * COMPLEX_BYTES
+                        index = group * depth + c
+                        input_unit_to_spectrum(real, word, limit, itemsize, r, slot, first_unit + unit, index, spectrum)
+                for i in range(first_filter, min(first_filter + r.share, filters), ROWS):
+                    rows = min(ROWS, filters - i)
+                    w = r.weight_spectra + (group * r.group_units + i // r.lanes) * r.weight_unit
+                    w += i % r.lanes * itemsize
+                    for j in range(0, units, COLUMNS):
+                        kernel(real, (
+                            w, filter_bytes, COMPLEX_BYTES, 0, r.weight_step_bytes,
+                            x + j * r.input_unit, r.input_unit, COMPLEX_BYTES, r.input_step_bytes,
+                            y + j * r.output_unit, COMPLEX_BYTES, r.output_unit, r.output_step_bytes,
+                            depth, 1, r.steps, rows, min(COLUMNS, units - j),
+                        ))  # fmt: skip
+                    for unit in range(units):
+                        for row in range(rows):
+                            spectrum = y + unit * r.output_unit + row * COMPLEX_BYTES
+                            k = group * filters + i + row
+                            spectrum_to_output(real, itemsize, r, slot, first_unit + unit, k, spectrum)
+
+        return input_to_output
+
+    return factory
+
+
 _spectra_to_output = stage(_output)
+_input_to_output = {
+    "filters": stage(_fused(KERNELS["scalar_conjugate_product"])),
+    "frequencies": stage(_fused(KERNELS["conjugate_product"])),
+}
 
 
 def forward(
@@ -91,19 +143,24 @@ def forward(
     relu : bool
     """
     with Call(plan, geometry) as call:
-        input_spectra, output_spectra = call.block_spectra()
         call.point("input", input)
         call.point("output", output)
         if bias is not None:
             call.point("bias", bias)
         call.record["relu"] = relu
+        if plan.fused:
+            call.use_weight(weight_spectra)
+            items = call.fuse()
+            call.run(_input_to_output["filters" if call.lanes > 1 else "frequencies"], items)
+            return call.met_outliers
 
+        input_spectra, output_spectra = call.block_spectra()
         w = call.weight_matrix(weight_spectra, filter_axis="row")
         x = call.tile_matrix(input_spectra, call.group_depth, row="unit", column="channel")
         y = call.tile_matrix(output_spectra, call.group_filters, row="channel", column="unit")
         for units in call.blocks():
             input_to_spectra(call, units)
             shape = call.groups, call.group_filters, units, call.group_depth, call.steps
-            conjugate_product(w, x, y, shape, call.imaginary, call.slots)
+            conjugate_product(w, x, y, shape, call.slots)
             call.run(_spectra_to_output, units * call.filters)
         return call.met_outliers

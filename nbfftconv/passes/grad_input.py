@@ -15,6 +15,7 @@ from nbfftconv.passes.rows import add_row
 from nbfftconv.passes.spectra import channel_position, output_to_spectra, tile_position
 from nbfftconv.plan import ConvPlan
 from nbfftconv.simd import VECTOR_BYTES
+from nbfftconv.transforms import COMPLEX_BYTES
 
 
 def _tiles(real):
@@ -24,10 +25,10 @@ def _tiles(real):
         scale = real(1) / real(r.y_tile * r.x_tile)
         channels = r.channels * r.channel_phases
         for item in range(begin, end):
-            spectrum = r.input_spectra + item // channels * r.input_unit + item % channels * r.input_channel
+            spectrum = r.input_spectra + item // channels * r.input_unit + item % channels * COMPLEX_BYTES
             simd.call(
                 r.inverse,
-                (r.context, tiles, tiles + r.work, spectrum, spectrum + r.imaginary, r.input_frequency, r.y_tile),
+                (r.context, tiles, tiles + r.work, spectrum, r.input_step_bytes, r.y_tile),
             )
             result = simd.pointer(real, r.tiles + item * r.unit_tiles)
             for i in range(r.lanes * r.y_tile * r.pitch):
@@ -117,7 +118,7 @@ def grad_input(
         for units in call.blocks():
             output_to_spectra(call, units)
             shape = call.groups, call.group_depth, units, call.group_filters, call.steps
-            product(w, g, x, shape, call.imaginary, call.slots)
+            product(w, g, x, shape, call.slots)
             call.run(_spectra_to_tiles, units * call.depth)
             first = int(call.record["first_unit"]) * call.lanes
             last = min(first + units * call.lanes, plan.grid.tiles) - 1

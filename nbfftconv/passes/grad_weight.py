@@ -12,6 +12,7 @@ from nbfftconv.geometry import ConvGeometry
 from nbfftconv.passes.call import Call, stage
 from nbfftconv.passes.spectra import channel_position, filter_of, input_to_spectra, output_to_spectra
 from nbfftconv.plan import ConvPlan
+from nbfftconv.transforms import COMPLEX_BYTES
 
 
 def _weight(real):
@@ -24,10 +25,10 @@ def _weight(real):
         depth = channels * r.channel_phases
         for item in range(begin, end):
             unit, index = item // depth, item % depth
-            spectrum = r.weight_spectra + unit * r.weight_unit + index * r.weight_channel
+            spectrum = r.weight_spectra + unit * r.weight_unit + index * COMPLEX_BYTES
             simd.call(
                 r.inverse,
-                (r.context, tiles, tiles + r.work, spectrum, spectrum + r.imaginary, r.weight_frequency, r.y_taps),
+                (r.context, tiles, tiles + r.work, spectrum, r.weight_step_bytes, r.y_taps),
             )
             c, y_tap, x_tap = channel_position(r, index)
             for lane in range(r.lanes):
@@ -74,6 +75,6 @@ def grad_weight(
             input_to_spectra(call, units)
             output_to_spectra(call, units)
             shape = call.groups, call.group_filters, call.group_depth, units, call.steps
-            add_conjugate_product(g, x, w, shape, call.imaginary, call.slots)
+            add_conjugate_product(g, x, w, shape, call.slots)
         call.run(_spectra_to_weight, call.groups * call.group_units * call.group_depth)
         return call.met_outliers

@@ -13,6 +13,7 @@ from nbfftconv.passes.call import Call, Spectra, stage
 from nbfftconv.passes.rows import gather_row
 from nbfftconv.plan import ConvPlan
 from nbfftconv.simd import VECTOR_BYTES
+from nbfftconv.transforms import COMPLEX_BYTES
 
 
 @njit()
@@ -79,7 +80,26 @@ def transform_unit(real, word, limit, r, slot, tiles, spectrum, stride, rows):
     """Free the gathered tiles of a unit of outliers, note them, and transform."""
     if clear_outliers(real, word, limit, tiles, r.lanes * r.y_tile * r.pitch):
         simd.pointer(np.int64, r.outliers)[slot] = 1
-    simd.call(r.forward, (r.context, tiles, tiles + r.work, spectrum, spectrum + r.imaginary, stride, rows))
+    simd.call(r.forward, (r.context, tiles, tiles + r.work, spectrum, stride, rows))
+
+
+@njit()
+def input_unit_to_spectrum(real, word, limit, itemsize, r, slot, unit, index, spectrum):
+    """Transform a unit of tiles of one channel of the stride-1 problem."""
+    tiles = r.scratch + slot * r.slot
+    channel, y_tap, x_tap = channel_position(r, index)
+    for lane in range(r.lanes):
+        tile = unit * r.lanes + lane
+        image, y_phase, x_phase, row, column = tile_position(r, min(tile, r.all_tiles - 1))
+        plane = r.input + (image * r.channels + channel) * r.y_input * r.x_input * itemsize
+        y0 = r.y_stride * y_phase + r.y_dilation * y_tap - r.y_before + row * r.y_core * r.y_input_step
+        x0 = r.x_stride * x_phase + r.x_dilation * x_tap - r.x_before + column * r.x_core * r.x_input_step
+        rows = r.y_tile if tile < r.all_tiles else 0
+        gather(
+            real, itemsize, plane, r.y_input, r.x_input, y0, r.y_input_step, rows, x0, r.x_input_step, r.x_tile,
+            r.y_tile, r.pitch, tiles + lane * r.tile,
+        )  # fmt: skip
+    transform_unit(real, word, limit, r, slot, tiles, spectrum, r.input_step_bytes, r.y_tile)
 
 
 def _input(real):
@@ -87,24 +107,11 @@ def _input(real):
     itemsize = np.dtype(real).itemsize
 
     def input_to_spectra(r, slot, begin, end):
-        tiles = r.scratch + slot * r.slot
         channels = r.channels * r.channel_phases
         for item in range(begin, end):
             unit, index = item // channels, item % channels
-            channel, y_tap, x_tap = channel_position(r, index)
-            for lane in range(r.lanes):
-                tile = (r.first_unit + unit) * r.lanes + lane
-                image, y_phase, x_phase, row, column = tile_position(r, min(tile, r.all_tiles - 1))
-                plane = r.input + (image * r.channels + channel) * r.y_input * r.x_input * itemsize
-                y0 = r.y_stride * y_phase + r.y_dilation * y_tap - r.y_before + row * r.y_core * r.y_input_step
-                x0 = r.x_stride * x_phase + r.x_dilation * x_tap - r.x_before + column * r.x_core * r.x_input_step
-                rows = r.y_tile if tile < r.all_tiles else 0
-                gather(
-                    real, itemsize, plane, r.y_input, r.x_input, y0, r.y_input_step, rows, x0, r.x_input_step, r.x_tile,
-                    r.y_tile, r.pitch, tiles + lane * r.tile,
-                )  # fmt: skip
-            spectrum = r.input_spectra + unit * r.input_unit + index * r.input_channel
-            transform_unit(real, word, limit, r, slot, tiles, spectrum, r.input_frequency, r.y_tile)
+            spectrum = r.input_spectra + unit * r.input_unit + index * COMPLEX_BYTES
+            input_unit_to_spectrum(real, word, limit, itemsize, r, slot, r.first_unit + unit, index, spectrum)
 
     return input_to_spectra
 
@@ -128,8 +135,8 @@ def _output(real):
                     x_phase + column * r.x_core * r.x_output_step, r.x_output_step, r.x_core,
                     r.y_tile, r.pitch, tiles + lane * r.tile,
                 )  # fmt: skip
-            spectrum = r.output_spectra + unit * r.output_unit + k * r.output_channel
-            transform_unit(real, word, limit, r, slot, tiles, spectrum, r.output_frequency, r.y_core)
+            spectrum = r.output_spectra + unit * r.output_unit + k * COMPLEX_BYTES
+            transform_unit(real, word, limit, r, slot, tiles, spectrum, r.output_step_bytes, r.y_core)
 
     return output_to_spectra
 
@@ -160,8 +167,8 @@ def _weight(real):
                     real, itemsize, plane, r.y_kernel, r.x_kernel,
                     y_tap, r.y_tap_step, rows, x_tap, r.x_tap_step, r.x_taps, r.y_tile, r.pitch, tiles + lane * r.tile,
                 )  # fmt: skip
-            spectrum = r.weight_spectra + unit * r.weight_unit + index * r.weight_channel
-            transform_unit(real, word, limit, r, slot, tiles, spectrum, r.weight_frequency, r.y_taps)
+            spectrum = r.weight_spectra + unit * r.weight_unit + index * COMPLEX_BYTES
+            transform_unit(real, word, limit, r, slot, tiles, spectrum, r.weight_step_bytes, r.y_taps)
 
     return weight_to_spectra
 

@@ -23,7 +23,7 @@ from nbfftconv import simd
 from nbfftconv.forking import fork_safe_lock
 from nbfftconv.jit import Callback
 from nbfftconv.paths import cache_directory
-from nbfftconv.transforms import Transform
+from nbfftconv.transforms import COMPLEX_BYTES, Layout, Transform
 
 try:
     import fcntl
@@ -167,6 +167,11 @@ def _plan(real: type, name: str, dimensions: list[tuple[int, int, int]], address
     return plan
 
 
+def layout(real: type, height: int, width: int) -> Layout:
+    """Return the layout of tiles and spectra."""
+    return Layout(1, width, -(-height * (width // 2 + 1) // simd.lanes(real)))
+
+
 def fftw(real: type, height: int, width: int) -> Transform:
     """Return FFTW's transform of tiles of ``height * width`` scalars, planned at the first request.
 
@@ -188,6 +193,7 @@ def fftw(real: type, height: int, width: int) -> Transform:
 def _make(real: type, height: int, width: int, flags: int) -> tuple[Transform, np.ndarray]:
     half = width // 2 + 1
     itemsize = np.dtype(real).itemsize
+    shape = layout(real, height, width)
     tile = pyfftw.zeros_aligned(height * width, dtype=real, n=64)
     spectrum = pyfftw.zeros_aligned(2 * height * half, dtype=real, n=64)
     real_part, imaginary_part = spectrum.ctypes.data, spectrum.ctypes.data + itemsize
@@ -206,7 +212,7 @@ def _make(real: type, height: int, width: int, flags: int) -> tuple[Transform, n
             forward,
             _execute(real, "execute_split_dft_c2r"),
             inverse,
-            height * half,
+            shape.steps,
         ],
         dtype=np.intp,
     )
@@ -214,10 +220,8 @@ def _make(real: type, height: int, width: int, flags: int) -> tuple[Transform, n
         _forward.address(real),
         _inverse.address(real),
         context.ctypes.data,
-        lanes=1,
-        pitch=width,
-        frequencies=height * half,
-        work_items=2 * height * half,
+        shape,
+        work_items=2 * shape.steps * simd.lanes(real),
     )
     return transform, context  # the context must outlive the transform
 
@@ -226,34 +230,36 @@ def _execute(real: type, name: str) -> int:
     return ctypes.cast(getattr(_library, _PREFIX[real] + name), ctypes.c_void_p).value
 
 
-_SIGNATURE = types.void(*[types.intp] * 7)
+_SIGNATURE = types.void(*[types.intp] * 6)
 
 
 def _forward_factory(real):
-    itemsize = np.dtype(real).itemsize
+    itemsize, lanes = np.dtype(real).itemsize, simd.lanes(real)
 
-    def forward(context, tile, work, real_part, imaginary_part, stride, rows):
+    def forward(context, tile, work, spectrum, stride, rows):
         fields = simd.pointer(np.intp, context)
         simd.call(fields[0], (fields[1], tile, work, work + itemsize))
-        interleaved = simd.pointer(real, work)
-        re, im = simd.pointer(real, real_part), simd.pointer(real, imaginary_part)
-        for f in range(fields[4]):
-            re[f] = interleaved[2 * f]
-            im[f] = interleaved[2 * f + 1]
+        for step in range(fields[4]):
+            interleaved = simd.pointer(real, work + step * COMPLEX_BYTES)
+            parts = simd.pointer(real, spectrum + step * stride)
+            for lane in range(lanes):
+                parts[lane] = interleaved[2 * lane]
+                parts[lanes + lane] = interleaved[2 * lane + 1]
 
     return forward
 
 
 def _inverse_factory(real):
-    itemsize = np.dtype(real).itemsize
+    itemsize, lanes = np.dtype(real).itemsize, simd.lanes(real)
 
-    def inverse(context, tile, work, real_part, imaginary_part, stride, rows):
+    def inverse(context, tile, work, spectrum, stride, rows):
         fields = simd.pointer(np.intp, context)
-        interleaved = simd.pointer(real, work)
-        re, im = simd.pointer(real, real_part), simd.pointer(real, imaginary_part)
-        for f in range(fields[4]):
-            interleaved[2 * f] = re[f]
-            interleaved[2 * f + 1] = im[f]
+        for step in range(fields[4]):
+            interleaved = simd.pointer(real, work + step * COMPLEX_BYTES)
+            parts = simd.pointer(real, spectrum + step * stride)
+            for lane in range(lanes):
+                interleaved[2 * lane] = parts[lane]
+                interleaved[2 * lane + 1] = parts[lanes + lane]
         simd.call(fields[2], (fields[3], work, work + itemsize, tile))
 
     return inverse

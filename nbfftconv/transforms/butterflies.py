@@ -1,0 +1,155 @@
+"""Transforms of a few values, each a vector: straight-line code, as Python generates it for `nbfftconv.simd.Emitter`.
+
+A length is factored into 4, 2, 3 and 5, decimated in time forward and in frequency inverse; of a real sequence only the
+half of the spectrum is computed that its symmetry leaves.
+"""
+
+import cmath
+import math
+
+
+class Complex:
+    """A complex vector under construction; `im` is None for a real one."""
+
+    def __init__(self, v, re, im=None):
+        self.v, self.re, self.im = v, re, im
+
+    def __add__(self, other):
+        v = self.v
+        if self.im is None or other.im is None:
+            im = other.im if self.im is None else self.im
+        else:
+            im = v.plus(self.im, other.im)
+        return Complex(v, v.plus(self.re, other.re), im)
+
+    def __sub__(self, other):
+        v = self.v
+        if other.im is None:
+            return Complex(v, v.minus(self.re, other.re), self.im)
+        im = v.negate(other.im) if self.im is None else v.minus(self.im, other.im)
+        return Complex(v, v.minus(self.re, other.re), im)
+
+    def conjugate(self):
+        return Complex(self.v, self.re, None if self.im is None else self.v.negate(self.im))
+
+    def times_i(self):
+        v = self.v
+        return Complex(v, v.constant(0.0) if self.im is None else v.negate(self.im), self.re)
+
+    def scaled(self, factor):
+        v = self.v
+        c = v.constant(factor)
+        return Complex(v, v.times(self.re, c), None if self.im is None else v.times(self.im, c))
+
+    def plus_scaled(self, factor, other):
+        """self + factor * other, for a real factor."""
+        v = self.v
+        c = v.constant(factor)
+        re = v.multiply_add(other.re, c, self.re)
+        if other.im is None:
+            return Complex(v, re, self.im)
+        im = v.times(other.im, c) if self.im is None else v.multiply_add(other.im, c, self.im)
+        return Complex(v, re, im)
+
+    def turned(self, numerator, denominator):
+        """self · exp(2πi numerator / denominator)."""
+        v = self.v
+        quarter = 4 * numerator
+        if quarter % denominator == 0:
+            turns = quarter // denominator % 4
+            if turns == 0:
+                return self
+            if turns == 1:
+                return self.times_i()
+            if turns == 2:
+                return Complex(v, v.negate(self.re), None if self.im is None else v.negate(self.im))
+            return self.times_i().turned(1, 2)
+        w = cmath.exp(2j * math.pi * numerator / denominator)
+        c, s = v.constant(w.real), v.constant(w.imag)
+        if self.im is None:
+            return Complex(v, v.times(self.re, c), v.times(self.re, s))
+        re = v.multiply_add(self.re, c, v.negate(v.times(self.im, s)))
+        return Complex(v, re, v.multiply_add(self.re, s, v.times(self.im, c)))
+
+
+def _radix(n):
+    return next((r for r in (4, 2, 3, 5) if n % r == 0), n)
+
+
+def _small(x, sign):
+    """Transform of 2, 3, 4 or 5 values; the kernel is exp(sign · 2πi jk / n)."""
+    n = len(x)
+    if n == 2:
+        return [x[0] + x[1], x[0] - x[1]]
+    if n == 4:
+        a, b, c, d = x[0] + x[2], x[0] - x[2], x[1] + x[3], x[1] - x[3]
+        t = d.turned(sign, 4)
+        return [a + c, b + t, a - c, b - t]
+    # odd: pair up j and n - j
+    sums = [x[j] + x[n - j] for j in range(1, (n + 1) // 2)]
+    differences = [(x[j] - x[n - j]).times_i() for j in range(1, (n + 1) // 2)]
+    total = x[0]
+    for s in sums:
+        total = total + s
+    result = [total] + [None] * (n - 1)
+    for k in range(1, (n + 1) // 2):
+        even, odd = x[0], None
+        for j, (s, d) in enumerate(zip(sums, differences, strict=True), 1):
+            even = even.plus_scaled(math.cos(2 * math.pi * j * k / n), s)
+            factor = sign * math.sin(2 * math.pi * j * k / n)
+            odd = d.scaled(factor) if odd is None else odd.plus_scaled(factor, d)
+        result[k], result[n - k] = even + odd, even - odd
+    return result
+
+
+def complex_transform(x, sign):
+    """Transform of complex values; the kernel is exp(sign · 2πi jk / n)."""
+    n = len(x)
+    if n == 1:
+        return x
+    r = _radix(n)
+    m = n // r
+    parts = [complex_transform(x[j::r], sign) for j in range(r)]
+    result = [None] * n
+    for k in range(m):
+        for q, value in enumerate(_small([parts[j][k].turned(sign * j * k, n) for j in range(r)], sign)):
+            result[k + q * m] = value
+    return result
+
+
+def real_transform(x):
+    """Spectrum 0 .. n/2 of n real values."""
+    n = len(x)
+    if n == 1:
+        return x
+    r = _radix(n)
+    m = n // r
+    parts = [real_transform(x[j::r]) for j in range(r)]
+    result = [None] * (n // 2 + 1)
+    for k in range(m // 2 + 1):
+        for q, value in enumerate(_small([parts[j][k].turned(-j * k, n) for j in range(r)], -1)):
+            index = k + q * m
+            if index <= n // 2:
+                result[index] = value
+            elif result[n - index] is None:
+                result[n - index] = value.conjugate()
+    return [Complex(y.v, y.re) if 2 * k % n == 0 else y for k, y in enumerate(result)]
+
+
+def real_inverse(x, n):
+    """n real values of their spectrum 0 .. n/2, unnormalised."""
+    if n == 1:
+        return x
+    r = _radix(n)
+    m = n // r
+    halves = [[None] * (m // 2 + 1) for _ in range(r)]
+    for k in range(m // 2 + 1):
+        indices = [(k + q * m) % n for q in range(r)]
+        values = [x[i] if i <= n // 2 else x[n - i].conjugate() for i in indices]
+        for j, value in enumerate(_small(values, 1)):
+            turned = value.turned(j * k, n)
+            halves[j][k] = Complex(turned.v, turned.re) if 2 * k % m == 0 else turned
+    result = [None] * n
+    for j in range(r):
+        result[j::r] = real_inverse(halves[j], m)
+    return result

@@ -1,0 +1,341 @@
+"""Generated transforms of one tile at a time, for tiles too large for `codelets`.
+
+A vector lane is one of neighbouring columns while columns are transformed, and one of neighbouring rows of frequencies
+while rows are. Columns are real: two vectors of them are the real and the imaginary part of one complex transform,
+taken apart by their symmetry afterwards. A length N = n1·n2 is transformed in two steps, n2 transforms of n1 values and
+n1 of n2 (Cooley and Tukey 1965). Frequencies stay in the order [k1, k2] in which the steps leave them: products of
+spectra do not care, and the inverse transform, the same steps backwards, expects it.
+"""
+
+import functools
+import math
+
+import numpy as np
+from numba import types
+
+from nbfftconv import simd
+from nbfftconv.jit import Callback
+from nbfftconv.simd import VECTOR_BYTES
+from nbfftconv.transforms import COMPLEX_BYTES, Layout, Transform
+from nbfftconv.transforms.butterflies import Complex, complex_transform
+
+#: Tile sides, and the lengths of their two steps.
+STEPS = {
+    30: (5, 6), 36: (6, 6), 40: (5, 8), 48: (6, 8), 60: (6, 10), 64: (8, 8), 72: (8, 9), 80: (8, 10), 90: (9, 10),
+    96: (8, 12), 108: (9, 12), 120: (10, 12), 128: (8, 16), 144: (12, 12), 150: (10, 15), 160: (10, 16), 180: (12, 15),
+    192: (12, 16), 240: (15, 16), 256: (16, 16), 300: (15, 20), 320: (16, 20), 400: (20, 20),
+}  # fmt: skip
+SIDES = tuple(STEPS)
+
+
+def _at(v, address, distance):
+    return v.add(address, v.integer(distance))
+
+
+def _load(v, address):
+    return Complex(v, v.load(address), v.load(_at(v, address, VECTOR_BYTES)))
+
+
+def _store(v, value, address):
+    v.store(value.re, address)
+    v.store(value.im, _at(v, address, VECTOR_BYTES))
+
+
+def _turn(v, value, factor):
+    """value · the complex number at an address."""
+    re, im = v.broadcast(factor), v.broadcast(_at(v, factor, v.itemsize))
+    return Complex(
+        v,
+        v.multiply_add(value.re, re, v.negate(v.times(value.im, im))),
+        v.multiply_add(value.re, im, v.times(value.im, re)),
+    )
+
+
+def _turn_all(v, values, factors, scale):
+    """Values · the complex numbers at an address, of which the first is `scale`."""
+    first = values[0] if scale == 1 else values[0].scaled(scale)
+    return [first, *(_turn(v, x, _at(v, factors, 2 * k * v.itemsize)) for k, x in enumerate(values[1:], 1))]
+
+
+def _forward_first(v, steps, source, stride, buffer, factors, scale):
+    """First step forward, of values `stride` bytes apart, to a buffer [k1, n2]."""
+    n1, n2 = steps
+
+    def transform(source, target, factors):
+        x = [_load(v, v.add(source, v.scale(stride, v.integer(i * n2)))) for i in range(n1)]
+        for k, value in enumerate(_turn_all(v, complex_transform(x, -1), factors, scale)):
+            _store(v, value, _at(v, target, k * n2 * COMPLEX_BYTES))
+        return [v.add(source, stride), _at(v, target, COMPLEX_BYTES), _at(v, factors, 2 * n1 * v.itemsize)]
+
+    v.repeat(v.integer(n2), [source, buffer, factors], transform)
+
+
+def _inverse_last(v, steps, buffer, target, stride):
+    """Last step of the inverse transform, from a buffer [k1, n2] to values `stride` bytes apart."""
+    n1, n2 = steps
+
+    def transform(source, target):
+        x = [_load(v, _at(v, source, k * n2 * COMPLEX_BYTES)) for k in range(n1)]
+        for i, value in enumerate(complex_transform(x, 1)):
+            _store(v, value, v.add(target, v.scale(stride, v.integer(i * n2))))
+        return [_at(v, source, COMPLEX_BYTES), v.add(target, stride)]
+
+    v.repeat(v.integer(n2), [buffer, target], transform)
+
+
+def _for_each_frequency_pair(v, length, buffer, states, body):
+    """Emit ``states = body(k, N - k, *states)`` for k = 0 .. N/2, in some order, with the addresses of both in a buffer."""
+    n1, n2 = STEPS[length]
+    states = body(buffer, buffer, *states)
+    for first, last, count in ((1, n2 - 1, n2 // 2), (n2, length - 1, (length - n2 + 1) // 2)):
+
+        def one(k, opposite, *states):
+            return [_at(v, k, COMPLEX_BYTES), _at(v, opposite, -COMPLEX_BYTES), *body(k, opposite, *states)]
+
+        start = [_at(v, buffer, first * COMPLEX_BYTES), _at(v, buffer, last * COMPLEX_BYTES), *states]
+        states = v.repeat(v.integer(count), start, one)[2:]
+
+
+@functools.cache
+def _columns_forward(length):
+    """Intrinsic: pairs of vectors of columns, samples `pitch` bytes apart, to [column vector, k, (re, im), lane]."""
+    n1, n2 = STEPS[length]
+
+    def emit(v, tile, pitch, columns, vector, buffer, factors, pairs):
+        def pair(tile, columns):
+            _forward_first(v, (n1, n2), tile, pitch, buffer, factors, 0.5)
+
+            def second(at):
+                x = [_load(v, _at(v, at, i * COMPLEX_BYTES)) for i in range(n2)]
+                for i, value in enumerate(complex_transform(x, -1)):
+                    _store(v, value, _at(v, at, i * COMPLEX_BYTES))
+                return [_at(v, at, n2 * COMPLEX_BYTES)]
+
+            v.repeat(v.integer(n1), [buffer], second)
+
+            def take_apart(k, opposite, a, b):
+                z, y = _load(v, k), _load(v, opposite)
+                _store(v, Complex(v, v.plus(z.re, y.re), v.minus(z.im, y.im)), a)
+                _store(v, Complex(v, v.plus(z.im, y.im), v.minus(y.re, z.re)), b)
+                return [_at(v, a, COMPLEX_BYTES), _at(v, b, COMPLEX_BYTES)]
+
+            _for_each_frequency_pair(v, length, buffer, [columns, v.add(columns, vector)], take_apart)
+            return [_at(v, tile, COMPLEX_BYTES), v.add(columns, v.scale(vector, v.integer(2)))]
+
+        v.repeat(pairs, [tile, columns], pair)
+
+    return simd.kernel(emit, f"columns_forward_{length}", 7)
+
+
+@functools.cache
+def _columns_inverse(length):
+    """Intrinsic: the reverse of `_columns_forward`."""
+    n1, n2 = STEPS[length]
+
+    def emit(v, tile, pitch, columns, vector, buffer, factors, pairs):
+        def pair(tile, columns):
+            def put_together(k, opposite, a, b):
+                a_value, b_value = _load(v, a), _load(v, b)
+                z = Complex(v, v.minus(a_value.re, b_value.im), v.plus(a_value.im, b_value.re))
+                y = Complex(v, v.plus(a_value.re, b_value.im), v.minus(b_value.re, a_value.im))
+                _store(v, z, k)
+                _store(v, y, opposite)
+                return [_at(v, a, COMPLEX_BYTES), _at(v, b, COMPLEX_BYTES)]
+
+            _for_each_frequency_pair(v, length, buffer, [columns, v.add(columns, vector)], put_together)
+
+            def first(at, factors):
+                x = [_load(v, _at(v, at, i * COMPLEX_BYTES)) for i in range(n2)]
+                for i, value in enumerate(_turn_all(v, complex_transform(x, 1), factors, 1)):
+                    _store(v, value, _at(v, at, i * COMPLEX_BYTES))
+                return [_at(v, at, n2 * COMPLEX_BYTES), _at(v, factors, 2 * n2 * v.itemsize)]
+
+            v.repeat(v.integer(n1), [buffer, factors], first)
+            _inverse_last(v, (n1, n2), buffer, tile, pitch)
+            return [_at(v, tile, COMPLEX_BYTES), v.add(columns, v.scale(vector, v.integer(2)))]
+
+        v.repeat(pairs, [tile, columns], pair)
+
+    return simd.kernel(emit, f"columns_inverse_{length}", 7)
+
+
+def _transpose(v, vectors, source, source_step, target, target_step):
+    """Transpose squares of complex vectors, `step` bytes from one to the next."""
+
+    def square(source, target):
+        for part in (0, VECTOR_BYTES):
+            rows = [v.load(_at(v, source, i * COMPLEX_BYTES + part)) for i in range(v.lanes)]
+            for i, value in enumerate(v.transpose(rows)):
+                v.store(value, _at(v, target, i * COMPLEX_BYTES + part))
+        return [v.add(source, source_step), v.add(target, target_step)]
+
+    v.repeat(v.integer(vectors), [source, target], square)
+
+
+@functools.cache
+def _rows_forward(length):
+    """Intrinsic: groups of rows of [column vector, k, (re, im), lane] to steps of a spectrum."""
+    n1, n2 = STEPS[length]
+
+    def emit(v, columns, vector, spectrum, stride, buffer, factors, groups):
+        def group(columns, spectrum):
+            _transpose(v, -(-length // v.lanes), columns, vector, buffer, v.integer(v.lanes * COMPLEX_BYTES))
+            _forward_first(v, (n1, n2), buffer, v.integer(COMPLEX_BYTES), buffer, factors, 1)
+
+            def second(at, target):
+                x = [_load(v, _at(v, at, i * COMPLEX_BYTES)) for i in range(n2)]
+                for i, value in enumerate(complex_transform(x, -1)):
+                    _store(v, value, v.add(target, v.scale(stride, v.integer(i))))
+                return [_at(v, at, n2 * COMPLEX_BYTES), v.add(target, v.scale(stride, v.integer(n2)))]
+
+            v.repeat(v.integer(n1), [buffer, spectrum], second)
+            return [_at(v, columns, v.lanes * COMPLEX_BYTES), v.add(spectrum, v.scale(stride, v.integer(length)))]
+
+        v.repeat(groups, [columns, spectrum], group)
+
+    return simd.kernel(emit, f"rows_forward_{length}", 7)
+
+
+@functools.cache
+def _rows_inverse(length):
+    """Intrinsic: the reverse of `_rows_forward`."""
+    n1, n2 = STEPS[length]
+
+    def emit(v, columns, vector, spectrum, stride, buffer, factors, groups):
+        vectors = -(-length // v.lanes)
+
+        def group(columns, spectrum):
+            def first(source, at, factors):
+                x = [_load(v, v.add(source, v.scale(stride, v.integer(i)))) for i in range(n2)]
+                for i, value in enumerate(_turn_all(v, complex_transform(x, 1), factors, 1)):
+                    _store(v, value, _at(v, at, i * COMPLEX_BYTES))
+                return [
+                    v.add(source, v.scale(stride, v.integer(n2))),
+                    _at(v, at, n2 * COMPLEX_BYTES),
+                    _at(v, factors, 2 * n2 * v.itemsize),
+                ]
+
+            v.repeat(v.integer(n1), [spectrum, buffer, factors], first)
+            _inverse_last(v, (n1, n2), buffer, buffer, v.integer(COMPLEX_BYTES))
+            for x in range(length, vectors * v.lanes):  # two columns are one complex transform: no garbage in either
+                _store(v, Complex(v, v.zero(), v.zero()), _at(v, buffer, x * COMPLEX_BYTES))
+            _transpose(v, vectors, buffer, v.integer(v.lanes * COMPLEX_BYTES), columns, vector)
+            return [_at(v, columns, v.lanes * COMPLEX_BYTES), v.add(spectrum, v.scale(stride, v.integer(length)))]
+
+        v.repeat(groups, [columns, spectrum], group)
+
+    return simd.kernel(emit, f"rows_inverse_{length}", 7)
+
+
+_STEP_SIGNATURE = types.void(*[types.intp] * 7)
+
+
+@functools.cache
+def _step(make, length):
+    kernel = make(length)
+
+    def factory(real):
+        def step(a, b, c, d, e, f, g):
+            kernel(real, (a, b, c, d, e, f, g))
+
+        return step
+
+    return Callback(factory, _STEP_SIGNATURE)
+
+
+_CONTEXT = np.dtype(
+    [
+        (name, np.int64)
+        for name in (
+            "columns_forward", "rows_forward", "columns_inverse", "rows_inverse",  # addresses of code
+            "columns_forward_factors", "rows_forward_factors", "columns_inverse_factors", "rows_inverse_factors",
+            "pitch", "vector", "buffer", "pairs", "groups",
+        )
+    ]
+)  # fmt: skip
+_SIGNATURE = types.void(*[types.intp] * 6)
+
+
+def _factory(real):
+    def forward(context, tile, work, spectrum, stride, rows):
+        c = simd.pointer(np.int64, context)
+        buffer = work + c[10]
+        simd.call(c[0], (tile, c[8], work, c[9], buffer, c[4], c[11]))
+        simd.call(c[1], (work, c[9], spectrum, stride, buffer, c[5], c[12]))
+
+    return forward
+
+
+def _inverse_factory(real):
+    def inverse(context, tile, work, spectrum, stride, rows):
+        c = simd.pointer(np.int64, context)
+        buffer = work + c[10]
+        simd.call(c[3], (work, c[9], spectrum, stride, buffer, c[7], c[12]))
+        simd.call(c[2], (tile, c[8], work, c[9], buffer, c[6], c[11]))
+
+    return inverse
+
+
+_forward = Callback(_factory, _SIGNATURE)
+_inverse = Callback(_inverse_factory, _SIGNATURE)
+
+
+@functools.cache
+def _factors(real, length, sign, scale):
+    """exp(sign · 2πi k1 n2 / N) · scale: [n2, k1] forward, [k1, n2] inverse."""
+    n1, n2 = STEPS[length]
+    products = np.outer(np.arange(n2), np.arange(n1))
+    factors = scale * np.exp(sign * 2j * math.pi * products / length)
+    factors = factors if sign < 0 else factors.T
+    return np.ascontiguousarray(np.stack([factors.real, factors.imag], axis=-1), real)
+
+
+_contexts = {}
+
+
+def layout(real: type, height: int, width: int) -> Layout:
+    """Return the layout of tiles and spectra."""
+    lanes = simd.lanes(real)
+    pairs, groups = -(-width // (2 * lanes)), -(-(height // 2 + 1) // lanes)
+    # Oddly many cache lines a row: at an even number, the samples of a column share few sets of a cache.
+    return Layout(1, (2 * pairs + 1) * lanes, groups * width)
+
+
+@functools.cache
+def planar(real: type, height: int, width: int) -> Transform:
+    """Return the generated transform of tiles of ``height * width`` scalars, compiled at the first request.
+
+    Parameters
+    ----------
+    real : type
+        `numpy.float32` or `numpy.float64`.
+    height, width : int
+        Of `SIDES`.
+    """
+    lanes, shape = simd.lanes(real), layout(real, height, width)
+    pairs, groups = shape.pitch // (2 * lanes), shape.steps // width
+    vector = groups * lanes * COMPLEX_BYTES
+    tables = [
+        _factors(real, height, -1, 0.5), _factors(real, width, -1, 1.0),
+        _factors(real, height, 1, 1.0), _factors(real, width, 1, 1.0),
+    ]  # fmt: skip
+    steps = (
+        (_columns_forward, height), (_rows_forward, width), (_columns_inverse, height), (_rows_inverse, width),
+    )  # fmt: skip
+    context = np.array(
+        [
+            *(_step(make, length).address(real) for make, length in steps),
+            *(table.ctypes.data for table in tables),
+            shape.pitch * np.dtype(real).itemsize, vector, 2 * pairs * vector, pairs, groups,
+        ],
+        np.int64,
+    )  # fmt: skip
+    _contexts[real, height, width] = context
+    buffer = max(height, -(-width // lanes) * lanes) * 2 * lanes
+    return Transform(
+        _forward.address(real),
+        _inverse.address(real),
+        context.ctypes.data,
+        shape,
+        work_items=2 * pairs * groups * lanes * 2 * lanes + buffer,
+    )
