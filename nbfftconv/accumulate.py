@@ -9,24 +9,31 @@ Registers hold a block of C while r runs, so each value of C is one chain of add
 the blocks and the threads.
 """
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
 
 from nbfftconv import jit, simd, threads
+from nbfftconv.simd import VECTOR_BYTES
+from nbfftconv.transforms import COMPLEX_BYTES
 
 # Rows and columns of the block of C in registers: 2 vectors each, and 2 for every column's B.
 ROWS, COLUMNS = (4, 3) if simd.REGISTERS == 32 else (2, 2)
+#: Rows of a block of one column: enough chains of additions to hide their latency.
+TALL_ROWS = 2 * ROWS
+#: Channels, or tiles, summed before the next block: three columns of B stay in the first-level cache.
+_DEPTH = 88
 #: Rows of C in one work item, so that one group and few frequencies still feed all threads.
-_ITEM_ROWS = 32
+_ITEM_ROWS = 128
 
-_MATRICES = [f"{matrix}{name}" for matrix in "abc" for name in ("", "_group", "_row", "_rows", "_column", "_step")]
+_FIELDS = ("", "_group", "_row", "_rows", "_column", "_columns", "_step")
 _PRODUCT = np.dtype(
     [
-        *((name, np.int64) for name in _MATRICES),
+        # `rows` and `columns` are bytes from as many rows or columns as a vector has lanes to the next ones
+        *((f"{matrix}{name}", np.int64) for matrix in "abc" for name in _FIELDS),
         *((name, np.int64) for name in ("groups", "rows", "columns", "depth", "steps")),
-        # neighbours of which index are `row` apart in A and C, and `column` in A; beyond them, `rows` apart
-        *((name, np.int64) for name in ("row_lanes", "depth_lanes")),
+        *((name, np.int64) for name in ("add", "a_lines")),
     ]
 )
 
@@ -67,19 +74,16 @@ class _Kind:
     ----------
     conjugate : bool
         A is conjugated.
-    add : bool
-        C is added to.
     broadcast : bool
         An entry of A is a scalar.
     nested : bool
         Neighbours along r are lanes of A.
     reduce : bool
-        An entry of C is a scalar, the sum over the lanes.
+        An entry of C is a scalar, to which the sum over the lanes is added.
     """
 
     name: str
     conjugate: bool = False
-    add: bool = False
     broadcast: bool = False
     nested: bool = False
     reduce: bool = False
@@ -90,18 +94,19 @@ def _block(kind: _Kind, rows: int, columns: int):
 
     def emit(
         v, a, a_row, a_depth, a_depths, a_step, b, b_column, b_depth, b_step, c, c_row, c_column, c_step,
-        depth, depth_lanes, steps,
+        depth, depth_lanes, steps, go_on, ahead, c_ahead,
     ):  # fmt: skip
         def both(load, address):
-            return load(address), load(v.add(address, v.integer(simd.VECTOR_BYTES)))
+            return load(address), load(v.add(address, v.integer(VECTOR_BYTES)))
 
         def at(start, stride, index):
             return v.add(start, v.scale(stride, v.integer(index)))
 
         load_a = v.broadcast if kind.broadcast else v.load
 
-        def add_products(a, b, *sums):
+        def add_products(a, b, ahead, *sums):
             sums = list(sums)
+            v.prefetch(ahead, level=2)
             b_values = [both(v.load, at(b, b_column, j)) for j in range(columns)]
             for i in range(rows):
                 a_re, a_im = both(load_a, at(a, a_row, i))
@@ -112,26 +117,30 @@ def _block(kind: _Kind, rows: int, columns: int):
                     im = v.multiply_add(a_re, b_im, sums[k + 1])
                     sums[k] = v.multiply_add(a_im if kind.conjugate else minus, b_im, re)
                     sums[k + 1] = v.multiply_add(minus if kind.conjugate else a_im, b_re, im)
-            return [v.add(a, a_depth), v.add(b, b_depth), *sums]
+            return [v.add(a, a_depth), v.add(b, b_depth), v.add(ahead, v.integer(COMPLEX_BYTES)), *sums]
 
-        def depth_block(a, b, left, *sums):
-            _, b, *sums = v.repeat(v.minimum(left, depth_lanes), [a, b, *sums], add_products)
-            return [v.add(a, a_depths), b, v.subtract(left, depth_lanes), *sums]
+        def depth_block(a, b, ahead, left, *sums):
+            _, b, ahead, *sums = v.repeat(v.minimum(left, depth_lanes), [a, b, ahead, *sums], add_products)
+            return [v.add(a, a_depths), b, ahead, v.subtract(left, depth_lanes), *sums]
+
+        mask = v.all_or_none(go_on)
 
         def block(a, b, c):
             entries = [at(at(c, c_row, i), c_column, j) for i in range(rows) for j in range(columns)]
             sums = []
             for entry in entries:
-                sums += both(v.load, entry) if kind.add and not kind.reduce else (v.zero(), v.zero())
+                v.prefetch(v.add(entry, c_ahead), write=True, level=2)
+                v.prefetch(v.add(v.add(entry, v.integer(VECTOR_BYTES)), c_ahead), write=True, level=2)
+                sums += (v.zero(), v.zero()) if kind.reduce else both(lambda at: v.load_some(at, mask), entry)
             if kind.nested:
                 blocks = v.divide(v.add(depth, v.subtract(depth_lanes, v.integer(1))), depth_lanes)
-                _, _, _, *sums = v.repeat(blocks, [a, b, depth, *sums], depth_block)
+                _, _, _, _, *sums = v.repeat(blocks, [a, b, ahead, depth, *sums], depth_block)
             else:
-                _, _, *sums = v.repeat(depth, [a, b, *sums], add_products)
+                _, _, _, *sums = v.repeat(depth, [a, b, ahead, *sums], add_products)
             store = v.add_lanes if kind.reduce else v.store
             for k, entry in enumerate(entries):
                 store(sums[2 * k], entry)
-                store(sums[2 * k + 1], v.add(entry, v.integer(simd.VECTOR_BYTES)))
+                store(sums[2 * k + 1], v.add(entry, v.integer(VECTOR_BYTES)))
             return [v.add(a, a_step), v.add(b, b_step), v.add(c, c_step)]
 
         v.repeat(steps, [a, b, c], block)
@@ -142,62 +151,95 @@ def _block(kind: _Kind, rows: int, columns: int):
 def _kernel(kind: _Kind):
     def emit(v, *arguments):
         *operands, rows, columns = arguments
-        for i in range(1, ROWS + 1):
-            for j in range(1, COLUMNS + 1):
-                with v.when(rows, i), v.when(columns, j):
-                    _block(kind, i, j)(v, *operands)
+        for i, j in [*itertools.product(range(1, ROWS + 1), range(1, COLUMNS + 1)), (TALL_ROWS, 1)]:
+            with v.when(rows, i), v.when(columns, j):
+                _block(kind, i, j)(v, *operands)
 
-    return simd.kernel(emit, kind.name, 18)
+    return simd.kernel(emit, kind.name, 21)
 
 
 _KINDS = (
     _Kind("product"),
     _Kind("conjugate_product", conjugate=True),
-    _Kind("add_conjugate_product", conjugate=True, add=True),
     _Kind("nested_scalar_product", broadcast=True, nested=True),
     _Kind("scalar_conjugate_product", conjugate=True, broadcast=True),
-    _Kind("add_reduced_conjugate_product", conjugate=True, add=True, reduce=True),
+    _Kind("reduced_conjugate_product", conjugate=True, reduce=True),
 )
 #: Intrinsics ``(a, a_row, a_column, a_rows, a_step, b, b_row, b_column, b_step, c, c_row, c_column, c_step, depth,
-#: depth_lanes, steps, rows, columns)`` of a block of up to `ROWS` rows and `COLUMNS` columns.
+#: depth_lanes, steps, go_on, ahead, c_ahead, rows, columns)`` of a block of up to `ROWS` rows and `COLUMNS` columns, or
+#: of `TALL_ROWS` and one. With `go_on`, C is added to. A line for every r is fetched from `ahead` on, and those
+#: `c_ahead` from what is written.
 KERNELS = {kind.name: _kernel(kind) for kind in _KINDS}
 
 
-def _stage(name: str):
-    multiply = KERNELS[name]
+def _stage(kind: _Kind):
+    multiply = KERNELS[kind.name]
 
     def factory(real):
+        lanes = simd.lanes(real)
+
         def product(p, slot, begin, end):
             row_items = (p.rows + _ITEM_ROWS - 1) // _ITEM_ROWS
+            depth_blocks = (p.depth + _DEPTH - 1) // _DEPTH
+            depth = ((p.depth + depth_blocks - 1) // depth_blocks + lanes - 1) // lanes * lanes
             for item in range(begin, end):
                 first_row = item % row_items * _ITEM_ROWS
+                last_row = min(first_row + _ITEM_ROWS, p.rows)
                 step = item // row_items % p.steps
                 group = item // (row_items * p.steps)
-                last_row = min(first_row + _ITEM_ROWS, p.rows)
-                for j in range(0, p.columns, COLUMNS):
-                    columns = min(COLUMNS, p.columns - j)
-                    for i in range(first_row, last_row, min(ROWS, p.row_lanes)):
-                        rows = min(ROWS, p.row_lanes, last_row - i)
-                        a_row = i // p.row_lanes * p.a_rows + i % p.row_lanes * p.a_row
-                        c_row = i // p.row_lanes * p.c_rows + i % p.row_lanes * p.c_row
-                        a = p.a + group * p.a_group + a_row + step * p.a_step
-                        b = p.b + group * p.b_group + j * p.b_row + step * p.b_step
-                        c = p.c + group * p.c_group + c_row + j * p.c_column + step * p.c_step
-                        multiply(real, (
-                            a, p.a_row, p.a_column, p.a_rows, 0, b, p.b_row, p.b_column, 0, c, p.c_row, p.c_column, 0,
-                            p.depth, p.depth_lanes, 1, rows, columns,
-                        ))  # fmt: skip
+                a_start = p.a + group * p.a_group + step * p.a_step + first_row // lanes * p.a_rows
+                b_start = p.b + group * p.b_group + step * p.b_step
+                c_start = p.c + group * p.c_group + step * p.c_step
+                for r in range(0, p.depth, depth):
+                    is_last = r + depth >= p.depth
+                    # what comes next: the next lanes of rows of A, and the next depth or step of B
+                    a_rows = a_start + r // lanes * p.a_columns
+                    a_next = a_start + (p.a_step if is_last else (r + depth) // lanes * p.a_columns)
+                    b_block = b_start + r * p.b_column
+                    b_next = b_start + (p.b_step if is_last else (r + depth) * p.b_column)
+                    b_lines = 0
+                    for first in range(first_row, last_row, lanes):
+                        last = min(first + lanes, last_row)
+                        a_ahead = a_next if last == last_row else a_rows + p.a_rows
+                        a_lines = 0
+                        j = 0
+                        while j < p.columns:
+                            # never a single column where two and two will do
+                            columns = 2 if p.columns - j == 4 and COLUMNS == 3 else min(COLUMNS, p.columns - j)
+                            i = first
+                            while i < last:
+                                rows = min(ROWS, last - i)
+                                if columns == 1 and last - i >= TALL_ROWS:
+                                    rows = TALL_ROWS
+                                a = a_rows + (i - first) * p.a_row
+                                b = b_block + j * p.b_row
+                                c = c_start + first // lanes * p.c_rows + (i - first) * p.c_row + j * p.c_column
+                                ahead = b
+                                if a_lines < p.a_lines:
+                                    ahead = a_ahead + a_lines // 2 * p.a_row + a_lines % 2 * VECTOR_BYTES
+                                    a_lines += 1
+                                elif b_lines < 2 * p.columns:
+                                    ahead = b_next + b_lines // 2 * p.b_row + b_lines % 2 * VECTOR_BYTES
+                                    b_lines += 1
+                                multiply(real, (
+                                    a, p.a_row, p.a_column, p.a_columns, 0, b, p.b_row, p.b_column, 0,
+                                    c, p.c_row, p.c_column, 0, min(depth, p.depth - r), lanes, 1, p.add + r, ahead,
+                                    p.c_step if is_last else 0, rows, columns,
+                                ))  # fmt: skip
+                                i += rows
+                            j += columns
+                        a_rows += p.a_rows
 
         return product
 
     return jit.stage(_PRODUCT)(factory)
 
 
-_STAGES = {name: _stage(name) for name in KERNELS}
+_STAGES = {kind.name: _stage(kind) for kind in _KINDS}
 
 
-def _run(name: str, a: Matrix, b: Matrix, c: Matrix, shape: tuple[int, ...], slots: int) -> None:
-    groups, rows, _, depth, steps = shape
+def _run(name: str, a: Matrix, b: Matrix, c: Matrix, shape: tuple[int, ...], slots: int, add: bool = False) -> None:
+    groups, rows, _, _, steps = shape
     real = c.spectra.dtype.type
     lanes = simd.lanes(real)
     record = np.zeros((), _PRODUCT)
@@ -205,10 +247,14 @@ def _run(name: str, a: Matrix, b: Matrix, c: Matrix, shape: tuple[int, ...], slo
         record[letter] = matrix.spectra.ctypes.data
         for field in ("group", "row", "column", "step"):
             record[f"{letter}_{field}"] = getattr(matrix, field)
-        record[f"{letter}_rows"] = lanes * matrix.row if matrix.lane_axis is None else matrix.vectors
-    record["groups"], record["rows"], record["columns"], record["depth"], record["steps"] = shape
-    record["row_lanes"] = lanes if "row" in (a.lane_axis, c.lane_axis) else 2**40
-    record["depth_lanes"] = lanes
+        for axis in ("row", "column"):
+            apart = matrix.vectors if matrix.lane_axis == axis else lanes * getattr(matrix, axis)
+            record[f"{letter}_{axis}s"] = apart
+    for field, value in zip(("groups", "rows", "columns", "depth", "steps"), shape, strict=True):
+        record[field] = value
+    record["add"] = add
+    # Along r, the entries of a row of A fill cache lines of real and of imaginary parts, or share them with other rows.
+    record["a_lines"] = {None: 2 * lanes, "row": 2, "column": 0}[a.lane_axis]
     items = groups * -(-rows // _ITEM_ROWS) * steps
     threads.run(_STAGES[name].address(real), record.ctypes.data, items, slots)
 
@@ -236,5 +282,5 @@ def conjugate_product(a: Matrix, b: Matrix, c: Matrix, shape: tuple[int, ...], s
 
 def add_conjugate_product(a: Matrix, b: Matrix, c: Matrix, shape: tuple[int, ...], slots: int) -> None:
     """C += conj(A) · B; parameters as in `product`, but entries of C may be lanes along i, sums over lanes."""
-    name = "add_conjugate_product" if c.lane_axis is None else "add_reduced_conjugate_product"
-    _run(name, a, b, c, shape, slots)
+    name = "conjugate_product" if c.lane_axis is None else "reduced_conjugate_product"
+    _run(name, a, b, c, shape, slots, add=True)

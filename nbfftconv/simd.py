@@ -132,6 +132,10 @@ class Emitter:
         pointer = self._builder.inttoptr(address, self._vector.element.as_pointer())
         self._builder.store(self._builder.fadd(self._builder.load(pointer), total), pointer)
 
+    def all_or_none(self, condition: ir.Value) -> ir.Value:
+        """Mask of all lanes where an integer is not 0, of none where it is."""
+        return self._builder.icmp_signed("!=", self._splat(condition), ir.Constant(ir.VectorType(self._word, self.lanes), None))
+
     def between(self, first: ir.Value, begin: ir.Value, end: ir.Value) -> ir.Value:
         """Mask of the lanes whose index, counted from `first`, is in begin .. end - 1."""
         indices = ir.VectorType(self._word, self.lanes)
@@ -159,14 +163,14 @@ class Emitter:
         suffix = f"v{self.lanes}f{8 * self.itemsize}.p0"
         return cgutils.get_or_insert_function(self._builder.module, function_type, f"llvm.masked.{name}.{suffix}")
 
-    def prefetch(self, address: ir.Value, write: bool = False) -> None:
-        """Hint that the cache line at an address, which may be invalid, will be read, or written."""
+    def prefetch(self, address: ir.Value, write: bool = False, level: int = 1) -> None:
+        """Hint that the cache line at an address, which may be invalid, will be read, or written; to a cache's level."""
         byte = ir.IntType(8).as_pointer()
         number = ir.IntType(32)
         function_type = ir.FunctionType(ir.VoidType(), [byte, number, number, number])
         function = cgutils.get_or_insert_function(self._builder.module, function_type, "llvm.prefetch.p0")
-        access, all_levels, data = (ir.Constant(number, value) for value in (int(write), 3, 1))
-        self._builder.call(function, [self._builder.inttoptr(address, byte), access, all_levels, data])
+        access, locality, data = (ir.Constant(number, value) for value in (int(write), 4 - level, 1))
+        self._builder.call(function, [self._builder.inttoptr(address, byte), access, locality, data])
 
     def clip(self, value: ir.Value) -> ir.Value:
         """Zero where a lane is negative; a NaN stays."""

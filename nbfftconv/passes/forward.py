@@ -98,7 +98,7 @@ def _fused(kernel):
                             w, filter_bytes, COMPLEX_BYTES, 0, r.weight_step_bytes,
                             x + j * r.input_unit, r.input_unit, COMPLEX_BYTES, r.input_step_bytes,
                             y + j * r.output_unit, COMPLEX_BYTES, r.output_unit, r.output_step_bytes,
-                            depth, 1, r.steps, rows, min(COLUMNS, units - j),
+                            depth, 1, r.steps, 0, x, 0, rows, min(COLUMNS, units - j),
                         ))  # fmt: skip
                     for unit in range(units):
                         for row in range(rows):
