@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from nbfftconv import engine
+from nbfftconv import engine, scratch
 from nbfftconv import padding as padding_modes
 from nbfftconv.arrays import as_float, as_float4, check_out, check_shape, compact, is_usable_out, result_type
 from nbfftconv.geometry import ConvGeometry, Padding
@@ -132,7 +132,7 @@ def run_forward(
         x = padding_modes.pad(x, geometry, padding_mode)
     run_geometry = geometry if padding_mode == "zeros" else geometry.with_padding_applied()
     direct_out = out is not None and is_usable_out(out, x, kernels.weight, b)
-    result = out if direct_out else np.empty(geometry.output_size, dtype)
+    result = out if direct_out else scratch.result(geometry.output_size, dtype)
     engine.forward(plan, run_geometry, x, kernels, b, activation == "relu", result)
     if out is None or direct_out:
         return result
@@ -189,7 +189,7 @@ def run_grad_weight(plan: ConvPlan, x: np.ndarray, g: np.ndarray, padding_mode: 
     x, g = compact(x, dtype), compact(g, dtype)
     if padding_mode != "zeros":
         x, geometry = padding_modes.pad(x, geometry, padding_mode), geometry.with_padding_applied()
-    result = np.empty(geometry.weight_size, dtype)
+    result = scratch.result(geometry.weight_size, dtype)
     engine.grad_weight(plan, geometry, x, g, result)
     return result
 
@@ -243,10 +243,10 @@ def run_grad_input(plan: ConvPlan, kernels: engine.Kernels, g: np.ndarray, paddi
     geometry, dtype = plan.geometry, plan.dtype
     g = compact(g, dtype)
     if padding_mode == "zeros":
-        result = np.empty(geometry.input_size, dtype)
+        result = scratch.result(geometry.input_size, dtype)
         engine.grad_input(plan, geometry, kernels, g, result)
         return result
     padded = geometry.with_padding_applied()
-    result = np.empty(padded.input_size, dtype)
+    result = scratch.result(padded.input_size, dtype)
     engine.grad_input(plan, padded, kernels, g, result)
     return padding_modes.fold(result, geometry, padding_mode)

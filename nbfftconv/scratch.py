@@ -1,9 +1,12 @@
-"""Scratch memory: its bound, and what passes borrow and give back.
+"""Memory that is used again: its bound, scratch memory that passes borrow and give back, and results.
 
-Memory fresh from the system costs a page fault every few KiB, for a block of tiles as much as their transforms. So
-what a pass gives back is kept for the next one, up to the bound.
+Memory fresh from the system costs a page fault every few KiB, for a block of tiles as much as their transforms, and for
+a large result as much as writing it twice. So what a pass gives back, and a result that nobody refers to any more, is
+kept for the next one, up to the bound.
 """
 
+import collections
+import math
 import os
 
 import numpy as np
@@ -11,6 +14,7 @@ import numpy as np
 from nbfftconv.forking import fork_safe_lock
 
 _DEFAULT_LIMIT = 256 * 2**20
+_SMALL_RESULT = 2**20  # bytes below which a result is not worth keeping
 
 
 def _limit_from_environment() -> int:
@@ -21,6 +25,7 @@ def _limit_from_environment() -> int:
 _limit = _limit_from_environment()
 _lock = fork_safe_lock()
 _kept: list[np.ndarray] = []
+_returned: collections.deque[np.ndarray] = collections.deque()  # of results; a finalizer must not wait for the lock
 
 
 def set_scratch_limit(nbytes: int) -> None:
@@ -29,7 +34,8 @@ def set_scratch_limit(nbytes: int) -> None:
     Parameters
     ----------
     nbytes : int
-        At first 256 MiB, or what ``NBFFTCONV_SCRATCH_BYTES`` says. As much is kept between calls, at most. Results
+        At first 256 MiB, or what ``NBFFTCONV_SCRATCH_BYTES`` says. As much is kept between calls, at most, results included that
+        nobody refers to any more. Results
         depend on it by rounding only, where it rules out the tiles or the blocks that would be chosen without it.
 
     Raises
@@ -46,6 +52,7 @@ def set_scratch_limit(nbytes: int) -> None:
         raise ValueError(f"the scratch limit must be at least 1 byte, got {nbytes}")
     with _lock:
         _limit = int(nbytes)
+        _returned.clear()
         _kept.clear()
 
 
@@ -61,10 +68,12 @@ def aligned(nbytes: int) -> np.ndarray:
     return raw[start : start + nbytes]
 
 
-def borrow(nbytes: int) -> np.ndarray:
-    """Return at least `nbytes` bytes that begin at a cache line, of any content."""
+def borrow(nbytes: int, spare: float = 1.0) -> np.ndarray:
+    """Return at least `nbytes` bytes that begin at a cache line, of any content; a share of `spare` more at most."""
     with _lock:
-        fitting = [i for i, array in enumerate(_kept) if nbytes <= array.nbytes <= 2 * nbytes + 2**16]
+        _collect()
+        largest = (1 + spare) * nbytes + 2**16
+        fitting = [i for i, array in enumerate(_kept) if nbytes <= array.nbytes <= largest]
         if fitting:
             return _kept.pop(min(fitting, key=lambda i: _kept[i].nbytes))
     return aligned(nbytes)
@@ -74,5 +83,31 @@ def give_back(array: np.ndarray) -> None:
     """Keep what was borrowed for a later pass, and let go of what was kept longest, past the bound."""
     with _lock:
         _kept.append(array)
-        while sum(kept.nbytes for kept in _kept) > _limit:
-            _kept.pop(0)
+        _collect()
+
+
+def _collect() -> None:
+    while _returned:
+        _kept.append(_returned.popleft())
+    while sum(kept.nbytes for kept in _kept) > _limit:
+        _kept.pop(0)
+
+
+class _Loan:
+    """The base of a result: its memory comes back when the last array that views it is gone."""
+
+    def __init__(self, memory: np.ndarray, shape: tuple[int, ...], dtype: np.dtype) -> None:
+        self._memory = memory
+        address = memory.ctypes.data, False
+        self.__array_interface__ = {"version": 3, "shape": shape, "typestr": dtype.str, "data": address}
+
+    def __del__(self, returned: collections.deque = _returned) -> None:
+        returned.append(self._memory)
+
+
+def result(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """Return an uninitialised array, of memory that is used again if it is large."""
+    nbytes = math.prod(shape) * dtype.itemsize
+    if nbytes < _SMALL_RESULT:
+        return np.empty(shape, dtype)
+    return np.asarray(_Loan(borrow(nbytes, spare=0.1), shape, dtype))
