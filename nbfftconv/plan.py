@@ -10,6 +10,14 @@ from nbfftconv.tiling import TileGrid
 DIRECTIONS = ("forward", "grad_weight", "grad_input")
 
 
+def filters_of_share(filters: int, depth: int, lanes: int) -> int:
+    """Filters of a group that a fused pass convolves with what it transformed of `depth` channels.
+
+    So many that it hardly matters that every share transforms the input anew, in whole units of lanes.
+    """
+    return min(filters, -(-8 * depth // lanes) * lanes)
+
+
 @dataclass(frozen=True)
 class ConvPlan:
     """How one pass of one convolution is computed. Made by `nbfftconv.plan_conv2d`; immutable, usable from any thread.
@@ -27,8 +35,11 @@ class ConvPlan:
         "fftw" or "codelet"; None for direct convolution.
     grid : TileGrid or None
         The tiles; None for direct convolution.
+    fused : bool
+        Whether a thread takes a block of tiles from input to output, in the cache of its core, instead of all threads
+        one stage after the other.
     block_tiles : int
-        Tiles whose spectra are in memory at once.
+        Tiles whose spectra are in memory at once; of each thread, if fused.
     scratch_bytes : int
         Memory for the spectra of a block of tiles; the spectra of the kernels come on top of it.
     weight_spectra_bytes : int
@@ -43,11 +54,11 @@ class ConvPlan:
     algorithm: str
     transform: str | None
     grid: TileGrid | None
+    fused: bool
     block_tiles: int
     scratch_bytes: int
     weight_spectra_bytes: int
     reason: str
-    fused: bool = False
 
     @property
     def tile(self) -> tuple[int, int] | None:
@@ -70,7 +81,7 @@ class ConvPlan:
         rows, columns = self.tiles
         return (
             f"{head}\n  algorithm fft, transform {self.transform}, tile {self.tile[0]}x{self.tile[1]}, "
-            f"tiles {rows}x{columns} an image ({self.grid.tiles} in all, blocks of {self.block_tiles})"
+            f"tiles {rows}x{columns} an image ({self.grid.tiles} in all, {'fused ' if self.fused else ''}blocks of {self.block_tiles})"
             f"\n  scratch {self.scratch_bytes} bytes, kernels' spectra {self.weight_spectra_bytes} bytes"
             f"\n  because {self.reason})"
         )

@@ -16,6 +16,7 @@ scratch limit and whose kernels' spectra fit `WEIGHT_SPECTRA_LIMIT`. Nothing her
 that results do not either.
 """
 
+import dataclasses
 import functools
 import itertools
 import math
@@ -26,8 +27,9 @@ from typing import Any
 import numpy as np
 
 from nbfftconv import simd
+from nbfftconv.accumulate import COLUMNS, ROWS
 from nbfftconv.geometry import ConvGeometry, Padding, pair
-from nbfftconv.plan import DIRECTIONS, ConvPlan
+from nbfftconv.plan import DIRECTIONS, ConvPlan, filters_of_share
 from nbfftconv.scratch import get_scratch_limit
 from nbfftconv.tiling import TileGrid, axis_tiles, problem_sizes
 from nbfftconv.transforms import COMPLEX_BYTES, Layout, codelets, fftw, planar, step_stride
@@ -45,18 +47,27 @@ BLOCK_BYTES = 2**26
 #: The largest tile side that is tried, unless the kernel or the caller asks for more.
 LARGEST_TILE = 512
 
-# Operations or bytes a second.
-_RATES = {"fftw": 10e9, "codelet": 60e9, "planar": 45e9}
-_PRODUCT_RATE = 130e9
+# A fused block of tiles is at most this large: it stays in the second-level cache of its core.
+_CORE_BYTES = 1_300_000
+# Channels of a group up to which a fused pass is considered; beyond, it would read the kernels' spectra too often.
+_FUSED_DEPTH = 16
+
+# Operations a second, in float32.
+_TRANSFORM_RATES = {"fftw": 10e9, "codelet": 60e9, "planar": 52e9}
+_PRODUCT_RATES = {"fftw": 90e9, "codelet": 170e9, "planar": 90e9}
 _DIRECT_RATE = 9e9
-_COPY_RATE = 6e9
-_STREAM_RATE = 10e9
+# Bytes a second: of arrays read and written, of spectra that go through the last-level cache, of kernels' spectra.
+_READ_RATE = 8e9
+_WRITE_RATE = 4.5e9
+_SPECTRA_RATE = 7.5e9
+_STREAM_RATE = 36e9
 # Seconds.
 _FFT_CALL = 150e-6
 _DIRECT_CALL = 60e-6
 _DIRECT_ROW = 8e-9
 _BLOCK = 30e-6
-_TRANSFORM_CALL = 0.2e-6
+_TILE_ROW = 5e-9
+_TRANSFORM_CALL = 0.1e-6
 
 
 def plan_conv2d(
@@ -156,24 +167,21 @@ def _make_plan(
     limit: int,
 ) -> ConvPlan:
     def direct(reason: str) -> ConvPlan:
-        return ConvPlan(geometry, direction, dtype, "direct", None, None, 0, 0, 0, reason)
+        return ConvPlan(geometry, direction, dtype, "direct", None, None, False, 0, 0, 0, reason)
 
     if algorithm == "direct":
         return direct("it was asked for")
     is_free = algorithm == "auto" and transform == "auto" and tile is None
     if is_free and geometry.weight_size[2:] == (1, 1):
         return direct("an FFT cannot save anything with a 1x1 kernel")
-    slow = dtype.itemsize / 4
-    direct_cost = _direct_cost(geometry) * slow
+    direct_cost = _direct_cost(geometry) * dtype.itemsize / 4
     best = None
-    for name, grid in _candidates(geometry, transform, tile):
-        memory = _Memory.of(geometry, grid, direction, dtype, name)
-        if memory.unit > limit or (memory.weight > WEIGHT_SPECTRA_LIMIT and algorithm == "auto"):
+    for choice in _choices(geometry, direction, dtype, transform, tile, limit):
+        if choice.weight > WEIGHT_SPECTRA_LIMIT and algorithm == "auto":
             continue
-        units = memory.block_units(limit)
-        cost = slow * _fft_cost(name, geometry, grid, direction, weight_is_transformed, memory, units)
+        cost = _fft_cost(geometry, choice, direction, weight_is_transformed)
         if best is None or cost < best[0]:
-            best = cost, name, grid, memory, units
+            best = cost, choice
     if best is None:
         if algorithm == "fft":
             raise ValueError(
@@ -182,13 +190,23 @@ def _make_plan(
                 "see nbfftconv.scratch.set_scratch_limit"
             )
         return direct("no tile fits the limits of memory")
-    cost, name, grid, memory, units = best
+    cost, choice = best
     figures = f"the model expects {cost * 1e3:.3g} ms by FFT, {direct_cost * 1e3:.3g} ms direct, on one core"
     if is_free and direct_cost <= cost:
         return direct(figures)
-    chosen = figures if is_free else "it was asked for"
-    block = max(1, min(grid.tiles, units * memory.lanes))
-    return ConvPlan(geometry, direction, dtype, "fft", name, grid, block, units * memory.unit, memory.weight, chosen)
+    return ConvPlan(
+        geometry,
+        direction,
+        dtype,
+        "fft",
+        choice.name,
+        choice.grid,
+        choice.fused,
+        max(1, min(choice.grid.tiles, choice.block_units * choice.layout.lanes)),
+        choice.block_units * choice.unit,
+        choice.weight,
+        figures if is_free else "it was asked for",
+    )
 
 
 def _candidates(geometry: ConvGeometry, transform: str, tile: tuple[int, int] | None) -> Iterator[tuple[str, TileGrid]]:
@@ -221,11 +239,14 @@ def _sides_for(known: tuple[int, ...], outputs: int, taps: int) -> list[int]:
 
 
 @dataclass(frozen=True)
-class _Memory:
-    """Bytes that a choice takes.
+class _Choice:
+    """A transform, tile grid and blocking, with the memory that they take.
 
     Attributes
     ----------
+    name : str
+    grid : TileGrid
+    dtype : numpy.dtype
     layout : Layout
     units : int
         Units of tiles.
@@ -233,38 +254,76 @@ class _Memory:
         Bytes of the spectra of one unit, input and output.
     weight : int
         Bytes of the kernels' spectra.
-    filters : int
+    lane_filters : int
         Filters of all groups, with the lanes that have none.
+    block_units : int
+        Units whose spectra are in memory at once; of a thread, if fused.
+    fused : bool
+    shares : int
+        Parts of a group's filters for each of which the input is transformed anew.
     """
 
+    name: str
+    grid: TileGrid
+    dtype: np.dtype
     layout: Layout
     units: int
     unit: int
     weight: int
-    filters: int
+    lane_filters: int
+    block_units: int
+    fused: bool = False
+    shares: int = 1
 
     @classmethod
-    def of(cls, geometry: ConvGeometry, grid: TileGrid, direction: str, dtype: np.dtype, name: str) -> "_Memory":
+    def of(cls, geometry: ConvGeometry, name: str, grid: TileGrid, direction: str, dtype: np.dtype) -> "_Choice":
         height, width = grid.vertical.tile, grid.horizontal.tile
         filters, channels = geometry.weight_size[:2]
         depth = channels * grid.channel_phases
         layout = _LAYOUTS[name](dtype.type, height, width)
         lanes = layout.lanes
+        units = -(-grid.tiles // lanes)
         tile = lanes * height * layout.pitch * dtype.itemsize if direction == "grad_input" else 0
         inputs = depth * geometry.groups
         unit = layout.steps * (step_stride(inputs) + step_stride(filters)) + inputs * tile
         lane_filters = geometry.groups * -(-filters // geometry.groups // lanes) * lanes
         weight = lane_filters // lanes * layout.steps * step_stride(depth)
-        return cls(layout, -(-grid.tiles // lanes), unit, weight, lane_filters)
+        return cls(name, grid, dtype, layout, units, unit, weight, lane_filters, block_units=0)
 
     @property
-    def lanes(self) -> int:
-        """Tiles, or filters, of a unit."""
-        return self.layout.lanes
+    def blocks(self) -> int:
+        """Blocks of units."""
+        return -(-self.units // self.block_units)
 
-    def block_units(self, limit: int) -> int:
-        """Units of a block."""
-        return max(1, min(self.units, min(limit, BLOCK_BYTES) // self.unit))
+    def staged(self, limit: int) -> "_Choice":
+        """Stage after stage, each over as many units as fit the limits."""
+        units = max(1, min(self.units, min(limit, BLOCK_BYTES) // self.unit))
+        return dataclasses.replace(self, block_units=units)
+
+    def fuse(self, geometry: ConvGeometry, limit: int) -> "_Choice | None":
+        """All stages of a block by one thread, if one fits a core's cache."""
+        filters, depth = geometry.weight_size[0] // geometry.groups, geometry.weight_size[1] * self.grid.channel_phases
+        share = filters_of_share(filters, depth, self.layout.lanes)
+        unit = self.layout.steps * (step_stride(depth) + step_stride(min(ROWS, share)))
+        tiles = 2 * self.layout.lanes * self.grid.vertical.tile * self.layout.pitch * self.dtype.itemsize
+        units = min((_CORE_BYTES - tiles) // unit, self.units, 2 * COLUMNS)
+        if depth > _FUSED_DEPTH or units < 1 or unit > limit:
+            return None
+        shares = -(-filters // share)
+        return dataclasses.replace(self, unit=unit, block_units=units, fused=True, shares=shares)
+
+
+def _choices(
+    geometry: ConvGeometry, direction: str, dtype: np.dtype, transform: str, tile: tuple[int, int] | None, limit: int
+) -> Iterator[_Choice]:
+    """Yield what to choose from, as far as it fits the scratch limit."""
+    for name, grid in _candidates(geometry, transform, tile):
+        choice = _Choice.of(geometry, name, grid, direction, dtype)
+        fused = choice.fuse(geometry, limit) if direction == "forward" else None
+        if fused:
+            yield fused
+        if choice.unit <= limit:
+            yield choice.staged(limit)
 
 
 def _tile_sides(outputs: int, taps: int) -> list[int]:
@@ -294,31 +353,38 @@ def _direct_cost(geometry: ConvGeometry) -> float:
     return _DIRECT_CALL + 2 * geometry.multiply_adds / _DIRECT_RATE + _DIRECT_ROW * rows
 
 
-def _fft_cost(
-    name: str,
-    geometry: ConvGeometry,
-    grid: TileGrid,
-    direction: str,
-    weight_is_transformed: bool,
-    memory: _Memory,
-    units: int,
-) -> float:
+def _fft_cost(geometry: ConvGeometry, choice: "_Choice", direction: str, weight_is_transformed: bool) -> float:
+    grid, layout = choice.grid, choice.layout
     height, width = grid.vertical.tile, grid.horizontal.tile
-    layout = memory.layout
+    itemsize = choice.dtype.itemsize
+    lanes = simd.lanes(choice.dtype.type)
+    slow = itemsize / 4
     filters, channels = geometry.weight_size[:2]
     depth = channels * grid.channel_phases
     operations = 2.5 * height * width * math.log2(height * width + 1)
-    if name == "planar":  # vectors are full of what is transformed twice: columns, then frequencies
-        lanes = simd.lanes(np.float32)
+    if choice.name == "planar":  # vectors are full of what is transformed twice: columns, then frequencies
         operations = 2.5 * layout.pitch * height * math.log2(height) + 5 * layout.steps * lanes * math.log2(width)
-    transform = operations / _RATES[name] + 8 * height * width / _COPY_RATE + _TRANSFORM_CALL
-    kernels = 0 if weight_is_transformed and direction != "grad_weight" else memory.filters * depth
-    tiles = memory.units * layout.lanes
-    transforms = tiles * (depth * geometry.groups + filters) + kernels
-    complex_lanes = layout.steps * COMPLEX_BYTES / 8
-    products = 8 * complex_lanes * memory.units * filters * depth
-    # Registers are filled by three units, and the kernels' entries read once for all units of a block.
-    rate = _PRODUCT_RATE * units / (units + 0.9)
-    blocks = -(-memory.units // units)
-    streamed = memory.weight * blocks / _STREAM_RATE
-    return transforms * transform + max(products / rate, streamed) + _BLOCK * blocks + _FFT_CALL
+    transform = operations * slow / _TRANSFORM_RATES[choice.name] + _TILE_ROW * height + _TRANSFORM_CALL / layout.lanes
+    tiles = choice.units * layout.lanes
+    inputs = depth * geometry.groups
+    transforms = tiles * (inputs * choice.shares + filters)
+    if not weight_is_transformed or direction == "grad_weight":
+        transforms += choice.lane_filters * depth
+    spectrum = layout.steps * COMPLEX_BYTES  # of a unit
+    multiply_adds = layout.steps * lanes * choice.units * filters * depth
+    products = 8 * multiply_adds * slow / _PRODUCT_RATES[choice.name]
+    # One unit of tiles leaves registers empty.
+    products *= 1 + 0.3 / choice.block_units
+    read, written = (itemsize * math.prod(size) for size in (geometry.input_size, geometry.output_size))
+    through_cache = 0 if choice.fused else choice.units * spectrum * (inputs + filters)
+    return (
+        transforms * transform
+        + products
+        + (read * choice.shares) / _READ_RATE
+        + written / _WRITE_RATE
+        + through_cache / _SPECTRA_RATE
+        + choice.weight * choice.blocks / _STREAM_RATE
+        + (0 if weight_is_transformed else choice.weight / _SPECTRA_RATE)
+        + _BLOCK * (1 if choice.fused else choice.blocks)
+        + _FFT_CALL
+    )

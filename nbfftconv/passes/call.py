@@ -8,7 +8,7 @@ import numpy as np
 from nbfftconv import jit, scratch, threads
 from nbfftconv.accumulate import ROWS, Matrix
 from nbfftconv.geometry import AXIS_NUMBERS, ConvGeometry
-from nbfftconv.plan import ConvPlan
+from nbfftconv.plan import ConvPlan, filters_of_share
 from nbfftconv.transforms import COMPLEX_BYTES, step_stride
 from nbfftconv.transforms.codelets import codelet
 from nbfftconv.transforms.fftw import fftw
@@ -139,8 +139,7 @@ class Call:
         record, units = self.record, self.block_units
         record["steps"], record["block_units"] = self.steps, units
         record["units"] = -(-self.plan.grid.tiles // self.lanes)
-        # So many filters that it hardly matters that every share transforms the input anew.
-        record["share"] = share = min(self.group_filters, -(-8 * self.group_depth // self.lanes) * self.lanes)
+        record["share"] = share = filters_of_share(self.group_filters, self.group_depth, self.lanes)
         rows = min(ROWS, share)
         sizes = []
         for name, channels in (("input", self.group_depth), ("output", rows)):
