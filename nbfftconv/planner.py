@@ -43,7 +43,7 @@ _SIDES = {"codelet": codelets.SIDES, "planar": planar.SIDES}
 WEIGHT_SPECTRA_LIMIT = 2**32
 #: A block of tiles is at most this large, in bytes, so that what one stage writes is still in the last-level cache for
 #: the next.
-BLOCK_BYTES = 2**26
+BLOCK_BYTES = 3 * 2**25
 #: The largest tile side that is tried, unless the kernel or the caller asks for more.
 LARGEST_TILE = 512
 

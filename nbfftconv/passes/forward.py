@@ -37,6 +37,7 @@ def spectrum_to_output(real, itemsize, r, slot, unit, k, spectrum):
     scale_and_bias[0] = real(1) / real(r.y_tile * r.x_tile)
     scale_and_bias[1] = simd.pointer(real, r.bias)[k] if r.bias != 0 else real(0)
     first_tile = unit * r.lanes
+    ahead = r.y_output * r.x_output * itemsize  # the same tiles of the next filter come next
     for lane in range(min(r.lanes, r.all_tiles - first_tile)):
         samples = tiles + lane * r.tile
         image, y_phase, x_phase, row, column = tile_position(r, first_tile + lane)
@@ -50,7 +51,7 @@ def spectrum_to_output(real, itemsize, r, slot, unit, k, spectrum):
             source, target = samples + i * r.pitch * itemsize, output + (y * r.x_output + x0) * itemsize
             if r.x_output_step == 1:
                 vectors = (columns * itemsize + VECTOR_BYTES - 1) // VECTOR_BYTES
-                scatter_row(real, (source, target, columns, vectors, factors, r.relu))
+                scatter_row(real, (source, target, columns, vectors, factors, r.relu, ahead))
             else:
                 scatter_apart(real, source, target, columns, r.x_output_step, scale_and_bias, r.relu)
 

@@ -13,10 +13,11 @@ def _gather(v, source, target, begin, end, vectors, ahead):
     v.repeat(vectors, [source, target, v.integer(0)], step)
 
 
-def _scatter(v, source, target, end, vectors, factors, relu):
+def _scatter(v, source, target, end, vectors, factors, relu, ahead):
     scale, bias = v.broadcast(factors), v.broadcast(v.add(factors, v.integer(v.itemsize)))
 
     def step(source, target, first):
+        v.prefetch(v.add(target, ahead), write=True)
         value = v.multiply_add(v.load(source), scale, bias)
         v.store_some(v.clip(value) if clip else value, target, v.between(first, v.integer(0), end))
         size = v.integer(simd.VECTOR_BYTES)
@@ -40,7 +41,7 @@ def _add(v, source, target, begin, end, vectors):
 #: ``(source, target, begin, end, vectors, ahead)``: whole vectors of a tile's row; zero outside begin .. end - 1.
 #: What is `ahead` bytes further on is fetched for a later call.
 gather_row = simd.kernel(_gather, "gather_row", 6)
-#: ``(source, target, end, vectors, factors, relu)``: target = source * factors[0] + factors[1], clipped if relu is 1.
-scatter_row = simd.kernel(_scatter, "scatter_row", 6)
+#: ``(source, target, end, vectors, factors, relu, ahead)``: target = source * factors[0] + factors[1], clipped if relu is 1.
+scatter_row = simd.kernel(_scatter, "scatter_row", 7)
 #: ``(source, target, begin, end, vectors)``: target += source, for begin .. end - 1.
 add_row = simd.kernel(_add, "add_row", 5)
