@@ -1,7 +1,6 @@
 """Geometry to plan: algorithm, tile, transform and blocking, by a cost model.
 
-Cost model, in seconds of one core; its rates are those of a 2023 server core with 512-bit vectors, and only their
-ratios matter:
+Cost model, in seconds of one core, whose rates are fractions of the figures of `nbfftconv.machine`:
 
 - a transform of a T_y × T_x tile costs 2.5·T_y·T_x·log2(T_y·T_x) operations, and two passes over the tile to gather
   or scatter it;
@@ -14,19 +13,25 @@ ratios matter:
 1×1 kernels are left to direct convolution. Else the cheapest tile is taken whose block of at least one tile fits the
 scratch limit and whose kernels' spectra fit `WEIGHT_SPECTRA_LIMIT`. Nothing here depends on the number of threads, so
 that results do not either.
+
+Candidates may be measured instead; then the automatic choice is the winner that the profile remembers.
 """
 
 import functools
 import itertools
 import math
+import warnings
+from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from nbfftconv import simd
+from nbfftconv import measure as measuring
+from nbfftconv import profile, simd
 from nbfftconv.geometry import ConvGeometry, Padding, pair
+from nbfftconv.machine import Machine, get_machine
 from nbfftconv.plan import DIRECTIONS, ConvPlan
 from nbfftconv.scratch import get_scratch_limit
 from nbfftconv.tiling import TileGrid, axis_tiles, problem_sizes
@@ -43,20 +48,25 @@ BLOCK_BYTES = 2**26
 #: The largest tile side that is tried, unless the kernel or the caller asks for more.
 LARGEST_TILE = 512
 
-# Operations or bytes a second.
-_FFT_RATE = 10e9
-_PRODUCT_RATE = 45e9
-_CODELET_RATE = 60e9
-_TILE_PRODUCT_RATE = 130e9
-_DIRECT_RATE = 9e9
-_COPY_RATE = 6e9
-_STREAM_RATE = 10e9
+# Fractions of the machine's `flops`, as measured where that is 165e9.
+_FFT_RATE = 10 / 165 * 2 * min(32, simd.VECTOR_BYTES) / simd.VECTOR_BYTES  # pyFFTW's FFTW has vectors of 32 bytes
+_PRODUCT_RATE = 45 / 165
+_CODELET_RATE = 60 / 165
+_TILE_PRODUCT_RATE = 130 / 165
+_DIRECT_RATE = 9 / 165
+# Fractions of its `bandwidth`, as measured where that is 25e9.
+_COPY_RATE = 6 / 25
+_STREAM_RATE = 10 / 25
 # Seconds.
 _FFT_CALL = 150e-6
 _DIRECT_CALL = 60e-6
 _DIRECT_ROW = 8e-9
 _BLOCK = 30e-6
 _TRANSFORM_CALL = 0.2e-6
+
+# Worth measuring are the cheapest tiles of each transform, if the model expects at most this multiple of its best.
+_MEASURED_TILES = 8
+_MEASURED_FACTOR = 4
 
 
 def plan_conv2d(
@@ -72,6 +82,8 @@ def plan_conv2d(
     algorithm: str = "auto",
     transform: str = "auto",
     tile: Any = None,
+    weight_is_transformed: bool = False,
+    measure: bool = False,
 ) -> ConvPlan:
     """Plan one pass of a convolution, to look at the decision or to pass it as `plan`.
 
@@ -93,6 +105,12 @@ def plan_conv2d(
     tile : int or pair of int, optional
         (height, width) of the tiles, instead of the planner's choice. At least as large as the kernel; with strides,
         as the kernel's longest phase.
+    weight_is_transformed : bool
+        The kernels' spectra are kept from call to call, as `nbfftconv.Conv2d` does while it is not `training`.
+    measure : bool
+        Run the promising candidates on random data, with the current numbers of threads, and remember the fastest in
+        the profile, for all automatic plans from now on: `Conv2d`'s, and those of later processes. Both with the
+        kernels' spectra kept and made anew. It takes a few seconds, and the memory of the arrays.
 
     Returns
     -------
@@ -101,10 +119,11 @@ def plan_conv2d(
     Raises
     ------
     TypeError
-        If a size is not an integer, or `dtype` is neither float32 nor float64.
+        If a size is not an integer, `dtype` is neither float32 nor float64, or a flag is no bool.
     ValueError
         If the sizes do not make a convolution, a name is unknown, `tile` is too small, given with
-        ``algorithm="direct"`` or asked of the codelets and none of theirs, or not even one tile fits the scratch limit.
+        ``algorithm="direct"`` or asked of the codelets and none of theirs, or not even one tile fits the scratch limit;
+        if `measure` is given a choice.
     """
     geometry = ConvGeometry.from_arguments(input_size, weight_size, stride, padding, dilation, groups)
     try:
@@ -123,7 +142,51 @@ def plan_conv2d(
     size = None if tile is None else pair("tile", tile, 1)
     if size is not None and algorithm == "direct":
         raise ValueError(f"direct convolution has no tiles, got tile={tile!r}")
-    return make_plan(geometry, direction, kind.newbyteorder("="), algorithm, transform, size)
+    for name, value in (("weight_is_transformed", weight_is_transformed), ("measure", measure)):
+        if not isinstance(value, (bool, np.bool_)):
+            raise TypeError(f"{name} must be True or False, got {value!r}")
+    dtype = kind.newbyteorder("=")
+    if measure:
+        if not _is_free(algorithm, transform, size):
+            raise ValueError(
+                "measure=True is for the automatic choice, "
+                f"got algorithm={algorithm!r}, transform={transform!r}, tile={tile!r}"
+            )
+        _measure(geometry, direction, dtype)
+    return make_plan(geometry, direction, dtype, algorithm, transform, size, bool(weight_is_transformed))
+
+
+def _is_free(algorithm: str, transform: str, tile: tuple[int, int] | None) -> bool:
+    return algorithm == "auto" and transform == "auto" and tile is None
+
+
+def _measure(geometry: ConvGeometry, direction: str, dtype: np.dtype) -> None:
+    """Measure what is promising, and remember the winners."""
+    candidates = {
+        profile.Problem.of(geometry, direction, dtype, is_kept): _promising(geometry, direction, dtype, is_kept)
+        for is_kept in (False, True)
+    }
+    if any(len(plans) > 1 for plans in candidates.values()):
+        profile.remember(winners=measuring.find_winners(candidates))
+
+
+def _promising(geometry: ConvGeometry, direction: str, dtype: np.dtype, weight_is_transformed: bool) -> list[ConvPlan]:
+    """Return the plans that are worth measuring, first what the cost model chooses."""
+    limit, machine = get_scratch_limit(), get_machine()
+    problem = geometry, direction, dtype, "auto", "auto", None, weight_is_transformed, limit, machine
+    first = _make_plan(*problem)
+    if geometry.weight_size[2:] == (1, 1):
+        return [first]
+    costs = [(_direct_cost(geometry, machine) * dtype.itemsize / 4, _direct_plan(geometry, direction, dtype, ""))]
+    by_transform = defaultdict(list)
+    for candidate in _costed(*problem):
+        by_transform[candidate[1]].append(candidate)
+    for candidates in by_transform.values():
+        candidates.sort(key=lambda candidate: candidate[0])
+        for candidate in candidates[:_MEASURED_TILES]:
+            costs.append((candidate[0], _fft_plan(geometry, direction, dtype, candidate, "")))
+    least = min(cost for cost, _ in costs)
+    return [first, *(plan for cost, plan in costs if cost <= _MEASURED_FACTOR * least)]
 
 
 def make_plan(
@@ -139,9 +202,11 @@ def make_plan(
 
     `weight_is_transformed` says that the kernels' spectra are kept from call to call, so that none pays for them.
     """
-    return _make_plan(
-        geometry, direction, dtype, algorithm, transform, tile, weight_is_transformed, get_scratch_limit()
-    )
+    winner = None
+    if _is_free(algorithm, transform, tile) and (winners := profile.get_profile().winners):
+        winner = winners.get(profile.Problem.of(geometry, direction, dtype, weight_is_transformed))
+    problem = geometry, direction, dtype, algorithm, transform, tile, weight_is_transformed
+    return _make_plan(*problem, get_scratch_limit(), get_machine(), winner)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -154,26 +219,22 @@ def _make_plan(
     tile: tuple[int, int] | None,
     weight_is_transformed: bool,
     limit: int,
+    machine: Machine,
+    winner: profile.Winner | None = None,
 ) -> ConvPlan:
-    def direct(reason: str) -> ConvPlan:
-        return ConvPlan(geometry, direction, dtype, "direct", None, None, 0, 0, 0, reason)
-
+    problem = geometry, direction, dtype
     if algorithm == "direct":
-        return direct("it was asked for")
-    is_free = algorithm == "auto" and transform == "auto" and tile is None
+        return _direct_plan(*problem, "it was asked for")
+    if winner is not None:
+        try:
+            return _plan_of_winner(*problem, winner, weight_is_transformed, limit, machine)
+        except ValueError as error:
+            warnings.warn(f"ignored in the profile: {winner} for {geometry}: {error}", stacklevel=3)
+    is_free = _is_free(algorithm, transform, tile)
     if is_free and geometry.weight_size[2:] == (1, 1):
-        return direct("an FFT cannot save anything with a 1x1 kernel")
-    slow = dtype.itemsize / 4
-    direct_cost = _direct_cost(geometry) * slow
-    best = None
-    for name, grid in _candidates(geometry, transform, tile):
-        memory = _Memory.of(geometry, grid, direction, dtype, name)
-        if memory.unit > limit or (memory.weight > WEIGHT_SPECTRA_LIMIT and algorithm == "auto"):
-            continue
-        units = memory.block_units(limit)
-        cost = slow * _fft_cost(geometry, grid, direction, weight_is_transformed, memory, units)
-        if best is None or cost < best[0]:
-            best = cost, name, grid, memory, units
+        return _direct_plan(*problem, "an FFT cannot save anything with a 1x1 kernel")
+    costed = _costed(*problem, algorithm, transform, tile, weight_is_transformed, limit, machine)
+    best = min(costed, key=lambda candidate: candidate[0], default=None)
     if best is None:
         if algorithm == "fft":
             raise ValueError(
@@ -181,14 +242,71 @@ def _make_plan(
                 f"{geometry.weight_size} do not fit the scratch limit of {limit} bytes; "
                 "see nbfftconv.scratch.set_scratch_limit"
             )
-        return direct("no tile fits the limits of memory")
-    cost, name, grid, memory, units = best
+        return _direct_plan(*problem, "no tile fits the limits of memory")
+    cost, direct_cost = best[0], _direct_cost(geometry, machine) * dtype.itemsize / 4
     figures = f"the model expects {cost * 1e3:.3g} ms by FFT, {direct_cost * 1e3:.3g} ms direct, on one core"
     if is_free and direct_cost <= cost:
-        return direct(figures)
-    chosen = figures if is_free else "it was asked for"
+        return _direct_plan(*problem, figures)
+    return _fft_plan(*problem, best, figures if is_free else "it was asked for")
+
+
+def _plan_of_winner(
+    geometry: ConvGeometry,
+    direction: str,
+    dtype: np.dtype,
+    winner: profile.Winner,
+    weight_is_transformed: bool,
+    limit: int,
+    machine: Machine,
+) -> ConvPlan:
+    """Return the plan that the profile asks for; raise ValueError if it cannot be."""
+    reason = (
+        f"it was measured: {winner.seconds * 1e3:.3g} ms on {winner.threads} thread{'s' * (winner.threads > 1)}, "
+        f"the cost model's choice took {winner.model_seconds * 1e3:.3g} ms"
+    )
+    if winner.algorithm == "direct":
+        return _direct_plan(geometry, direction, dtype, reason)
+    if winner.transform not in TRANSFORMS[1:]:
+        raise ValueError(f"transform must be one of {', '.join(TRANSFORMS[1:])}, got {winner.transform!r}")
+    chosen = "fft", winner.transform, winner.tile
+    plan = _make_plan(geometry, direction, dtype, *chosen, weight_is_transformed, limit, machine)
+    if plan.weight_spectra_bytes > WEIGHT_SPECTRA_LIMIT:
+        raise ValueError(f"the kernels' spectra take {plan.weight_spectra_bytes} bytes")
+    return replace(plan, reason=reason)
+
+
+def _direct_plan(geometry: ConvGeometry, direction: str, dtype: np.dtype, reason: str) -> ConvPlan:
+    return ConvPlan(geometry, direction, dtype, "direct", None, None, 0, 0, 0, reason)
+
+
+def _fft_plan(
+    geometry: ConvGeometry, direction: str, dtype: np.dtype, candidate: "_Candidate", reason: str
+) -> ConvPlan:
+    _, name, grid, memory, units = candidate
     block = max(1, min(grid.tiles, units * memory.lanes))
-    return ConvPlan(geometry, direction, dtype, "fft", name, grid, block, units * memory.unit, memory.weight, chosen)
+    return ConvPlan(geometry, direction, dtype, "fft", name, grid, block, units * memory.unit, memory.weight, reason)
+
+
+def _costed(
+    geometry: ConvGeometry,
+    direction: str,
+    dtype: np.dtype,
+    algorithm: str,
+    transform: str,
+    tile: tuple[int, int] | None,
+    weight_is_transformed: bool,
+    limit: int,
+    machine: Machine,
+) -> Iterator["_Candidate"]:
+    """Yield what fits the limits of memory, with its cost."""
+    slow = dtype.itemsize / 4
+    for name, grid in _candidates(geometry, transform, tile):
+        memory = _Memory.of(geometry, grid, direction, dtype, name)
+        if memory.unit > limit or (memory.weight > WEIGHT_SPECTRA_LIMIT and algorithm == "auto"):
+            continue
+        units = memory.block_units(limit)
+        cost = slow * _fft_cost(geometry, grid, direction, weight_is_transformed, memory, units, machine)
+        yield cost, name, grid, memory, units
 
 
 def _candidates(geometry: ConvGeometry, transform: str, tile: tuple[int, int] | None) -> Iterator[tuple[str, TileGrid]]:
@@ -261,6 +379,9 @@ class _Memory:
         return max(1, min(self.units, min(limit, BLOCK_BYTES) // self.unit))
 
 
+_Candidate = tuple[float, str, TileGrid, _Memory, int]  # cost, transform, tiles, memory, units of a block
+
+
 def _tile_sides(outputs: int, taps: int) -> list[int]:
     """Lengths to try along one axis: products of small primes, up to one tile for all outputs."""
     whole = outputs + taps - 1
@@ -283,13 +404,19 @@ def _smooth_numbers(end: int) -> list[int]:
     return sorted(numbers)
 
 
-def _direct_cost(geometry: ConvGeometry) -> float:
+def _direct_cost(geometry: ConvGeometry, machine: Machine) -> float:
     rows = geometry.multiply_adds / geometry.output_size[3]
-    return _DIRECT_CALL + 2 * geometry.multiply_adds / _DIRECT_RATE + _DIRECT_ROW * rows
+    return _DIRECT_CALL + 2 * geometry.multiply_adds / (machine.flops * _DIRECT_RATE) + _DIRECT_ROW * rows
 
 
 def _fft_cost(
-    geometry: ConvGeometry, grid: TileGrid, direction: str, weight_is_transformed: bool, memory: _Memory, units: int
+    geometry: ConvGeometry,
+    grid: TileGrid,
+    direction: str,
+    weight_is_transformed: bool,
+    memory: _Memory,
+    units: int,
+    machine: Machine,
 ) -> float:
     samples = grid.vertical.tile * grid.horizontal.tile
     frequencies = grid.vertical.tile * (grid.horizontal.tile // 2 + 1)
@@ -297,7 +424,9 @@ def _fft_cost(
     depth = channels * grid.channel_phases
     by_tiles = memory.lanes > 1
     fft_rate, product_rate = (_CODELET_RATE, _TILE_PRODUCT_RATE) if by_tiles else (_FFT_RATE, _PRODUCT_RATE)
-    transform = 2.5 * samples * math.log2(samples + 1) / fft_rate + 8 * samples / _COPY_RATE + _TRANSFORM_CALL
+    fft_rate, product_rate = machine.flops * fft_rate, machine.flops * product_rate
+    copying = 8 * samples / (machine.bandwidth * _COPY_RATE)
+    transform = 2.5 * samples * math.log2(samples + 1) / fft_rate + copying + _TRANSFORM_CALL
     kernels = 0 if weight_is_transformed and direction != "grad_weight" else memory.filters * depth
     tiles = memory.units * memory.lanes
     transforms = tiles * (depth * geometry.groups + filters) + kernels
@@ -305,5 +434,5 @@ def _fft_cost(
         product_rate *= units / (units + 0.9)
     products = 8 * frequencies * tiles * filters * depth / product_rate
     blocks = -(-memory.units // units)
-    streamed = memory.weight * blocks / _STREAM_RATE
+    streamed = memory.weight * blocks / (machine.bandwidth * _STREAM_RATE)
     return transforms * transform + max(products, streamed) + _BLOCK * blocks + _FFT_CALL
