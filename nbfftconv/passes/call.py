@@ -96,15 +96,16 @@ class Call:
         Units of filters of a group, and of tiles of a block.
     steps, imaginary : int
         Frequencies or, with one lane, vectors of them; bytes from a real part to its imaginary part.
-    slots : int
-        Threads to use at most.
+    slots, transform_slots : int
+        Threads to use at most; in stages that transform tiles.
     """
 
     def __init__(self, plan: ConvPlan, geometry: ConvGeometry) -> None:
         grid = plan.grid
         self.plan = plan
         self.real = plan.dtype.type
-        self.slots = threads.get_num_threads()
+        self.slots, fftw_slots = threads.get_counts()
+        self.transform_slots = fftw_slots if plan.transform == "fftw" else self.slots
         self.groups = geometry.groups
         self.depth = geometry.input_size[1] * grid.channel_phases
         self.filters = geometry.weight_size[0]
@@ -121,7 +122,8 @@ class Call:
 
         self._kept: list[np.ndarray] = []
         self._borrowed: list[np.ndarray] = []
-        self._outliers = np.zeros(self.slots, np.int64)
+        areas = max(self.slots, self.transform_slots)
+        self._outliers = np.zeros(areas, np.int64)
         self.record = record = np.zeros((), _RECORD)
         self._describe(geometry)
         for name in ("forward", "inverse", "context", "lanes", "pitch"):
@@ -132,7 +134,7 @@ class Call:
         slot = work + _whole_lines(transform.work_items * itemsize) + 64
         record["tile"], record["work"], record["slot"] = tile, work, slot
         self.point("outliers", self._outliers)
-        self._borrow("scratch", self.slots * slot)[...] = 0  # what lies between rows is looked at for outliers too
+        self._borrow("scratch", areas * slot)[...] = 0  # what lies between rows is looked at for outliers too
 
     def _describe(self, geometry: ConvGeometry) -> None:
         record, grid = self.record, self.plan.grid
@@ -172,9 +174,10 @@ class Call:
         for memory in self._borrowed:
             scratch.give_back(memory)
 
-    def run(self, stage: jit.Callback, items: int) -> None:
-        """Run a stage over its work items."""
-        threads.run(stage.address(self.real), self.record.ctypes.data, items, self.slots)
+    def run(self, stage: jit.Callback, items: int, transforms: bool = True) -> None:
+        """Run a stage over its work items; `transforms` says whether it transforms tiles."""
+        slots = self.transform_slots if transforms else self.slots
+        threads.run(stage.address(self.real), self.record.ctypes.data, items, slots)
 
     def _spectra(self, name: str, units: int, channels: int, borrow: bool) -> Spectra:
         """Make room for the "input", "weight" or "output" spectra of some units and channels."""
