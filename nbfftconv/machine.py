@@ -1,11 +1,13 @@
 """The figures of the machine that the cost model scales with, measured once and kept on disk."""
 
 import contextlib
+import math
 import os
 import time
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -33,8 +35,10 @@ class Machine:
 
 #: A core of a 2023 server with 512-bit vectors.
 DEFAULT = Machine(flops=165e9, bandwidth=25e9)
-#: No CPU that this package is for is further from it: what is measured beyond is noise.
+# No CPU that this package is for is further from it: what is measured beyond is noise.
 _FACTOR = 4
+# Figures are rounded to the default's times a power of 2^(1/4), so that noise seldom decides between two plans.
+_STEPS = 4
 
 _lock = fork_safe_lock()
 _machine: Machine | None = None
@@ -77,24 +81,24 @@ def _read_or_measure() -> Machine:
         return machine
 
 
-def _read(file: os.PathLike) -> Machine:
+def _read(file: Path) -> Machine:
     document = documents.read_of_machine(file, _FORMAT)
     figures = {name: document.get(name) for name in asdict(DEFAULT)}
     for name, figure in figures.items():
-        if not isinstance(figure, float) or figure != _clamped(figure, getattr(DEFAULT, name)):
+        default = getattr(DEFAULT, name)
+        if not isinstance(figure, float) or not default / _FACTOR <= figure <= default * _FACTOR:
             raise ValueError(f"{os.fspath(file)!r} is damaged: {name} {figure!r}")
     return Machine(**figures)
 
 
-def _clamped(figure: float, default: float) -> float:
-    return float(min(max(figure, default / _FACTOR), default * _FACTOR))
-
-
 def _measure() -> Machine:
-    return Machine(
-        flops=_clamped(_measure_flops(), DEFAULT.flops),
-        bandwidth=_clamped(_measure_bandwidth(), DEFAULT.bandwidth),
-    )
+    measured = {"flops": _measure_flops(), "bandwidth": _measure_bandwidth()}
+    return Machine(**{name: _rounded(figure, getattr(DEFAULT, name)) for name, figure in measured.items()})
+
+
+def _rounded(figure: float, default: float) -> float:
+    ratio = 2 ** (round(_STEPS * math.log2(figure / default)) / _STEPS)
+    return default * min(max(ratio, 1 / _FACTOR), _FACTOR)
 
 
 def _best_seconds(function: Callable[[], object], repetitions: int) -> float:

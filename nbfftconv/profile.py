@@ -14,6 +14,7 @@ from nbfftconv.geometry import ConvGeometry, integer, pair
 from nbfftconv.plan import DIRECTIONS
 
 _FORMAT = "nbfftconv profile 1"
+_ABSENT = FileNotFoundError, NotADirectoryError
 _DTYPES = ("float32", "float64")
 
 
@@ -118,7 +119,7 @@ def remember(threads: tuple[int, int] | None = None, winners: dict[Problem, Winn
 def _read_or_ignore(file: Path) -> Profile:
     try:
         return _read(file)
-    except FileNotFoundError:
+    except _ABSENT:
         pass
     except (OSError, ValueError) as error:
         warnings.warn(f"ignored: {error}", stacklevel=3)
@@ -128,7 +129,7 @@ def _read_or_ignore(file: Path) -> Profile:
 def _read_or_set_aside(file: Path) -> Profile:
     try:
         return _read(file)
-    except FileNotFoundError:
+    except _ABSENT:
         pass
     except ValueError:  # reported when it was read first
         os.replace(file, file.with_name(f"{file.name}.ignored"))
