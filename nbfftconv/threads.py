@@ -36,7 +36,8 @@ def _cpu_quota() -> float:
     return int(quota) / int(period)
 
 
-def _available() -> int:
+def available() -> int:
+    """Return the number of CPUs that affinity and the container's quota allow."""
     # Numba's own default respects affinity and NUMBA_NUM_THREADS, not the quota.
     return max(1, math.ceil(min(numba.config.NUMBA_NUM_THREADS, _cpu_quota())))
 
@@ -44,8 +45,8 @@ def _available() -> int:
 @functools.cache
 def _default_counts() -> tuple[int, int]:
     """Return the profile's counts, if it has some, within what is available."""
-    loops, fftw = get_profile().threads or (_available(), _available())
-    return min(loops, _available()), min(fftw, _available())
+    loops, fftw = get_profile().threads or (available(), available())
+    return min(loops, available()), min(fftw, available())
 
 
 _counts: tuple[int, int] | None = None  # as set; of the stages that run FFTW's transforms last
