@@ -110,7 +110,8 @@ def plan_conv2d(
     measure : bool
         Run the promising candidates on random data, with the current numbers of threads, and remember the fastest in
         the profile, for all automatic plans from now on: `Conv2d`'s, and those of later processes. Both with the
-        kernels' spectra kept and made anew. It takes a few seconds, and the memory of the arrays.
+        kernels' spectra kept and made anew. It takes seconds, half a minute for the largest layers, and the memory of
+        the arrays.
 
     Returns
     -------

@@ -180,8 +180,8 @@ def where_it_stops(result: Result) -> str:
     for few, more in itertools.pairwise(counts):
         if steps[few] < PAYS * steps[more]:
             stop = few
-            gain = steps[few] / steps[more] - 1
-            verdict = f"more than {few} thread{'s' * (few > 1)} stop paying: {more} gain {gain:.0%}"
+            ratio = steps[few] / steps[more]
+            verdict = f"more threads stop paying after {few}: {more} are {ratio:.2f} times as fast"
             break
     if result.plan.transform == "fftw" and stop > 1:
         fastest = result.seconds[result.best_at(stop)]
