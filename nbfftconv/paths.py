@@ -1,4 +1,4 @@
-"""Where the package keeps files between processes: compiled kernels and FFTW's wisdom."""
+"""Where the package keeps files between processes: compiled kernels, FFTW's wisdom, what was measured."""
 
 import os
 from pathlib import Path

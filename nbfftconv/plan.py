@@ -79,9 +79,10 @@ class ConvPlan:
         if self.grid is None:
             return f"{head}\n  algorithm direct, scratch 0 bytes\n  because {self.reason})"
         rows, columns = self.tiles
+        kind = "fused blocks" if self.fused else "blocks"
         return (
             f"{head}\n  algorithm fft, transform {self.transform}, tile {self.tile[0]}x{self.tile[1]}, "
-            f"tiles {rows}x{columns} an image ({self.grid.tiles} in all, {'fused ' if self.fused else ''}blocks of {self.block_tiles})"
+            f"tiles {rows}x{columns} an image ({self.grid.tiles} in all, {kind} of {self.block_tiles})"
             f"\n  scratch {self.scratch_bytes} bytes, kernels' spectra {self.weight_spectra_bytes} bytes"
             f"\n  because {self.reason})"
         )

@@ -34,9 +34,9 @@ def set_scratch_limit(nbytes: int) -> None:
     Parameters
     ----------
     nbytes : int
-        At first 256 MiB, or what ``NBFFTCONV_SCRATCH_BYTES`` says. As much is kept between calls, at most, results included that
-        nobody refers to any more. Results
-        depend on it by rounding only, where it rules out the tiles or the blocks that would be chosen without it.
+        At first 256 MiB, or what ``NBFFTCONV_SCRATCH_BYTES`` says. As much is kept between calls, at most, with results
+        that nobody refers to any more. Results depend on it by rounding only, where it rules out the tiles or the
+        blocks that would be chosen without it.
 
     Raises
     ------

@@ -134,7 +134,9 @@ class Emitter:
 
     def all_or_none(self, condition: ir.Value) -> ir.Value:
         """Mask of all lanes where an integer is not 0, of none where it is."""
-        return self._builder.icmp_signed("!=", self._splat(condition), ir.Constant(ir.VectorType(self._word, self.lanes), None))
+        return self._builder.icmp_signed(
+            "!=", self._splat(condition), ir.Constant(ir.VectorType(self._word, self.lanes), None)
+        )
 
     def between(self, first: ir.Value, begin: ir.Value, end: ir.Value) -> ir.Value:
         """Mask of the lanes whose index, counted from `first`, is in begin .. end - 1."""
@@ -164,7 +166,7 @@ class Emitter:
         return cgutils.get_or_insert_function(self._builder.module, function_type, f"llvm.masked.{name}.{suffix}")
 
     def prefetch(self, address: ir.Value, write: bool = False, level: int = 1) -> None:
-        """Hint that the cache line at an address, which may be invalid, will be read, or written; to a cache's level."""
+        """Hint to a level of cache that the line at an address, which may be invalid, will be read, or written."""
         byte = ir.IntType(8).as_pointer()
         number = ir.IntType(32)
         function_type = ir.FunctionType(ir.VoidType(), [byte, number, number, number])

@@ -18,6 +18,7 @@ import numpy as np
 from nbfftconv import simd
 from nbfftconv.forking import fork_safe_lock
 from nbfftconv.jit import njit
+from nbfftconv.profile import get_profile
 
 
 def _cpu_quota() -> float:
@@ -35,42 +36,66 @@ def _cpu_quota() -> float:
     return int(quota) / int(period)
 
 
-def _default_num_threads() -> int:
+def available() -> int:
+    """Return the number of CPUs that affinity and the container's quota allow."""
     # Numba's own default respects affinity and NUMBA_NUM_THREADS, not the quota.
     return max(1, math.ceil(min(numba.config.NUMBA_NUM_THREADS, _cpu_quota())))
 
 
-_num_threads = _default_num_threads()
+@functools.cache
+def _default_counts() -> tuple[int, int]:
+    """Return the profile's counts, if it has some, within what is available."""
+    loops, fftw = get_profile().threads or (available(), available())
+    return min(loops, available()), min(fftw, available())
 
 
-def set_num_threads(n: int) -> None:
-    """Set the number of threads of every later call, in all Python threads.
+_counts: tuple[int, int] | None = None  # as set; of the stages that run FFTW's transforms last
 
-    Parameters
-    ----------
-    n : int
-        At least 1. At most ``NUMBA_NUM_THREADS`` run at once.
 
-    Raises
-    ------
-    TypeError
-        If `n` is not an integer.
-    ValueError
-        If `n` is less than 1 or more than 1024.
-    """
-    global _num_threads
+def _count(n: int) -> int:
     try:
         count = operator.index(n)
     except TypeError:
         raise TypeError(f"the number of threads must be an integer, got {n!r}") from None
     if not 1 <= count <= 1024:
         raise ValueError(f"the number of threads must be from 1 to 1024, got {count}")
-    _num_threads = count
+    return count
+
+
+def set_num_threads(n: int, fftw: int | None = None) -> None:
+    """Set the number of threads of every later call, in all Python threads.
+
+    Parameters
+    ----------
+    n : int
+        At least 1. At most ``NUMBA_NUM_THREADS`` run at once.
+    fftw : int, optional
+        Threads of the stages that transform tiles by FFTW; at first `n`. A tile's transform itself runs on one.
+
+    Raises
+    ------
+    TypeError
+        If a number is not an integer.
+    ValueError
+        If a number is less than 1 or more than 1024.
+    """
+    global _counts
+    loops = _count(n)
+    _counts = loops, loops if fftw is None else _count(fftw)
 
 
 def get_num_threads() -> int:
-    """Return the number of threads of a call; at first, of CPUs that affinity and the container's quota allow."""
-    return _num_threads
+    """Return the number of threads of a call.
+
+    At first it is the profile's, if there is one with thread counts (see ``perf/tune_threads.py``), else the number of
+    CPUs; never more than affinity and the container's quota allow.
+    """
+    return get_counts()[0]
+
+
+def get_counts() -> tuple[int, int]:
+    """Return the number of threads of a call, and that of its stages which transform tiles by FFTW."""
+    return _counts or _default_counts()
 
 
 #: Pieces that a thread's share of the work is cut into.

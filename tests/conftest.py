@@ -1,4 +1,4 @@
-"""Settings of the whole suite: a cache of its own, how many hypothesis examples, cheap FFT planning."""
+"""Settings of the whole suite: a cache of its own, no profile, the default machine, cheap FFT planning."""
 
 from __future__ import annotations
 
@@ -9,18 +9,21 @@ import tempfile
 from pathlib import Path
 
 # Before the package is imported: what this run compiles and plans is kept in a directory of its own,
-# for its subprocesses too.
+# for its subprocesses too. What was measured on this machine before does not count.
 if "NBFFTCONV_CACHE_DIR" not in os.environ:
     cache_dir = tempfile.mkdtemp(prefix="nbfftconv-tests-")
     os.environ["NBFFTCONV_CACHE_DIR"] = cache_dir
     atexit.register(shutil.rmtree, cache_dir, ignore_errors=True)
+os.environ["NBFFTCONV_PROFILE"] = os.path.join(os.environ["NBFFTCONV_CACHE_DIR"], "no-profile.json")
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
 
 import nbfftconv
+from nbfftconv import machine
 from nbfftconv.scratch import get_scratch_limit, set_scratch_limit
+from nbfftconv.threads import get_counts
 from nbfftconv.transforms import fftw
 
 common = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow, HealthCheck.data_too_large]}
@@ -38,6 +41,12 @@ def cheap_planning():
     fftw.set_planning_effort(effort)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def default_machine():
+    """Tests of plans hold on any machine."""
+    machine.set_machine(machine.DEFAULT)
+
+
 @pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(20140424)
@@ -45,9 +54,9 @@ def rng() -> np.random.Generator:
 
 @pytest.fixture
 def restore_threads():
-    count = nbfftconv.get_num_threads()
+    counts = get_counts()
     yield
-    nbfftconv.set_num_threads(count)
+    nbfftconv.set_num_threads(*counts)
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ import threading
 import traceback
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from dataclasses import astuple
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -22,7 +23,9 @@ import numpy as np
 from geometries import DIRECTIONS, Case
 
 import nbfftconv
+from nbfftconv.machine import get_machine
 from nbfftconv.scratch import set_scratch_limit
+from nbfftconv.threads import get_counts
 
 PYTHON_THREADS = 8
 HANG = 200  # seconds after which a child counts as hung
@@ -67,7 +70,7 @@ def digests() -> dict[str, str]:
     return found
 
 
-def planned(case: Case, direction: str, dtype: type, choices: dict, limit: int | None) -> Callable[[], object]:
+def plan_now(case: Case, direction: str, dtype: type, choices: dict, limit: int | None) -> Callable[[], object]:
     """Return a function that returns the plan; one for another scratch limit is made at once."""
     if limit is None:
         return lambda: case.plan(direction, dtype, **choices)  # by every thread and child for itself
@@ -78,7 +81,7 @@ def planned(case: Case, direction: str, dtype: type, choices: dict, limit: int |
 
 
 PLANS = {
-    (name, dtype, direction): planned(case, direction, dtype, choices, limit)
+    (name, dtype, direction): plan_now(case, direction, dtype, choices, limit)
     for name, (case, choices, limit) in WORK.items()
     for dtype in (np.float32, np.float64)
     for direction in DIRECTIONS
@@ -215,6 +218,23 @@ def memory(direction: str, limit: str, *sizes: str) -> object:
     return run(size)
 
 
+def planned(input_size: str = "[1, 1, 9, 9]", weight_size: str = "[1, 1, 3, 3]") -> object:
+    """Automatic plans of test_profile.py's convolution, the counts of threads, the machine's figures."""
+    sizes = json.loads(input_size), json.loads(weight_size)
+    plans = [nbfftconv.plan_conv2d(*sizes, padding=2, weight_is_transformed=kept) for kept in (False, True)]
+    return {
+        "choices": [(plan.algorithm, plan.transform, plan.tile) for plan in plans],
+        "reasons": [plan.reason for plan in plans],
+        "counts": get_counts(),
+        "machine": astuple(get_machine()),
+    }
+
+
+def measured(input_size: str, weight_size: str) -> object:
+    """The reason of a plan that was measured."""
+    return nbfftconv.plan_conv2d(json.loads(input_size), json.loads(weight_size), measure=True).reason
+
+
 SCENARIOS = [
     once,
     thread_counts,
@@ -225,6 +245,8 @@ SCENARIOS = [
     threads_in_a_child,
     process_pool,
     memory,
+    planned,
+    measured,
 ]
 
 if __name__ == "__main__":

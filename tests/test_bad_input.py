@@ -11,6 +11,7 @@ import pytest
 
 import nbfftconv
 from nbfftconv.scratch import get_scratch_limit, set_scratch_limit
+from nbfftconv.threads import get_counts
 from nbfftconv.transforms import fftw
 
 HUGE = 2**62
@@ -379,6 +380,12 @@ def test_a_refused_out_is_not_written():
         ({"tile": "8"}, TypeError, "'8'"),
         ({"tile": 2, "algorithm": "fft"}, ValueError, (2, 3)),
         ({"tile": (8, 2), "algorithm": "fft"}, ValueError, (2, 3)),
+        ({"measure": "yes"}, TypeError, "'yes'"),
+        ({"measure": 1}, TypeError, 1),
+        ({"measure": True, "algorithm": "fft"}, ValueError, "'fft'"),
+        ({"measure": True, "transform": "codelet"}, ValueError, "'codelet'"),
+        ({"measure": True, "tile": 8}, ValueError, 8),
+        ({"weight_is_transformed": None}, TypeError, "None"),
     ],
 )
 @pytest.mark.parametrize("direction", ["forward", "grad_weight", "grad_input"])
@@ -476,9 +483,11 @@ def test_algorithm_of_a_layer():
     ],
 )
 def test_set_num_threads(value, exception):
-    before = nbfftconv.get_num_threads()
+    before = get_counts()
     assert_raises(exception, repr(value), nbfftconv.set_num_threads, value)
-    assert nbfftconv.get_num_threads() == before
+    if value is not None:  # as many as for everything else
+        assert_raises(exception, repr(value), nbfftconv.set_num_threads, 1, fftw=value)
+    assert get_counts() == before
 
 
 @pytest.mark.parametrize(

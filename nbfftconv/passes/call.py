@@ -96,15 +96,16 @@ class Call:
         Units of filters of a group, and of tiles of a block.
     steps : int
         Steps of a spectrum.
-    slots : int
-        Threads to use at most.
+    slots, transform_slots : int
+        Threads to use at most; in stages that transform tiles.
     """
 
     def __init__(self, plan: ConvPlan, geometry: ConvGeometry) -> None:
         grid = plan.grid
         self.plan = plan
         self.real = plan.dtype.type
-        self.slots = threads.get_num_threads()
+        self.slots, fftw_slots = threads.get_counts()
+        self.transform_slots = fftw_slots if plan.transform == "fftw" else self.slots
         self.groups = geometry.groups
         self.depth = geometry.input_size[1] * grid.channel_phases
         self.filters = geometry.weight_size[0]
@@ -118,7 +119,8 @@ class Call:
 
         self._kept: list[np.ndarray] = []
         self._borrowed: list[np.ndarray] = []
-        self._outliers = np.zeros(self.slots, np.int64)
+        areas = max(self.slots, self.transform_slots)
+        self._outliers = np.zeros(areas, np.int64)
         self.record = record = np.zeros((), _RECORD)
         self._describe(geometry)
         record["forward"], record["inverse"], record["context"] = (
@@ -132,7 +134,7 @@ class Call:
         record["tile"], record["work"], record["factors"] = tile, work, factors
         record["slot"] = slot = factors + 64 + (self._fuse(factors + 64) if plan.fused else 0)
         self.point("outliers", self._outliers)
-        self._borrow("scratch", self.slots * slot)[...] = 0  # what lies between rows is looked at for outliers too
+        self._borrow("scratch", areas * slot)[...] = 0  # what lies between rows is looked at for outliers too
 
     def _fuse(self, begin: int) -> int:
         """Describe the spectra of a fused pass in a thread's memory from `begin`; return their bytes."""
@@ -196,9 +198,10 @@ class Call:
         for memory in self._borrowed:
             scratch.give_back(memory)
 
-    def run(self, stage: jit.Callback, items: int) -> None:
-        """Run a stage over its work items."""
-        threads.run(stage.address(self.real), self.record.ctypes.data, items, self.slots)
+    def run(self, stage: jit.Callback, items: int, transforms: bool = True) -> None:
+        """Run a stage over its work items; `transforms` says whether it transforms tiles."""
+        slots = self.transform_slots if transforms else self.slots
+        threads.run(stage.address(self.real), self.record.ctypes.data, items, slots)
 
     def _spectra(self, name: str, units: int, channels: int, borrow: bool) -> Spectra:
         """Make room for the "input", "weight" or "output" spectra of some units and channels."""

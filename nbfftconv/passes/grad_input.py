@@ -122,5 +122,5 @@ def grad_input(
             call.run(_spectra_to_tiles, units * call.depth)
             first = int(call.record["first_unit"]) * call.lanes
             last = min(first + units * call.lanes, plan.grid.tiles) - 1
-            call.run(_add_tiles_to_input, (last // grid - first // grid + 1) * call.depth * strips)
+            call.run(_add_tiles_to_input, (last // grid - first // grid + 1) * call.depth * strips, transforms=False)
         return call.met_outliers

@@ -41,7 +41,8 @@ def _add(v, source, target, begin, end, vectors):
 #: ``(source, target, begin, end, vectors, ahead)``: whole vectors of a tile's row; zero outside begin .. end - 1.
 #: What is `ahead` bytes further on is fetched for a later call.
 gather_row = simd.kernel(_gather, "gather_row", 6)
-#: ``(source, target, end, vectors, factors, relu, ahead)``: target = source * factors[0] + factors[1], clipped if relu is 1.
+#: ``(source, target, end, vectors, factors, relu, ahead)``: target = source * factors[0] + factors[1], clipped if
+#: `relu` is 1; to be written next are rows `ahead` bytes further on.
 scatter_row = simd.kernel(_scatter, "scatter_row", 7)
 #: ``(source, target, begin, end, vectors)``: target += source, for begin .. end - 1.
 add_row = simd.kernel(_add, "add_row", 5)

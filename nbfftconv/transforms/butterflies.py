@@ -30,13 +30,16 @@ class Complex:
         return Complex(v, v.minus(self.re, other.re), im)
 
     def conjugate(self):
+        """The complex conjugate."""
         return Complex(self.v, self.re, None if self.im is None else self.v.negate(self.im))
 
     def times_i(self):
+        """self · i."""
         v = self.v
         return Complex(v, v.constant(0.0) if self.im is None else v.negate(self.im), self.re)
 
     def scaled(self, factor):
+        """self · a real factor."""
         v = self.v
         c = v.constant(factor)
         return Complex(v, v.times(self.re, c), None if self.im is None else v.times(self.im, c))

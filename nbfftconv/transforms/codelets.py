@@ -87,9 +87,7 @@ def _rows_inverse(length):
         padded = -(-length // v.lanes) * v.lanes
 
         def row(tile, work):
-            spectrum = [
-                _load(v, v.add(work, v.integer(k * COMPLEX_BYTES))) for k in range(length // 2 + 1)
-            ]
+            spectrum = [_load(v, v.add(work, v.integer(k * COMPLEX_BYTES))) for k in range(length // 2 + 1)]
             spectrum = [Complex(v, y.re) if 2 * k % length == 0 else y for k, y in enumerate(spectrum)]
             samples = [x.re for x in real_inverse(spectrum, length)]
             samples += [v.zero()] * (padded - length)

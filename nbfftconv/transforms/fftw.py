@@ -8,9 +8,7 @@ included.
 
 import contextlib
 import ctypes
-import json
 import os
-import tempfile
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,16 +17,11 @@ import numpy as np
 import pyfftw
 from numba import types
 
-from nbfftconv import simd
+from nbfftconv import documents, simd
 from nbfftconv.forking import fork_safe_lock
 from nbfftconv.jit import Callback
 from nbfftconv.paths import cache_directory
 from nbfftconv.transforms import COMPLEX_BYTES, Layout, Transform
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
 
 # Symbols are found through the libraries that pyFFTW's extension module is linked to.
 _library = ctypes.CDLL(pyfftw.pyfftw.__file__)
@@ -84,18 +77,10 @@ def save_wisdom(path: str | os.PathLike) -> None:
     path : path-like
         Replaced in one step if it exists.
     """
-    path = Path(path)
     with _lock:
         double, single, _ = pyfftw.export_wisdom()
     document = {"format": "nbfftconv wisdom", "double": double.decode(), "single": single.decode()}
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name)
-    try:
-        with os.fdopen(descriptor, "w") as file:
-            json.dump(document, file)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    documents.replace(Path(path), document)
 
 
 def load_wisdom(path: str | os.PathLike) -> None:
@@ -109,7 +94,7 @@ def load_wisdom(path: str | os.PathLike) -> None:
         If it is no such file, or FFTW refuses it: damaged, or of another FFTW.
     """
     try:
-        document = json.loads(Path(path).read_text())
+        document = documents.read(Path(path))
         wisdom = document["double"].encode(), document["single"].encode(), b""
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{os.fspath(path)!r} is no wisdom file: {error!r}") from error
@@ -128,15 +113,10 @@ def _shared_wisdom() -> Iterator[None]:
     """
     global _known_wisdom
     file = cache_directory() / "fftw-wisdom.json"
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        guard = open(file.with_suffix(".lock"), "w")  # noqa: SIM115
-    except OSError:
-        yield
-        return
-    with guard:
-        if fcntl is not None:
-            fcntl.flock(guard, fcntl.LOCK_EX)
+    with documents.locked(file) as writable:
+        if not writable:
+            yield
+            return
         try:
             modified = file.stat().st_mtime_ns
             if modified != _known_wisdom:

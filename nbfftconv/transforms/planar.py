@@ -84,7 +84,7 @@ def _inverse_last(v, steps, buffer, target, stride):
 
 
 def _for_each_frequency_pair(v, length, buffer, states, body):
-    """Emit ``states = body(k, N - k, *states)`` for k = 0 .. N/2, in some order, with the addresses of both in a buffer."""
+    """Emit ``states = body(k, N - k, *states)`` for k = 0 .. N/2, in some order: their addresses in a buffer."""
     n1, n2 = STEPS[length]
     states = body(buffer, buffer, *states)
     for first, last, count in ((1, n2 - 1, n2 // 2), (n2, length - 1, (length - n2 + 1) // 2)):

@@ -1,0 +1,252 @@
+"""Cost model: what an FFT plan can choose from, and the seconds that each choice and direct convolution take.
+
+In seconds of one core, whose rates are fractions of the figures of `nbfftconv.machine`:
+
+- a transform of a T_y × T_x tile costs 2.5·T_y·T_x·log2(T_y·T_x) operations, more where vectors are not full, and a
+  fixed time for every row that is gathered or scattered;
+- the products cost 8 operations for every frequency, tile, filter and channel of its group, at the rate of the
+  micro-kernel, and reading the kernels' spectra once a block of tiles; lanes without a tile cost the same;
+- spectra that a stage leaves to the next one pass through the last-level cache, those of a fused pass do not;
+- input and output are read and written once, the input once for every share of the filters if fused;
+- direct convolution costs 2 operations a multiply-add, and a fixed time for every row of pixels under every tap;
+- a call, a block of tiles and the call of a transform have fixed costs.
+
+Rates are fitted to 240 plans of the layers of `perf/layers.py`, measured on one thread.
+"""
+
+import dataclasses
+import functools
+import itertools
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from nbfftconv import simd
+from nbfftconv.accumulate import COLUMNS, ROWS
+from nbfftconv.geometry import ConvGeometry
+from nbfftconv.machine import Machine
+from nbfftconv.plan import filters_of_share
+from nbfftconv.tiling import TileGrid, axis_tiles, problem_sizes
+from nbfftconv.transforms import COMPLEX_BYTES, Layout, codelets, fftw, planar, step_stride
+
+_LAYOUTS = {"fftw": fftw.layout, "codelet": codelets.layout, "planar": planar.layout}
+_SIDES = {"codelet": codelets.SIDES, "planar": planar.SIDES}
+
+#: A block of tiles is at most this large, in bytes, so that what one stage writes is still in the last-level cache for
+#: the next.
+BLOCK_BYTES = 3 * 2**25
+#: The largest tile side that is tried, unless the kernel or the caller asks for more.
+LARGEST_TILE = 512
+
+# A fused block of tiles is at most this large: it stays in the second-level cache of its core.
+_CORE_BYTES = 1_300_000
+# Channels of a group up to which a fused pass is considered; beyond, it would read the kernels' spectra too often.
+_FUSED_DEPTH = 16
+
+# Fractions of the machine's `flops`, as measured where that is 165e9.
+_FFTW_WIDTH = min(32, simd.VECTOR_BYTES) / simd.VECTOR_BYTES  # pyFFTW's FFTW has vectors of 32 bytes
+_TRANSFORM_RATES = {"fftw": 20 / 165 * _FFTW_WIDTH, "codelet": 60 / 165, "planar": 52 / 165}
+_PRODUCT_RATES = {"fftw": 90 / 165, "codelet": 170 / 165, "planar": 90 / 165}
+_DIRECT_RATE = 9 / 165
+# Fractions of its `bandwidth`, as measured where that is 25e9: of arrays read and written, of spectra that go through
+# the last-level cache, of kernels' spectra.
+_READ_RATE = 8 / 25
+_WRITE_RATE = 4.5 / 25
+_SPECTRA_RATE = 7.5 / 25
+_STREAM_RATE = 36 / 25
+# Seconds.
+_FFT_CALL = 150e-6
+_DIRECT_CALL = 60e-6
+_DIRECT_ROW = 8e-9
+_BLOCK = 30e-6
+_TILE_ROW = 5e-9
+_TRANSFORM_CALL = 0.1e-6
+
+
+def _candidates(geometry: ConvGeometry, transform: str, tile: tuple[int, int] | None) -> Iterator[tuple[str, TileGrid]]:
+    """Yield the transforms and tile grids to choose from."""
+    sizes = problem_sizes(geometry)
+    for name in _LAYOUTS if transform == "auto" else [transform]:
+        known = _SIDES.get(name)
+        if tile is not None:
+            if known and not set(tile) <= set(known):
+                if transform == name:
+                    raise ValueError(f"the {name} transform has tile sides {known}, not tile {tile}")
+                continue
+            sides = [(tile[0],), (tile[1],)]
+        elif known:
+            sides = [_sides_for(known, *size) for size in sizes]
+            if transform == name and not all(sides):
+                raise ValueError(f"no {name} tile, of sides {known}, holds the kernel {geometry.weight_size[2:]}")
+        else:
+            sides = [_tile_sides(*size) for size in sizes]
+        axes = [[axis_tiles(geometry, axis, side) for side in sides[axis]] for axis in (0, 1)]
+        for vertical, horizontal in itertools.product(*axes):
+            yield name, TileGrid(vertical, horizontal, geometry.input_size[0])
+
+
+def _sides_for(known: tuple[int, ...], outputs: int, taps: int) -> list[int]:
+    """Sides, of those that a transform has, from the kernel's to the first that covers all outputs."""
+    sides = [side for side in known if side >= taps]
+    enough = next((i for i, side in enumerate(sides) if side >= outputs + taps - 1), len(sides))
+    return sides[: enough + 1]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A transform, tile grid and blocking, with the memory that they take.
+
+    Attributes
+    ----------
+    name : str
+    grid : TileGrid
+    dtype : numpy.dtype
+    layout : Layout
+    units : int
+        Units of tiles.
+    unit : int
+        Bytes of the spectra of one unit, input and output.
+    weight : int
+        Bytes of the kernels' spectra.
+    lane_filters : int
+        Filters of all groups, with the lanes that have none.
+    block_units : int
+        Units whose spectra are in memory at once; of a thread, if fused.
+    fused : bool
+    shares : int
+        Parts of a group's filters for each of which the input is transformed anew.
+    """
+
+    name: str
+    grid: TileGrid
+    dtype: np.dtype
+    layout: Layout
+    units: int
+    unit: int
+    weight: int
+    lane_filters: int
+    block_units: int
+    fused: bool = False
+    shares: int = 1
+
+    @classmethod
+    def of(cls, geometry: ConvGeometry, name: str, grid: TileGrid, direction: str, dtype: np.dtype) -> "Choice":
+        """Return the choice with all but its blocking."""
+        height, width = grid.vertical.tile, grid.horizontal.tile
+        filters, channels = geometry.weight_size[:2]
+        depth = channels * grid.channel_phases
+        layout = _LAYOUTS[name](dtype.type, height, width)
+        lanes = layout.lanes
+        units = -(-grid.tiles // lanes)
+        tile = lanes * height * layout.pitch * dtype.itemsize if direction == "grad_input" else 0
+        inputs = depth * geometry.groups
+        unit = layout.steps * (step_stride(inputs) + step_stride(filters)) + inputs * tile
+        lane_filters = geometry.groups * -(-filters // geometry.groups // lanes) * lanes
+        weight = lane_filters // lanes * layout.steps * step_stride(depth)
+        return cls(name, grid, dtype, layout, units, unit, weight, lane_filters, block_units=0)
+
+    @property
+    def blocks(self) -> int:
+        """Blocks of units."""
+        return -(-self.units // self.block_units)
+
+    def staged(self, limit: int) -> "Choice":
+        """Stage after stage, each over as many units as fit the limits."""
+        units = max(1, min(self.units, min(limit, BLOCK_BYTES) // self.unit))
+        return dataclasses.replace(self, block_units=units)
+
+    def fuse(self, geometry: ConvGeometry, limit: int) -> "Choice | None":
+        """All stages of a block by one thread, if one fits a core's cache."""
+        filters, depth = geometry.weight_size[0] // geometry.groups, geometry.weight_size[1] * self.grid.channel_phases
+        share = filters_of_share(filters, depth, self.layout.lanes)
+        unit = self.layout.steps * (step_stride(depth) + step_stride(min(ROWS, share)))
+        tiles = 2 * self.layout.lanes * self.grid.vertical.tile * self.layout.pitch * self.dtype.itemsize
+        units = min((_CORE_BYTES - tiles) // unit, self.units, 2 * COLUMNS)
+        if depth > _FUSED_DEPTH or units < 1 or unit > limit:
+            return None
+        shares = -(-filters // share)
+        return dataclasses.replace(self, unit=unit, block_units=units, fused=True, shares=shares)
+
+
+def choices(
+    geometry: ConvGeometry, direction: str, dtype: np.dtype, transform: str, tile: tuple[int, int] | None, limit: int
+) -> Iterator[Choice]:
+    """Yield what to choose from, as far as it fits the scratch limit."""
+    for name, grid in _candidates(geometry, transform, tile):
+        choice = Choice.of(geometry, name, grid, direction, dtype)
+        fused = choice.fuse(geometry, limit) if direction == "forward" else None
+        if fused:
+            yield fused
+        if choice.unit <= limit:
+            yield choice.staged(limit)
+
+
+def _tile_sides(outputs: int, taps: int) -> list[int]:
+    """Lengths to try along one axis: products of small primes, up to one tile for all outputs."""
+    whole = outputs + taps - 1
+    # Past the largest tile, only as far as the tile is mostly not overlap.
+    end = min(whole, max(LARGEST_TILE, 4 * taps))
+    sides = [side for side in _smooth_numbers(2 * end) if side >= taps]
+    enough = next((i for i, side in enumerate(sides) if side >= end), len(sides) - 1)
+    return sides[: enough + 1]
+
+
+@functools.lru_cache(maxsize=256)
+def _smooth_numbers(end: int) -> list[int]:
+    """Even products of 2, 3 and 5 (and 1) that are at most `end`; the power of two above it as well."""
+    numbers = {1, 2 ** math.ceil(math.log2(max(2, end)))}
+    for a in range(1, end.bit_length() + 1):
+        for b in range(0, 3):
+            for c in range(0, 2):
+                if 2**a * 3**b * 5**c <= end:
+                    numbers.add(2**a * 3**b * 5**c)
+    return sorted(numbers)
+
+
+def direct_cost(geometry: ConvGeometry, machine: Machine) -> float:
+    """Return the seconds of direct convolution, in float32."""
+    rows = geometry.multiply_adds / geometry.output_size[3]
+    return _DIRECT_CALL + 2 * geometry.multiply_adds / (machine.flops * _DIRECT_RATE) + _DIRECT_ROW * rows
+
+
+def fft_cost(
+    geometry: ConvGeometry, choice: Choice, direction: str, weight_is_transformed: bool, machine: Machine
+) -> float:
+    """Return the seconds of a choice."""
+    grid, layout = choice.grid, choice.layout
+    height, width = grid.vertical.tile, grid.horizontal.tile
+    itemsize = choice.dtype.itemsize
+    lanes = simd.lanes(choice.dtype.type)
+    slow = itemsize / 4
+    filters, channels = geometry.weight_size[:2]
+    depth = channels * grid.channel_phases
+    operations = 2.5 * height * width * math.log2(height * width + 1)
+    if choice.name == "planar":  # vectors are full of what is transformed twice: columns, then frequencies
+        operations = 2.5 * layout.pitch * height * math.log2(height) + 5 * layout.steps * lanes * math.log2(width)
+    transform = operations * slow / (machine.flops * _TRANSFORM_RATES[choice.name])
+    transform += _TILE_ROW * height + _TRANSFORM_CALL / layout.lanes
+    tiles = choice.units * layout.lanes
+    inputs = depth * geometry.groups
+    transforms = tiles * (inputs * choice.shares + filters)
+    if not weight_is_transformed or direction == "grad_weight":
+        transforms += choice.lane_filters * depth
+    spectrum = layout.steps * COMPLEX_BYTES  # of a unit
+    multiply_adds = layout.steps * lanes * choice.units * filters * depth
+    products = 8 * multiply_adds * slow / (machine.flops * _PRODUCT_RATES[choice.name])
+    # One unit of tiles leaves registers empty.
+    products *= 1 + 0.3 / choice.block_units
+    read, written = (itemsize * math.prod(size) for size in (geometry.input_size, geometry.output_size))
+    through_cache = 0 if choice.fused else choice.units * spectrum * (inputs + filters)
+    return (
+        transforms * transform
+        + products
+        + (read * choice.shares) / (machine.bandwidth * _READ_RATE)
+        + written / (machine.bandwidth * _WRITE_RATE)
+        + through_cache / (machine.bandwidth * _SPECTRA_RATE)
+        + choice.weight * choice.blocks / (machine.bandwidth * _STREAM_RATE)
+        + (0 if weight_is_transformed else choice.weight / (machine.bandwidth * _SPECTRA_RATE))
+        + _BLOCK * (1 if choice.fused else choice.blocks)
+        + _FFT_CALL
+    )

@@ -1,0 +1,136 @@
+"""The figures of the machine that the cost model scales with, measured once and kept on disk."""
+
+import contextlib
+import math
+import os
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from nbfftconv import accumulate, documents, scratch, simd
+from nbfftconv.forking import fork_safe_lock
+
+_FORMAT = "nbfftconv machine 1"
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Rates of one core, in float32.
+
+    Attributes
+    ----------
+    flops : float
+        Operations a second of the complex matrix product of the codelets, within the cache.
+    bandwidth : float
+        Bytes read and written a second where memory is copied that is too large for a core's own caches.
+    """
+
+    flops: float
+    bandwidth: float
+
+
+#: A core of a 2023 server with 512-bit vectors.
+DEFAULT = Machine(flops=165e9, bandwidth=25e9)
+# No CPU that this package is for is further from it: what is measured beyond is noise.
+_FACTOR = 4
+# Figures are rounded to the default's times a power of 2^(1/4), so that noise seldom decides between two plans.
+_STEPS = 4
+
+_lock = fork_safe_lock()
+_machine: Machine | None = None
+
+
+def get_machine() -> Machine:
+    """Return this machine's figures, measured if they are not on disk.
+
+    They are measured where they can be kept, once: a service with a read-only disk takes `DEFAULT` instead of
+    measuring in every process.
+    """
+    global _machine
+    with _lock:
+        if _machine is None:
+            _machine = _read_or_measure()
+        return _machine
+
+
+def set_machine(machine: Machine | None) -> None:
+    """Plan for these figures from now on, in this process; None for those of `get_machine`."""
+    global _machine
+    with _lock:
+        _machine = machine
+
+
+def _read_or_measure() -> Machine:
+    file = documents.file_of_machine("machine")
+    with documents.locked(file) as writable:  # others would measure each other's noise
+        try:
+            return _read(file)
+        except ValueError as error:
+            warnings.warn(f"ignored: {error}", stacklevel=2)
+        except OSError:
+            pass
+        if not writable:
+            return DEFAULT
+        machine = _measure()
+        with contextlib.suppress(OSError):
+            documents.replace_of_machine(file, _FORMAT, asdict(machine))
+        return machine
+
+
+def _read(file: Path) -> Machine:
+    document = documents.read_of_machine(file, _FORMAT)
+    figures = {name: document.get(name) for name in asdict(DEFAULT)}
+    for name, figure in figures.items():
+        default = getattr(DEFAULT, name)
+        if not isinstance(figure, float) or not default / _FACTOR <= figure <= default * _FACTOR:
+            raise ValueError(f"{os.fspath(file)!r} is damaged: {name} {figure!r}")
+    return Machine(**figures)
+
+
+def _measure() -> Machine:
+    measured = {"flops": _measure_flops(), "bandwidth": _measure_bandwidth()}
+    return Machine(**{name: _rounded(figure, getattr(DEFAULT, name)) for name, figure in measured.items()})
+
+
+def _rounded(figure: float, default: float) -> float:
+    ratio = 2 ** (round(_STEPS * math.log2(figure / default)) / _STEPS)
+    return default * min(max(ratio, 1 / _FACTOR), _FACTOR)
+
+
+def _best_seconds(function: Callable[[], object], repetitions: int) -> float:
+    """Time of the repetition that met the least noise; the first, which may compile or touch new pages, is left out."""
+    function()
+    best = float("inf")
+    for _ in range(repetitions):
+        start = time.perf_counter()
+        function()
+        best = min(best, time.perf_counter() - start)
+    return best
+
+
+def _measure_flops() -> float:
+    rows, columns, depth, steps = 32, 12, 64, 16
+    entry = 2 * simd.VECTOR_BYTES
+
+    def matrix(entries: int, row: int, **lanes: object) -> accumulate.Matrix:
+        spectra = scratch.aligned(entries * entry).view(np.float32)
+        spectra[...] = 0.5  # zeros and denormal numbers may have a speed of their own
+        # No step from frequency to frequency: they all find their operands in the cache.
+        return accumulate.Matrix(spectra, group=0, row=row, column=entry, step=0, **lanes)
+
+    a = matrix(rows * depth, 4, lane_axis="row", vectors=depth * entry)
+    b = matrix(columns * depth, depth * entry)
+    c = matrix(rows * columns, columns * entry)
+    shape = 1, rows, columns, depth, steps
+    seconds = _best_seconds(lambda: accumulate.conjugate_product(a, b, c, shape, 1), 60)
+    return 8 * rows * columns * depth * steps * simd.lanes(np.float32) / seconds
+
+
+def _measure_bandwidth() -> float:
+    source = np.ones(2**22, np.float32)
+    target = np.ones_like(source)
+    return 2 * source.nbytes / _best_seconds(lambda: np.copyto(target, source), 12)

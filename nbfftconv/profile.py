@@ -1,0 +1,184 @@
+"""The profile: what was measured on a machine and is used from then on, the fastest plans and the thread counts."""
+
+import os
+import warnings
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nbfftconv import documents
+from nbfftconv.forking import fork_safe_lock
+from nbfftconv.geometry import ConvGeometry, integer, pair
+from nbfftconv.plan import DIRECTIONS
+
+_FORMAT = "nbfftconv profile 1"
+_ABSENT = FileNotFoundError, NotADirectoryError
+_DTYPES = ("float32", "float64")
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What an automatic plan is made for. Build it with `of`.
+
+    Attributes
+    ----------
+    geometry : ConvGeometry
+    direction : str
+    dtype : str
+    weight_is_transformed : bool
+    """
+
+    geometry: ConvGeometry
+    direction: str
+    dtype: str
+    weight_is_transformed: bool
+
+    @classmethod
+    def of(cls, geometry: ConvGeometry, direction: str, dtype: np.dtype, weight_is_transformed: bool) -> "Problem":
+        """Return the problem; grad_weight transforms no kernels."""
+        return cls(geometry, direction, dtype.name, weight_is_transformed and direction != "grad_weight")
+
+
+@dataclass(frozen=True)
+class Winner:
+    """The fastest of the plans that were measured for a problem.
+
+    Attributes
+    ----------
+    algorithm : str
+    transform : str or None
+    tile : tuple of int or None
+    seconds, model_seconds : float
+        Time of a call, and of one by the plan that the cost model would have chosen.
+    threads : int
+        Threads at which it was measured.
+    """
+
+    algorithm: str
+    transform: str | None
+    tile: tuple[int, int] | None
+    seconds: float
+    model_seconds: float
+    threads: int
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What is known of a machine.
+
+    Attributes
+    ----------
+    threads : tuple of int or None
+        The best numbers of threads, of all loops but FFTW's and of FFTW's; None if they were not measured.
+    winners : dict from Problem to Winner
+    """
+
+    threads: tuple[int, int] | None = None
+    winners: dict[Problem, Winner] = field(default_factory=dict)
+
+
+_lock = fork_safe_lock()
+_profiles: dict[str | None, Profile] = {}  # by the value of NBFFTCONV_PROFILE
+
+
+def profile_file() -> Path:
+    """Return the file of the profile; it need not exist."""
+    override = os.environ.get("NBFFTCONV_PROFILE")
+    return Path(override) if override else documents.file_of_machine("profile")
+
+
+def get_profile() -> Profile:
+    """Return the profile, read at the first request; what other processes add later is for later processes."""
+    key = os.environ.get("NBFFTCONV_PROFILE")
+    with _lock:
+        if key not in _profiles:
+            _profiles[key] = _read_or_ignore(profile_file())
+        return _profiles[key]
+
+
+def remember(threads: tuple[int, int] | None = None, winners: dict[Problem, Winner] | None = None) -> None:
+    """Add to the profile, on disk and in this process.
+
+    A file that is no profile of this machine is not lost but renamed, to end in ".ignored".
+    """
+    key, file, new = os.environ.get("NBFFTCONV_PROFILE"), profile_file(), winners or {}
+    with _lock, documents.locked(file):
+        known = get_profile()
+        try:
+            kept = _read_or_set_aside(file)
+            kept = Profile(threads or kept.threads, kept.winners | new)
+            documents.replace_of_machine(file, _FORMAT, _to_json(kept))
+        except OSError as error:
+            warnings.warn(f"the profile is kept for this process only: {error}", stacklevel=3)
+            kept = Profile(threads or known.threads, new)
+        _profiles[key] = Profile(kept.threads, known.winners | kept.winners)
+
+
+def _read_or_ignore(file: Path) -> Profile:
+    try:
+        return _read(file)
+    except _ABSENT:
+        pass
+    except (OSError, ValueError) as error:
+        warnings.warn(f"ignored: {error}", stacklevel=3)
+    return Profile()
+
+
+def _read_or_set_aside(file: Path) -> Profile:
+    try:
+        return _read(file)
+    except _ABSENT:
+        pass
+    except ValueError:  # reported when it was read first
+        os.replace(file, file.with_name(f"{file.name}.ignored"))
+    return Profile()
+
+
+def _read(file: Path) -> Profile:
+    """Return what the file holds; single winners that make no sense are reported and ignored."""
+    document = documents.read_of_machine(file, _FORMAT)
+    entries, counts = document.get("winners"), document.get("threads")
+    if not isinstance(entries, list):
+        raise ValueError(f"{os.fspath(file)!r} is damaged: winners {entries!r}")
+    try:
+        threads = None if counts is None else (integer("loops", counts["loops"], 1), integer("fftw", counts["fftw"], 1))
+    except (TypeError, ValueError, KeyError) as error:
+        raise ValueError(f"{os.fspath(file)!r} is damaged: threads {counts!r}") from error
+    winners = {}
+    for entry in entries:
+        try:
+            winners[_problem(entry)] = _winner(entry)
+        except (TypeError, ValueError, KeyError) as error:
+            warnings.warn(f"ignored in {os.fspath(file)!r}: {error!r} in {entry!r}", stacklevel=5)
+    return Profile(threads, winners)
+
+
+def _problem(entry: dict[str, Any]) -> Problem:
+    geometry = ConvGeometry.from_arguments(**{name: entry[name] for name in ConvGeometry.__dataclass_fields__})
+    kept = entry["weight_is_transformed"]
+    if entry["direction"] not in DIRECTIONS or entry["dtype"] not in _DTYPES or not isinstance(kept, bool):
+        raise ValueError("direction, dtype or weight_is_transformed is unknown")
+    return Problem.of(geometry, entry["direction"], np.dtype(entry["dtype"]), kept)
+
+
+def _winner(entry: dict[str, Any]) -> Winner:
+    algorithm, transform, tile = entry["algorithm"], entry["transform"], entry["tile"]
+    if algorithm == "fft" and isinstance(transform, str):
+        tile = pair("tile", tile, 1)
+    elif algorithm != "direct" or transform is not None or tile is not None:
+        raise ValueError("algorithm, transform and tile do not match")
+    times = entry["seconds"], entry["model_seconds"]
+    if not all(isinstance(time, float) and 0 < time < float("inf") for time in times):
+        raise ValueError("seconds must be positive numbers")
+    return Winner(algorithm, transform, tile, *times, integer("threads", entry["threads"], 1))
+
+
+def _to_json(profile: Profile) -> dict[str, Any]:
+    threads = None if profile.threads is None else dict(zip(("loops", "fftw"), profile.threads, strict=True))
+    winners = []
+    for problem, winner in profile.winners.items():
+        entry = asdict(problem)
+        winners.append(entry.pop("geometry") | entry | asdict(winner))
+    return {"threads": threads, "winners": winners}

@@ -1,0 +1,302 @@
+"""How many threads pay for a user's layers: sweeps the counts of Numba's loops and of FFTW's transforms.
+
+A layer is a name of layers.py; a JSON file with a list of layers, each {"input_size": [...], "weight_size": [...]} and,
+if need be, "name", "stride", "padding", "dilation" and "groups"; or those sizes and options in the notation
+
+    8x64x112x112,64x64x7x7,padding=3,stride=2x1,groups=1
+
+(batch x channels x height x width, out channels x channels of a group x kernel height x width). FFTW's threads are a
+count of their own only where FFTW transforms the tiles. All is measured in one process; the counts take turns, in
+rounds, so that all see the same noise.
+"""
+
+import argparse
+import itertools
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from layers import LAYERS
+
+import nbfftconv
+from nbfftconv import profile, threads
+from nbfftconv.plan import DIRECTIONS, ConvPlan
+
+TURN = 0.05  # seconds of one pair of counts, or one call
+PAYS = 1.05  # the least gain for which more threads pay
+SAME = 1.03  # of total times: the smaller counts are taken
+OPTIONS = ("stride", "padding", "dilation", "groups")
+
+Counts = tuple[int, int]  # threads of the loops, of FFTW's transforms
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A user's layer: its name, and the arguments of `plan_conv2d`."""
+
+    name: str
+    arguments: dict[str, Any]
+
+
+@dataclass
+class Result:
+    """Medians in seconds of one pass of a layer, by counts."""
+
+    name: str
+    plan: ConvPlan
+    seconds: dict[Counts, float] = field(default_factory=dict)
+
+    @property
+    def chosen(self) -> str:
+        """The plan in a few words."""
+        return "direct" if self.plan.tile is None else f"{self.plan.transform} {self.plan.tile[0]}×{self.plan.tile[1]}"
+
+    def at(self, counts: Counts) -> float:
+        """Seconds at any counts; where FFTW transforms nothing, its count means nothing."""
+        return self.seconds.get(counts) or self.seconds[counts[0], counts[0]]
+
+    def best_at(self, count: int) -> Counts:
+        """The fastest counts with `count` threads at most, `count` of them in the loops."""
+        return min((c for c in self.seconds if c[0] == count >= c[1]), key=self.seconds.__getitem__)
+
+
+def sizes(text: str) -> list[int]:
+    """Return the numbers of ``8x64x112x112``."""
+    return [int(number) for number in text.split("x")]
+
+
+def parse_layers(text: str) -> list[Layer]:
+    """Return the layers that an argument of the command line stands for; ValueError if there are none."""
+    for layer in LAYERS:
+        if text == layer.name:
+            arguments = {"input_size": layer.input_size, "weight_size": layer.weight_size}
+            return [Layer(text, arguments | {"padding": layer.padding, "groups": layer.groups})]
+    if text.endswith(".json"):
+        entries = json.loads(Path(text).read_text())
+        if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+            raise ValueError(f"{text} holds no list of layers")
+        return [layer_of(f"{Path(text).stem} {i + 1}", entry) for i, entry in enumerate(entries)]
+    input_size, _, rest = text.partition(",")
+    weight_size, *options = rest.split(",")
+    entry: dict[str, Any] = {"input_size": sizes(input_size), "weight_size": sizes(weight_size)}
+    for option in options:
+        name, _, value = option.partition("=")
+        try:
+            numbers = sizes(value)
+        except ValueError:
+            numbers = [value]  # "same"
+        entry[name] = numbers[0] if len(numbers) == 1 else numbers
+    return [layer_of(text, entry)]
+
+
+def layer_of(name: str, entry: dict[str, Any]) -> Layer:
+    """Return the layer of an entry of a file, checked."""
+    unknown = set(entry) - {"name", "input_size", "weight_size", *OPTIONS}
+    if unknown:
+        raise ValueError(f"unknown in a layer: {', '.join(sorted(unknown))}")
+    layer = Layer(str(entry.get("name", name)), {key: value for key, value in entry.items() if key != "name"})
+    nbfftconv.plan_conv2d(**layer.arguments)
+    return layer
+
+
+def convolution(layer: Layer, plan: ConvPlan) -> Callable[[], Any]:
+    """Return a pass as a user's program calls it: forward by a layer in inference, which keeps its kernels' spectra."""
+    rng = np.random.default_rng(3)
+    geometry = plan.geometry
+    x, weight, g = (
+        rng.random(size, dtype=plan.dtype) for size in (geometry.input_size, geometry.weight_size, geometry.output_size)
+    )
+    options = {name: layer.arguments[name] for name in OPTIONS if name in layer.arguments}
+    if plan.direction == "grad_weight":
+        return lambda: nbfftconv.conv2d_weight(x, weight.shape, g, **options)
+    if plan.direction == "grad_input":
+        return lambda: nbfftconv.conv2d_input(x.shape, weight, g, **options)
+    convolve = nbfftconv.Conv2d(weight, **options)
+    convolve.training = False
+    return lambda: convolve(x)
+
+
+def seconds_of(function: Callable[[], Any]) -> float:
+    """Time one call."""
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start
+
+
+def sweep(layer: Layer, direction: str, dtype: str, counts: list[int], rounds: int, measure: bool) -> Result:
+    """Time a pass of a layer at all counts."""
+    kept = direction == "forward"
+    plan = nbfftconv.plan_conv2d(
+        **layer.arguments, direction=direction, dtype=dtype, weight_is_transformed=kept, measure=measure
+    )
+    convolve = convolution(layer, plan)
+    convolve()  # compiles
+    pairs = itertools.product(counts, counts) if plan.transform == "fftw" else zip(counts, counts, strict=True)
+    samples: dict[Counts, list[float]] = {pair: [] for pair in pairs}
+    for _ in range(rounds):
+        for pair, times in samples.items():
+            nbfftconv.set_num_threads(*pair)
+            first = seconds_of(convolve)  # wakes the threads, and does not count
+            times += [seconds_of(convolve) for _ in range(1 + min(20, int(TURN / first)))]
+    name = layer.name if kept else f"{layer.name} {direction}"
+    return Result(name, plan, {pair: statistics.median(times) for pair, times in samples.items()})
+
+
+def table(results: list[Result]) -> str:
+    """Return the table in Markdown."""
+    header = ["layer", "plan", "loops", "FFTW", "ms", "speed-up", "efficiency"]
+    rows = []
+    for result in results:
+        for (loops, fftw), seconds in result.seconds.items():
+            speedup = result.seconds[1, 1] / seconds
+            used = str(fftw) if result.plan.transform == "fftw" else ""
+            figures = [f"{1e3 * seconds:.2f}", f"{speedup:.2f}", f"{speedup / max(loops, fftw):.0%}"]
+            rows.append([result.name, result.chosen, str(loops), used, *figures])
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    rule = ["-" * width if i < 2 else "-" * (width - 1) + ":" for i, width in enumerate(widths)]
+    lines = [
+        [
+            cell.ljust(width) if i < 2 else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        for row in (header, rule, *rows)
+    ]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def where_it_stops(result: Result) -> str:
+    """Say from where on more threads gain less than 5 %."""
+    counts = sorted({loops for loops, _ in result.seconds})
+    steps = {count: result.seconds[result.best_at(count)] for count in counts}
+    verdict = f"more threads pay up to {counts[-1]}, the most that were measured"
+    stop = counts[-1]
+    for few, more in itertools.pairwise(counts):
+        if steps[few] < PAYS * steps[more]:
+            stop = few
+            ratio = steps[few] / steps[more]
+            verdict = f"more threads stop paying after {few}: {more} are {ratio:.2f} times as fast"
+            break
+    if result.plan.transform == "fftw" and stop > 1:
+        fastest = result.seconds[result.best_at(stop)]
+        enough = min(fftw for (loops, fftw), time in result.seconds.items() if loops == stop and time < PAYS * fastest)
+        verdict += f"; FFTW needs {enough} of them" if enough < stop else "; for FFTW as well"
+    return f"- {result.name} ({result.chosen}): {verdict}."
+
+
+def recommend(results: list[Result]) -> tuple[Counts, dict[Counts, float]]:
+    """Return the counts to use, and the total time of all layers at each."""
+    totals = {pair: sum(result.at(pair) for result in results) for pair in all_counts(results)}
+    least = min(totals.values())
+    good = [pair for pair, total in totals.items() if total <= SAME * least]
+    return min(good, key=lambda pair: (sum(pair), totals[pair])), totals
+
+
+def all_counts(results: list[Result]) -> Iterator[Counts]:
+    """Yield the counts between which there is a choice."""
+    yield from max((result.seconds for result in results), key=len)
+
+
+def draw(results: list[Result], path: Path) -> None:
+    """Draw a panel for each result: time against the threads of the loops, a line for each count of FFTW's."""
+    from matplotlib.figure import Figure
+
+    columns = min(4, len(results))
+    rows = -(-len(results) // columns)
+    figure = Figure(figsize=(3.2 * columns + 1, 2.6 * rows + 0.5), layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False).flat
+    for axes, result in itertools.zip_longest(panels, results):
+        if result is None:
+            axes.set_axis_off()
+            continue
+        counts = sorted({loops for loops, _ in result.seconds})
+        ideal = [1e3 * result.seconds[1, 1] / count for count in counts]
+        axes.plot(counts, ideal, color="grey", linestyle="--", linewidth=1, label="1 thread's time / threads")
+        if result.plan.transform == "fftw":
+            for fftw in counts:
+                times = [1e3 * result.seconds[loops, fftw] for loops in counts]
+                axes.plot(counts, times, marker="o", label=f"FFTW on {fftw}")
+            axes.legend(fontsize="x-small")
+        else:
+            axes.plot(counts, [1e3 * result.seconds[count, count] for count in counts], marker="o", color="black")
+        axes.set_title(f"{result.name}\n{result.chosen}", fontsize="small")
+        axes.set_xticks(counts)
+        axes.set_ylim(bottom=0)
+    figure.supxlabel("threads of the loops")
+    figure.supylabel("ms a call")
+    figure.savefig(path, dpi=110)
+
+
+def default_counts(most: int) -> list[int]:
+    """All counts up to 4, then two for every factor of 2, and the most."""
+    some = {1, 2, 3, 4, *(factor * 2**power for factor in (2, 3) for power in range(1, most.bit_length())), most}
+    return sorted(count for count in some if count <= most)
+
+
+def main() -> int:
+    """Sweep, report, and write the profile."""
+    most = threads.available()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("layers", nargs="+", metavar="LAYER", help="a name, a JSON file, or sizes: see above")
+    parser.add_argument("--directions", nargs="+", choices=DIRECTIONS, default=["forward"], help="passes to time")
+    parser.add_argument("--dtype", choices=["float32", "float64"], default="float32")
+    parser.add_argument("--threads", nargs="+", type=int, default=default_counts(most), help="counts to measure")
+    parser.add_argument("--rounds", type=int, default=7, help="interleaved rounds")
+    parser.add_argument("--measure", action="store_true", help="measure plans first, and write the winners too")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the times")
+    place = parser.add_mutually_exclusive_group()
+    place.add_argument("--write", action="store_true", help="write the profile that this machine's processes use")
+    place.add_argument("--profile", metavar="FILE", help="write it there, for processes with NBFFTCONV_PROFILE=FILE")
+    args = parser.parse_args()
+    for count in args.threads:
+        if not 1 <= count <= most:
+            parser.error(f"--threads must be from 1 to {most} here, got {count}")
+    if args.rounds < 1:
+        parser.error(f"--rounds must be at least 1, got {args.rounds}")
+    if args.measure and not (args.write or args.profile):
+        parser.error("--measure writes winners to a profile: add --write or --profile FILE")
+    if args.profile:
+        os.environ["NBFFTCONV_PROFILE"] = args.profile
+    layers = []
+    for text in args.layers:
+        try:
+            layers += parse_layers(text)
+        except (OSError, TypeError, ValueError) as error:
+            parser.error(f"no layer: {text!r}: {error}")
+
+    if os.getloadavg()[0] > 0.5:
+        print("OTHER PROCESSES COMPUTE: times at more than 1 thread will mean little", file=sys.stderr)
+    counts = sorted({1, *args.threads})
+    results = []
+    for layer in layers:
+        for direction in args.directions:
+            nbfftconv.set_num_threads(counts[-1])
+            results.append(sweep(layer, direction, args.dtype, counts, args.rounds, args.measure))
+            print(f"{results[-1].name}: done", file=sys.stderr)
+
+    (loops, fftw), totals = recommend(results)
+    print(table(results))
+    print("\n" + "\n".join(map(where_it_stops, results)))
+    print(
+        f"\nIn all: {loops} thread{'s' * (loops > 1)} for the loops, {fftw} for FFTW: "
+        f"{1e3 * totals[loops, fftw]:.1f} ms for all layers, against {1e3 * totals[1, 1]:.1f} ms on one thread "
+        f"and {1e3 * totals[counts[-1], counts[-1]]:.1f} ms on {counts[-1]}."
+    )
+    if args.plot:
+        draw(results, args.plot)
+    if args.write or args.profile:
+        profile.remember(threads=(loops, fftw))
+        print(f"Written to {profile.profile_file()}: the counts are those of every process from now on.")
+    else:
+        print(f"Not written; nbfftconv.set_num_threads({loops}, fftw={fftw}) sets them in a program.")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
