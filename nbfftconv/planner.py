@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from nbfftconv import simd
+from nbfftconv import direct, simd
 from nbfftconv.geometry import ConvGeometry, Padding, pair
 from nbfftconv.plan import DIRECTIONS, ConvPlan
 from nbfftconv.scratch import get_scratch_limit
@@ -155,14 +155,17 @@ def _make_plan(
     weight_is_transformed: bool,
     limit: int,
 ) -> ConvPlan:
-    def direct(reason: str) -> ConvPlan:
-        return ConvPlan(geometry, direction, dtype, "direct", None, None, 0, 0, 0, reason)
+    def direct_plan(reason: str) -> ConvPlan:
+        memory = (0, 0)
+        if direction == "forward":
+            memory = (direct.scratch_bytes(geometry, dtype), direct.packed_bytes(geometry, dtype))
+        return ConvPlan(geometry, direction, dtype, "direct", None, None, 0, *memory, reason)
 
     if algorithm == "direct":
-        return direct("it was asked for")
+        return direct_plan("it was asked for")
     is_free = algorithm == "auto" and transform == "auto" and tile is None
     if is_free and geometry.weight_size[2:] == (1, 1):
-        return direct("an FFT cannot save anything with a 1x1 kernel")
+        return direct_plan("an FFT cannot save anything with a 1x1 kernel")
     slow = dtype.itemsize / 4
     direct_cost = _direct_cost(geometry) * slow
     best = None
@@ -181,11 +184,11 @@ def _make_plan(
                 f"{geometry.weight_size} do not fit the scratch limit of {limit} bytes; "
                 "see nbfftconv.scratch.set_scratch_limit"
             )
-        return direct("no tile fits the limits of memory")
+        return direct_plan("no tile fits the limits of memory")
     cost, name, grid, memory, units = best
     figures = f"the model expects {cost * 1e3:.3g} ms by FFT, {direct_cost * 1e3:.3g} ms direct, on one core"
     if is_free and direct_cost <= cost:
-        return direct(figures)
+        return direct_plan(figures)
     chosen = figures if is_free else "it was asked for"
     block = max(1, min(grid.tiles, units * memory.lanes))
     return ConvPlan(geometry, direction, dtype, "fft", name, grid, block, units * memory.unit, memory.weight, chosen)

@@ -116,6 +116,10 @@ class Emitter:
         """a·b + c with one rounding."""
         return self._builder.call(self._fma, [a, b, c])
 
+    def integer_at(self, address: ir.Value) -> ir.Value:
+        """The int64 at an address."""
+        return self._builder.load(self._builder.inttoptr(address, self._word.as_pointer()))
+
     def broadcast(self, address: ir.Value) -> ir.Value:
         """The scalar at an address, in all lanes."""
         scalar = self._builder.load(self._builder.inttoptr(address, self._vector.element.as_pointer()))
@@ -204,6 +208,14 @@ class Emitter:
                     rows[i + distance] = self._shuffle(a, b, high)
             distance //= 2
         return rows
+
+    def even(self, a: ir.Value, b: ir.Value) -> ir.Value:
+        """Every other lane, from the first on, of two vectors."""
+        return self._shuffle(a, b, list(range(0, 2 * self.lanes, 2)))
+
+    def odd(self, a: ir.Value, b: ir.Value) -> ir.Value:
+        """Every other lane, from the second on, of two vectors."""
+        return self._shuffle(a, b, list(range(1, 2 * self.lanes, 2)))
 
     def _shuffle(self, a: ir.Value, b: ir.Value, lanes: list[int]) -> ir.Value:
         mask = ir.Constant(ir.VectorType(ir.IntType(32), len(lanes)), lanes)
