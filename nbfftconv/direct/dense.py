@@ -11,6 +11,7 @@ import math
 import numpy as np
 
 from nbfftconv import jit, scratch, simd, threads
+from nbfftconv.direct.gather import clear_lanes, gather_lanes
 from nbfftconv.geometry import AXIS_NUMBERS, ConvGeometry
 from nbfftconv.simd import VECTOR_BYTES
 
@@ -31,8 +32,8 @@ _RECORD = np.dtype(
         *((name, np.int64) for name in ("input", "weight", "packed", "output", "bias", "zeros", "scratch", "slot")),
         # channels and filters of a group; taps of all its channels; gathered at once
         *((name, np.int64) for name in ("groups", "channels", "filters", "taps", "depth", "relu")),
-        # vectors of pixels of an image, in strips; blocks of filters of a group, in chunks of an item's
-        *((name, np.int64) for name in ("vectors", "strips", "filter_blocks", "chunks")),
+        # vectors of pixels of an image, in blocks, in strips of blocks; blocks of filters of a group, in chunks of an item's
+        *((name, np.int64) for name in ("vectors", "pixel_blocks", "strips", "filter_blocks", "chunks")),
         *((f"{axis}_{name}", np.int64) for axis in "yx" for name in AXIS_NUMBERS),
     ]
 )
@@ -88,69 +89,15 @@ def _emit_product(v, *arguments):
                 _block(i, j)(v, *operands)
 
 
-def _copy(v, source, source_step, target, target_step, begin, end, first, last, count):
-    inside = v.between(v.integer(0), begin, end)
-    written = v.between(v.integer(0), first, last)
-
-    def step(source, target):
-        v.store_some(v.load_some(source, inside), target, written)
-        return [v.add(source, source_step), v.add(target, target_step)]
-
-    v.repeat(count, [source, target], step)
-
-
-def _copy_even(v, source, source_step, target, target_step, begin, end, first, last, count):
-    insides = [v.between(v.integer(i * v.lanes), begin, end) for i in range(2)]
-    written = v.between(v.integer(0), first, last)
-
-    def step(source, target):
-        halves = [v.load_some(v.add(source, v.integer(i * VECTOR_BYTES)), insides[i]) for i in range(2)]
-        v.store_some(v.even(*halves), target, written)
-        return [v.add(source, source_step), v.add(target, target_step)]
-
-    v.repeat(count, [source, target], step)
-
-
 #: ``(x, w, bias, y, y_row, depth, first, end, rows_left, relu, rows, vectors)``: Y[:rows, :end], begun with the bias, and
 #: with what Y holds from pixel `first` on, += W · X; of `rows`, one of `_ROW_VARIANTS`, only `rows_left` are in memory.
 _product = simd.kernel(_emit_product, "product", 12)
-#: ``(source, source_step, target, target_step, begin, end, first, last, count)``: `count` vectors, of which lanes
-#: begin .. end - 1 are read and first .. last - 1 are written, zeros where nothing is read.
-_copy_vectors = simd.kernel(_copy, "copy_vectors", 9)
-#: The same from every other scalar; `begin` and `end` count all scalars.
-_copy_every_other = simd.kernel(_copy_even, "copy_every_other", 9)
 
 
 @jit.njit()
 def _share(count, part, parts):
     """Range of one of `parts` parts of `count`."""
     return count * part // parts, count * (part + 1) // parts
-
-
-@jit.njit()
-def _gather_channels(real, itemsize, r, source, x0, target, target_step, first, last, count):
-    """Gather lanes first .. last - 1 of `count` rows of X, the same tap of neighbouring channels."""
-    begin, end = -x0, r.x_input - x0
-    source_step = r.y_input * r.x_input * itemsize
-    if source == 0:
-        _copy_vectors(real, (target, 0, target, target_step, 0, 0, first, last, count))
-    elif r.x_stride == 1:
-        _copy_vectors(real, (source + x0 * itemsize, source_step, target, target_step, begin, end, first, last, count))
-    elif r.x_stride == 2:
-        _copy_every_other(
-            real, (source + x0 * itemsize, source_step, target, target_step, begin, end, first, last, count)
-        )
-    else:
-        for lane in range(first, last):
-            x = x0 + lane * r.x_stride
-            p, q = simd.pointer(real, source), simd.pointer(real, target)
-            step, q_step = r.y_input * r.x_input, target_step // itemsize
-            if 0 <= x < r.x_input:
-                for i in range(count):
-                    q[i * q_step + lane] = p[i * step + x]
-            else:
-                for i in range(count):
-                    q[i * q_step + lane] = real(0)
 
 
 @jit.njit()
@@ -168,10 +115,15 @@ def _gather_vector(real, itemsize, lanes, r, image, begin, end, p, target, pitch
             c, tap = i // window, i % window
             y = oy * r.y_stride + tap // r.x_kernel * r.y_dilation - r.y_before
             x0 = (ox - lane) * r.x_stride + tap % r.x_kernel * r.x_dilation - r.x_before
-            source = image + (c * r.y_input + y) * r.x_input * itemsize if 0 <= y < r.y_input else 0
-            count = (end - i + window - 1) // window
+            count = (end - i + window - 1) // window  # the same tap of so many channels
             row = target + (i - begin) * pitch
-            _gather_channels(real, itemsize, r, source, x0, row, window * pitch, lane, written, count)
+            if 0 <= y < r.y_input:
+                gather_lanes(
+                    real, itemsize, image + (c * r.y_input + y) * r.x_input * itemsize, r.y_input * r.x_input * itemsize,
+                    r.x_input, x0, r.x_stride, row, window * pitch, lane, written, count,
+                )  # fmt: skip
+            else:
+                clear_lanes(real, row, window * pitch, lane, written, count)
         lane = last
 
 
@@ -188,11 +140,12 @@ def _forward(real):
             n = item // (r.chunks * r.strips * r.groups)
             image = r.input + (n * r.groups + group) * r.channels * r.y_input * r.x_input * itemsize
             first_block, last_block = _share(r.filter_blocks, chunk, r.chunks)
-            first, last = _share(r.vectors, strip, r.strips)
+            first, last = _share(r.pixel_blocks, strip, r.strips)
             for i in range(0, r.taps, r.depth):
                 depth = min(r.depth, r.taps - i)
-                for vector in range(first, last, _VECTORS):
-                    vectors = min(_VECTORS, last - vector)
+                for pixel_block in range(first, last):
+                    vector, stop = _share(r.vectors, pixel_block, r.pixel_blocks)
+                    vectors = stop - vector
                     p = vector * lanes
                     for j in range(vectors):
                         _gather_vector(
@@ -252,12 +205,13 @@ def _record(geometry: ConvGeometry, dtype: np.dtype) -> np.ndarray:
             record[f"{axis}_{name}"] = number
     taps = channels * kernel[0] * kernel[1]
     vectors = -(-height * width // simd.lanes(dtype.type))
-    strips = -(-vectors // (_STRIP_BLOCKS * _VECTORS))
+    pixel_blocks = -(-vectors // _VECTORS)
+    strips = -(-pixel_blocks // _STRIP_BLOCKS)
     others = max(1, images * geometry.groups * strips)
     chunks = max(-(-filters // _MOST_FILTERS), min(-(-_ITEMS // others), filters // _FEWEST_FILTERS))
     record["groups"], record["channels"], record["filters"] = geometry.groups, channels, filters
     record["taps"], record["depth"] = taps, -(-taps // -(-taps // _DEPTH))
-    record["vectors"], record["strips"] = vectors, strips
+    record["vectors"], record["pixel_blocks"], record["strips"] = vectors, pixel_blocks, strips
     record["filter_blocks"] = blocks = -(-filters // _ROWS)
     record["chunks"] = min(chunks, blocks)
     return record

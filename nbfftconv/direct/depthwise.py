@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from nbfftconv import jit, scratch, simd, threads
+from nbfftconv.direct.gather import clear_lanes, gather_lanes
 from nbfftconv.geometry import AXIS_NUMBERS, ConvGeometry
 from nbfftconv.simd import VECTOR_BYTES
 
@@ -42,8 +43,8 @@ _RECORD = np.dtype(
         *((name, np.int64) for name in ("groups", "channels", "filters", "depth", "relu")),
         # runs of 4, 3, 2 and 1 taps in the table
         *((name, np.int64) for name in ("table", "runs4", "runs3", "runs2", "runs1")),
-        # of the window: rows, vectors in a row, bytes of a row with one of `x_phases`, of a row and of a channel
-        *((name, np.int64) for name in ("rows", "vectors", "phase", "row", "window", "x_phases")),
+        # of the window: rows, vectors in a row, bytes of a row of every s-th pixel, of a row and of a channel
+        *((name, np.int64) for name in ("rows", "vectors", "phase", "row", "window")),
         # bytes between window rows of neighbouring output rows, and weights of neighbouring taps, of a block
         *((name, np.int64) for name in ("row_step", "tap_step", "y_phases")),
         *((name, np.int64) for name in ("y_core", "x_core", "y_count", "x_count")),
@@ -110,60 +111,27 @@ def _emit_windows(v, *arguments):
                 _block(i, j)(v, *operands)
 
 
-def _gather(v, source, target, begin, end, vectors):
-    def step(source, target, first):
-        v.store(v.load_some(source, v.between(first, begin, end)), target)
-        size = v.integer(VECTOR_BYTES)
-        return [v.add(source, size), v.add(target, size), v.add(first, v.integer(v.lanes))]
-
-    v.repeat(vectors, [source, target, v.integer(0)], step)
-
-
-def _gather_halves(v, source, target, other, begin, end, vectors):
-    def step(source, target, other, first):
-        second = v.add(first, v.integer(v.lanes))
-        size = v.integer(VECTOR_BYTES)
-        a = v.load_some(source, v.between(first, begin, end))
-        b = v.load_some(v.add(source, size), v.between(second, begin, end))
-        v.store(v.even(a, b), target)
-        v.store(v.odd(a, b), other)
-        return [
-            v.add(source, v.integer(2 * VECTOR_BYTES)), v.add(target, size), v.add(other, size),
-            v.add(second, v.integer(v.lanes)),
-        ]  # fmt: skip
-
-    v.repeat(vectors, [source, target, other, v.integer(0)], step)
-
-
 #: ``(x, x_channel, row_step, w, w_channel, tap_step, channels, table, runs of 4, 3, 2 and 1, bias, y, y_row, first, end,
 #: rows_left, relu, rows, vectors)``
 _windows = simd.kernel(_emit_windows, "windows", 21)
-#: ``(source, target, begin, end, vectors)``: whole vectors; zero outside begin .. end - 1.
-_gather_row = simd.kernel(_gather, "gather_window_row", 5)
-#: ``(source, target, other, begin, end, vectors)``: the same of every other pixel to each of two targets.
-_gather_two_rows = simd.kernel(_gather_halves, "gather_window_rows", 6)
 
 
 @jit.njit()
-def _gather_window(real, itemsize, r, plane, y, x, window):
+def _gather_window(real, itemsize, lanes, r, plane, y, x, window):
     """Gather the pixels from row `y` and column `x` on."""
-    end = r.x_input - x
-    for i in range(r.rows):
-        target = window + i * r.row
-        source = plane + ((y + i) * r.x_input + x) * itemsize
-        if not 0 <= y + i < r.y_input:
-            _gather_row(real, (target, target, 0, 0, r.vectors * r.x_phases))
-        elif r.x_phases == 1:
-            _gather_row(real, (source, target, -x, end, r.vectors))
-        elif r.x_phases == 2:
-            _gather_two_rows(real, (source, target, target + r.phase, -x, end, r.vectors))
-        else:
-            p, q = simd.pointer(real, source), simd.pointer(real, target)
-            count, pitch = r.phase // itemsize, r.phase // itemsize
-            for phase in range(r.x_phases):
-                for j in range(count):
-                    at = j * r.x_phases + phase
-                    q[phase * pitch + j] = p[at] if -x <= at < end else real(0)
+    above = max(0, min(-y, r.rows))
+    below = max(above, min(r.y_input - y, r.rows))
+    row_vectors = r.vectors * r.x_stride
+    clear_lanes(real, window, VECTOR_BYTES, 0, lanes, above * row_vectors)
+    clear_lanes(real, window + below * r.row, VECTOR_BYTES, 0, lanes, (r.rows - below) * row_vectors)
+    source = plane + (y + above) * r.x_input * itemsize
+    for phase in range(r.x_stride):
+        for i in range(r.vectors):
+            target = window + above * r.row + phase * r.phase + i * VECTOR_BYTES
+            gather_lanes(
+                real, itemsize, source, r.x_input * itemsize, r.x_input, x + i * lanes * r.x_stride + phase, r.x_stride,
+                target, r.row, 0, lanes, below - above,
+            )  # fmt: skip
 
 
 def _forward(real):
@@ -185,7 +153,7 @@ def _forward(real):
                 for i in range(depth):
                     plane = (n * r.groups + group) * r.channels + c + i
                     _gather_window(
-                        real, itemsize, r, r.input + plane * r.y_input * r.x_input * itemsize,
+                        real, itemsize, lanes, r, r.input + plane * r.y_input * r.x_input * itemsize,
                         y0 * r.y_stride - r.y_before, x0 * r.x_stride - r.x_before, window + i * r.window,
                     )  # fmt: skip
                 relu = r.relu if c + depth == r.channels else 0
@@ -253,8 +221,9 @@ def _tiles(geometry: ConvGeometry, dtype: np.dtype) -> _Tiles | None:
 
     x_count = -(-x["output"] // _COLUMNS)
     x_core = -(-x["output"] // (x_count * lanes)) * lanes
-    # An odd number, so that the rows of a window use all sets of a cache.
-    vectors = -(-(x_core + (x["kernel"] - 1) * x["dilation"] // x["stride"]) // lanes) | 1
+    vectors = -(-(x_core + (x["kernel"] - 1) * x["dilation"] // x["stride"]) // lanes)
+    if vectors % 8 == 0:  # rows of a window shall use all sets of a cache
+        vectors += 1
     phase = vectors * VECTOR_BYTES
     row = x["stride"] * phase
 
@@ -289,7 +258,7 @@ def _tiles(geometry: ConvGeometry, dtype: np.dtype) -> _Tiles | None:
     depth = max(1, min(channels, _WINDOW_BYTES // window))
     fields = {
         "groups": geometry.groups, "channels": channels, "filters": filters, "depth": depth, "rows": rows,
-        "vectors": vectors, "phase": phase, "row": row, "window": window, "x_phases": x["stride"],
+        "vectors": vectors, "phase": phase, "row": row, "window": window,
         "row_step": y["stride"] * y_phases * row, "tap_step": tap_phases * x["kernel"] * itemsize,
         "y_phases": y_phases, "y_core": y_core, "x_core": x_core, "y_count": y_count, "x_count": x_count,
         "slot": depth * window,

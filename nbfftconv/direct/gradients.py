@@ -3,8 +3,6 @@
 Every pair of a pixel and a tap is multiplied, a pixel of the zero padding only if that tap is not finite: 0·inf is NaN.
 """
 
-import math
-
 import numpy as np
 
 from nbfftconv import jit, simd, threads
