@@ -153,6 +153,17 @@ class Emitter:
         arguments = [self._at(address), ir.Constant(ir.IntType(32), self.itemsize), mask, self.zero()]
         return self._builder.call(self._masked("load", self._vector, arguments), arguments)
 
+    def load_apart(self, address: ir.Value, step: ir.Value, mask: ir.Value) -> ir.Value:
+        """Scalars `step` bytes apart, from an address on; zero in the lanes outside the mask, as in `load_some`."""
+        indices = ir.Constant(ir.VectorType(self._word, self.lanes), list(range(self.lanes)))
+        addresses = self._builder.add(self._splat(address), self._builder.mul(self._splat(step), indices))
+        pointers = self._builder.inttoptr(addresses, ir.VectorType(self._vector.element.as_pointer(), self.lanes))
+        arguments = [pointers, ir.Constant(ir.IntType(32), self.itemsize), mask, self.zero()]
+        function_type = ir.FunctionType(self._vector, [argument.type for argument in arguments])
+        name = f"llvm.masked.gather.v{self.lanes}f{8 * self.itemsize}.v{self.lanes}p0"
+        function = cgutils.get_or_insert_function(self._builder.module, function_type, name)
+        return self._builder.call(function, arguments)
+
     def store_some(self, value: ir.Value, address: ir.Value, mask: ir.Value) -> None:
         """Write the lanes of a mask."""
         arguments = [value, self._at(address), ir.Constant(ir.IntType(32), self.itemsize), mask]

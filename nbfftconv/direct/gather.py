@@ -27,11 +27,24 @@ def _copy_even(v, source, source_step, target, target_step, begin, end, first, l
     v.repeat(count, [source, target], step)
 
 
+def _copy_strided(v, source, source_step, scalar_step, target, target_step, begin, end, first, last, count):
+    inside = v.between(v.integer(0), begin, end)
+    written = v.between(v.integer(0), first, last)
+
+    def step(source, target):
+        v.store_some(v.load_apart(source, scalar_step, inside), target, written)
+        return [v.add(source, source_step), v.add(target, target_step)]
+
+    v.repeat(count, [source, target], step)
+
+
 # (source, source_step, target, target_step, begin, end, first, last, count): `count` vectors, of which scalars
 # begin .. end - 1 are read and lanes first .. last - 1 are written, zeros where nothing is read.
 _copy_vectors = simd.kernel(_copy, "copy_vectors", 9)
 # The same of every other scalar.
 _copy_every_other = simd.kernel(_copy_even, "copy_every_other", 9)
+# (source, source_step, scalar_step, ...): the same of scalars `scalar_step` bytes apart, counted alone.
+_copy_apart = simd.kernel(_copy_strided, "copy_apart", 10)
 
 
 @jit.njit()
@@ -51,12 +64,8 @@ def gather_lanes(real, itemsize, row, row_step, width, x, x_step, target, target
     elif x_step == 2:
         _copy_every_other(real, (row + x * itemsize, row_step, target, target_step, -x, width - x, first, last, count))
     else:
-        source, lanes = simd.pointer(real, row), simd.pointer(real, target)
-        for lane in range(first, last):
-            at = x + lane * x_step
-            if 0 <= at < width:
-                for i in range(count):
-                    lanes[i * (target_step // itemsize) + lane] = source[i * (row_step // itemsize) + at]
-            else:
-                for i in range(count):
-                    lanes[i * (target_step // itemsize) + lane] = real(0)
+        begin, end = (x_step - 1 - x) // x_step, (width - x + x_step - 1) // x_step
+        _copy_apart(
+            real,
+            (row + x * itemsize, row_step, x_step * itemsize, target, target_step, begin, end, first, last, count),
+        )
