@@ -1,9 +1,9 @@
-"""Groups of many filters: a matrix product whose lanes are output pixels, of kernels packed once and pixels as they come.
+"""Groups of many filters: a matrix product whose lanes are output pixels.
 
-Y[k, p] = sum over i of W[k, i] · X[i, p], where i = (c, u, v) and X[i, p] is the pixel, or the zero of the padding, that
-output pixel p of an image has under tap (u, v) in channel c. A work item is a strip of pixels and some filters. Its part
-of X is gathered block by block along i into scratch memory of a fixed size, whatever the geometry; the output holds the
-sums in between. So a pixel is the sum of one chain of additions in the order of i, whatever the blocks and the threads.
+Y[k, p] = sum over i of W[k, i] · X[i, p], where i = (c, u, v), and X[i, p] is the pixel, or the zero of the padding,
+that output pixel p of an image has under tap (u, v) in channel c. The kernels are packed once. A work item is a strip
+of pixels and some filters; its part of X is gathered block by block along i into scratch memory of a fixed size,
+whatever the geometry, and the output holds the sums of the blocks so far. Blocks do not depend on the threads.
 """
 
 import math
@@ -32,7 +32,7 @@ _RECORD = np.dtype(
         *((name, np.int64) for name in ("input", "weight", "packed", "output", "bias", "zeros", "scratch", "slot")),
         # channels and filters of a group; taps of all its channels; gathered at once
         *((name, np.int64) for name in ("groups", "channels", "filters", "taps", "depth", "relu")),
-        # vectors of pixels of an image, in blocks, in strips of blocks; blocks of filters of a group, in chunks of an item's
+        # vectors of pixels of an image, in blocks, in strips; blocks of filters of a group, in chunks
         *((name, np.int64) for name in ("vectors", "pixel_blocks", "strips", "filter_blocks", "chunks")),
         *((f"{axis}_{name}", np.int64) for axis in "yx" for name in AXIS_NUMBERS),
     ]
@@ -63,11 +63,15 @@ def _block(rows: int, vectors: int):
         target = [v.add(y, v.scale(y_row, v.minimum(v.integer(i), last))) for i in range(rows)]
         inside = [v.between(v.integer(j * v.lanes), v.integer(0), end) for j in range(vectors)]
         begun = [v.between(v.integer(j * v.lanes), first, end) for j in range(vectors)]
-        sums = []
+        for i in range(rows):
+            for j in range(vectors):
+                v.prefetch(at(target[i], j), write=True)
+        _, _, *sums = v.repeat(depth, [x, w, *[v.zero()] * (rows * vectors)], step)
         for i in range(rows):
             start = v.broadcast(v.add(bias, v.scale(v.integer(v.itemsize), v.minimum(v.integer(i), last))))
-            sums += [v.plus(v.load_some(at(target[i], j), begun[j]), start) for j in range(vectors)]
-        _, _, *sums = v.repeat(depth, [x, w, *sums], step)
+            for j in range(vectors):
+                before = v.plus(v.load_some(at(target[i], j), begun[j]), start)
+                sums[i * vectors + j] = v.plus(before, sums[i * vectors + j])
         for clip in (False, True):
             with v.when(relu, int(clip)):
                 for i in reversed(range(rows)):
@@ -89,8 +93,8 @@ def _emit_product(v, *arguments):
                 _block(i, j)(v, *operands)
 
 
-#: ``(x, w, bias, y, y_row, depth, first, end, rows_left, relu, rows, vectors)``: Y[:rows, :end], begun with the bias, and
-#: with what Y holds from pixel `first` on, += W · X; of `rows`, one of `_ROW_VARIANTS`, only `rows_left` are in memory.
+# (x, w, bias, y, y_row, depth, first, end, rows_left, relu, rows, vectors): Y[:rows, :end] = W · X, plus the bias, plus
+# what Y holds from pixel `first` on; of `rows`, one of `_ROW_VARIANTS`, only `rows_left` are in memory.
 _product = simd.kernel(_emit_product, "product", 12)
 
 
@@ -117,10 +121,11 @@ def _gather_vector(real, itemsize, lanes, r, image, begin, end, p, target, pitch
             x0 = (ox - lane) * r.x_stride + tap % r.x_kernel * r.x_dilation - r.x_before
             count = (end - i + window - 1) // window  # the same tap of so many channels
             row = target + (i - begin) * pitch
+            channel_step = r.y_input * r.x_input * itemsize
             if 0 <= y < r.y_input:
                 gather_lanes(
-                    real, itemsize, image + (c * r.y_input + y) * r.x_input * itemsize, r.y_input * r.x_input * itemsize,
-                    r.x_input, x0, r.x_stride, row, window * pitch, lane, written, count,
+                    real, itemsize, image + (c * r.y_input + y) * r.x_input * itemsize, channel_step, r.x_input,
+                    x0, r.x_stride, row, window * pitch, lane, written, count,
                 )  # fmt: skip
             else:
                 clear_lanes(real, row, window * pitch, lane, written, count)
@@ -229,7 +234,7 @@ def packed_bytes(geometry: ConvGeometry, dtype: np.dtype) -> int:
 
 
 def pack(geometry: ConvGeometry, w: np.ndarray) -> np.ndarray:
-    """Return the kernels as `forward` reads them: [group][block of filters][c][u][v][filter], with zeros behind the last."""
+    """Return the kernels as [group][block of filters][c][u][v][filter], with zeros to fill up the last block."""
     packed = scratch.aligned(packed_bytes(geometry, w.dtype))
     record = _record(geometry, w.dtype)
     record["weight"], record["packed"] = w.ctypes.data, packed.ctypes.data

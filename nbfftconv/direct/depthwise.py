@@ -7,7 +7,7 @@ that are stride / gcd apart share their pixels: a block of R such rows under U s
 multiplications.
 
 What a tap needs, its place in the window and in the kernel, is in a table: first all runs of U = 4 taps, then those of
-3, 2 and 1. So a pixel is the sum of one chain of additions in the order of channel and table, whatever the threads.
+3, 2 and 1.
 """
 
 import functools
@@ -90,9 +90,15 @@ def _block(rows: int, vectors: int):
         target = [v.add(y, v.scale(y_row, v.minimum(v.integer(i), last))) for i in range(rows)]
         inside = [v.between(v.integer(j * v.lanes), v.integer(0), end) for j in range(vectors)]
         begun = [v.between(v.integer(j * v.lanes), first, end) for j in range(vectors)]
+        for place in target:
+            for j in range(vectors):
+                v.prefetch(at(place, j), write=True)
+        _, _, *sums = v.repeat(channels, [x, w, *[v.zero()] * (rows * vectors)], channel)
         start = v.broadcast(bias)
-        sums = [v.plus(v.load_some(at(target[i], j), begun[j]), start) for i in range(rows) for j in range(vectors)]
-        _, _, *sums = v.repeat(channels, [x, w, *sums], channel)
+        for i in range(rows):
+            for j in range(vectors):
+                before = v.plus(v.load_some(at(target[i], j), begun[j]), start)
+                sums[i * vectors + j] = v.plus(before, sums[i * vectors + j])
         for clip in (False, True):
             with v.when(relu, int(clip)):
                 for i in reversed(range(rows)):
@@ -111,8 +117,8 @@ def _emit_windows(v, *arguments):
                 _block(i, j)(v, *operands)
 
 
-#: ``(x, x_channel, row_step, w, w_channel, tap_step, channels, table, runs of 4, 3, 2 and 1, bias, y, y_row, first, end,
-#: rows_left, relu, rows, vectors)``
+# (x, x_channel, row_step, w, w_channel, tap_step, channels, table, runs of 4, 3, 2 and 1 taps, bias, y, y_row, first,
+# end, rows_left, relu, rows, vectors): as `_product` in `dense`, of the windows that `table` describes.
 _windows = simd.kernel(_emit_windows, "windows", 21)
 
 
