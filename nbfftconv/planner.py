@@ -8,7 +8,9 @@ ratios matter:
 - the products cost 8 operations for every frequency, tile, filter and channel of its group, at the rate of the
   micro-kernel, but not less than reading the kernels' spectra once a block of tiles; lanes without a tile cost the
   same;
-- direct convolution costs 2 operations a multiply-add, and a fixed time for every row of pixels under every tap;
+- direct convolution costs 2 operations a multiply-add, lanes without a pixel included, and the arrays once; for
+  groups of many filters, also the pixels gathered for every tap, and packing the kernels; its gradients, a fixed time
+  for every row of pixels under every tap;
 - a call, a block of tiles and the call of a transform have fixed costs.
 
 1×1 kernels are left to direct convolution. Else the cheapest tile is taken whose block of at least one tile fits the
@@ -26,6 +28,7 @@ from typing import Any
 import numpy as np
 
 from nbfftconv import direct, simd
+from nbfftconv.direct import depthwise
 from nbfftconv.geometry import ConvGeometry, Padding, pair
 from nbfftconv.plan import DIRECTIONS, ConvPlan
 from nbfftconv.scratch import get_scratch_limit
@@ -48,13 +51,20 @@ _FFT_RATE = 10e9
 _PRODUCT_RATE = 45e9
 _CODELET_RATE = 60e9
 _TILE_PRODUCT_RATE = 130e9
-_DIRECT_RATE = 9e9
+_DENSE_RATE = 145e9
+_WINDOW_RATE = 115e9
+_GRADIENT_RATE = 9e9
 _COPY_RATE = 6e9
 _STREAM_RATE = 10e9
+# Scalars a second.
+_GATHER_RATE = 5e9
+_PACK_RATE = 0.7e9
+_DENSE_MOVE_RATE = 5e9
+_WINDOW_MOVE_RATE = 4e9
 # Seconds.
 _FFT_CALL = 150e-6
 _DIRECT_CALL = 60e-6
-_DIRECT_ROW = 8e-9
+_GRADIENT_ROW = 8e-9
 _BLOCK = 30e-6
 _TRANSFORM_CALL = 0.2e-6
 
@@ -167,7 +177,7 @@ def _make_plan(
     if is_free and geometry.weight_size[2:] == (1, 1):
         return direct_plan("an FFT cannot save anything with a 1x1 kernel")
     slow = dtype.itemsize / 4
-    direct_cost = _direct_cost(geometry) * slow
+    direct_cost = _direct_cost(geometry, direction, dtype, weight_is_transformed) * slow
     best = None
     for name, grid in _candidates(geometry, transform, tile):
         memory = _Memory.of(geometry, grid, direction, dtype, name)
@@ -286,9 +296,29 @@ def _smooth_numbers(end: int) -> list[int]:
     return sorted(numbers)
 
 
-def _direct_cost(geometry: ConvGeometry) -> float:
-    rows = geometry.multiply_adds / geometry.output_size[3]
-    return _DIRECT_CALL + 2 * geometry.multiply_adds / _DIRECT_RATE + _DIRECT_ROW * rows
+def _direct_cost(geometry: ConvGeometry, direction: str, dtype: np.dtype, weight_is_packed: bool) -> float:
+    images, filters, height, width = geometry.output_size
+    if direction != "forward":
+        rows = geometry.multiply_adds / width
+        return _DIRECT_CALL + 2 * geometry.multiply_adds / _GRADIENT_RATE + _GRADIENT_ROW * rows
+    taps = math.prod(geometry.weight_size[1:])
+    lanes = simd.lanes(dtype.type)
+    moved = math.prod(geometry.input_size) + math.prod(geometry.output_size)
+    if depthwise.fits(geometry, dtype):
+        products = 2 * images * filters * taps * _whole(height, 4) * _whole(width, lanes)
+        return _DIRECT_CALL + products / _WINDOW_RATE + moved / _WINDOW_MOVE_RATE
+    pixels = images * _whole(height * width, lanes)
+    products = 2 * pixels * filters * taps
+    gathered = pixels * geometry.groups * taps * (1 + lanes / width)
+    packed = 0 if weight_is_packed else filters * taps
+    return (
+        _DIRECT_CALL + products / _DENSE_RATE + gathered / _GATHER_RATE + packed / _PACK_RATE + moved / _DENSE_MOVE_RATE
+    )
+
+
+def _whole(count: int, block: int) -> int:
+    """The multiple of `block` that is next to `count`, or `count`."""
+    return -(-count // block) * block
 
 
 def _fft_cost(

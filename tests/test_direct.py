@@ -22,9 +22,9 @@ DTYPES = (np.float32, np.float64)
 
 
 @st.composite
-def direct_cases(draw, filters: tuple[int, int], max_channels: int, max_size: int) -> Case:
+def direct_cases(draw, filters: tuple[int, int], max_kernel: int, max_channels: int, max_size: int) -> Case:
     """Groups of so many filters; shrinks towards 1x1 kernels, stride 1, no padding."""
-    kernel = draw(st.tuples(*[st.integers(1, 9)] * 2))
+    kernel = draw(st.tuples(*[st.integers(1, max_kernel)] * 2))
     dilation = draw(st.one_of(st.just((1, 1)), st.tuples(*[st.integers(1, 4)] * 2)))
     stride = draw(st.one_of(st.just((1, 1)), st.tuples(*[st.integers(1, 5)] * 2)))
     reach = tuple(d * (k - 1) for d, k in zip(dilation, kernel, strict=True))
@@ -47,12 +47,12 @@ def check(case, dtype, rng):
     assert_accurate(run(case, x, w), expected, dtype)
 
 
-@given(case=direct_cases((1, 4), 3, 70), dtype=st.sampled_from(DTYPES), rng=generators())
+@given(case=direct_cases((1, 6), 9, 3, 70), dtype=st.sampled_from(DTYPES), rng=generators())
 def test_few_filters(case, dtype, rng):
     check(case, dtype, rng)
 
 
-@given(case=direct_cases((5, 40), 6, 24), dtype=st.sampled_from(DTYPES), rng=generators())
+@given(case=direct_cases((5, 40), 4, 6, 24), dtype=st.sampled_from(DTYPES), rng=generators())
 def test_many_filters(case, dtype, rng):
     check(case, dtype, rng)
 
@@ -70,11 +70,11 @@ def test_every_length_of_a_run_of_taps(kernel, groups, dtype, rng):
     [
         Case((1, 300, 7, 7), (70, 300, 1, 1)),  # blocks along the channels
         Case((1, 50, 9, 8), (33, 50, 3, 3), padding=1),  # cut within a channel
-        Case((1, 2, 40, 40), (9, 2, 15, 15), padding=7),  # cut within a kernel
+        Case((1, 2, 20, 20), (350, 2, 15, 15)),  # cut within a kernel
         Case((1, 3, 60, 70), (200, 3, 3, 3), stride=2),  # strips of pixels, chunks of filters
         Case((1, 2, 6, 2200), (2, 1, 3, 3), padding=1, groups=2),  # tiles side by side
         Case((1, 2, 700, 40), (4, 1, 5, 5), padding=2, groups=2),  # tiles one below the other
-        Case((1, 90, 40, 70), (2, 90, 3, 3), padding=1),  # channels gathered in several turns
+        Case((1, 90, 90, 70), (2, 90, 3, 3), padding=1),  # channels gathered in several turns
         Case((1, 1, 300, 1), (1, 1, 9, 1), dilation=(33, 1)),  # rows of a block far apart
         Case((1, 1, 9, 900), (1, 1, 9, 9), dilation=(1, 100), padding=4),
         Case((1, 1, 1100, 300), (1, 1, 300, 200), dilation=(3, 1)),  # too large a window
@@ -89,7 +89,7 @@ def test_blocks(case, dtype, rng):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("activation", [None, "relu"])
-@pytest.mark.parametrize("filters", [2, 11])
+@pytest.mark.parametrize("filters", [2, 19])
 def test_bias_and_relu_come_once(filters, activation, dtype, rng):
     """Also where sums are begun in one turn and ended in another; a NaN passes."""
     case = Case((2, 80, 20, 35), (filters, 80, 3, 3), padding=1)
@@ -103,7 +103,7 @@ def test_bias_and_relu_come_once(filters, activation, dtype, rng):
 @pytest.mark.parametrize("stride", [1, 2, 3])
 @pytest.mark.parametrize("groups", [1, 6])
 def test_a_padded_zero_times_an_infinite_weight(groups, stride, rng):
-    case = Case((1, 6, 20, 20), (12, 6 // groups, 5, 5), stride=stride, padding=2, groups=groups)
+    case = Case((1, 6, 20, 20), (42, 6 // groups, 5, 5), stride=stride, padding=2, groups=groups)
     x, w = case.operands("forward", np.float32, rng, positive=True)
     w[::3, 0, 0, 4] = np.inf
     assert_accurate_where_finite(run(case, x, w), case.expect("forward", x, w), np.float32)
@@ -126,7 +126,7 @@ def guarded(array: np.ndarray, at_end: bool) -> np.ndarray:
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="protects pages")
 @pytest.mark.parametrize("at_end", [False, True])
-@pytest.mark.parametrize("filters", [1, 9])
+@pytest.mark.parametrize("filters", [1, 25])
 @pytest.mark.parametrize("stride", [1, 2, 3])
 def test_nothing_beyond_the_arrays_is_touched(stride, filters, at_end, rng):
     case = Case((1, 3, 19, 21), (3 * filters, 1, 3, 5), stride=stride, padding=2, groups=3)
@@ -140,7 +140,7 @@ def test_nothing_beyond_the_arrays_is_touched(stride, filters, at_end, rng):
     assert_accurate(out, expected, np.float32)
 
 
-@pytest.mark.parametrize("filters", [1, 16])
+@pytest.mark.parametrize("filters", [1, 16])  # to a group
 def test_the_plan_tells_the_memory(filters):
     """A thread needs no more, however large the image and however far the taps are apart."""
     for size, kernel, dilation in ((10**5, 3, 1), (10**5, 63, 10**3), (2000, 1500, 1)):

@@ -25,8 +25,9 @@ from nbfftconv.simd import VECTOR_BYTES
 _ROWS, _VECTORS = 8, (2 if simd.REGISTERS == 32 else 1)
 #: ... and the weights of a run of this many taps.
 _RUN = 4
-#: More filters in a group are left to `dense`, which gathers for every tap, but only once for all filters.
-_MOST_FILTERS = 4
+#: More filters in a group, and more than so many for every tap of a channel, are left to `dense`, which gathers for
+#: every tap, but only once for all filters.
+_MOST_FILTERS, _FILTERS_PER_TAP = 4, 1.5
 #: So are larger strides, for which most of a window would be gathered in vain, ...
 _MOST_STRIDE = 4
 #: ... and kernels with dilation so large that the smallest tile's window would take more bytes, ...
@@ -35,6 +36,8 @@ _MOST_BYTES = 2**19
 _WINDOW_BYTES = 2**16
 #: Columns of a tile, at most.
 _COLUMNS = 1024
+#: Tiles are cut smaller for as many work items, enough for many threads.
+_ITEMS = 24
 
 _RECORD = np.dtype(
     [
@@ -219,7 +222,8 @@ def _tiles(geometry: ConvGeometry, dtype: np.dtype) -> _Tiles | None:
         axis["dilation"] = axis["dilation"] if axis["kernel"] > 1 else 1
     y, x = axes
     filters, channels = geometry.weight_size[0] // geometry.groups, geometry.weight_size[1]
-    if filters > _MOST_FILTERS or x["stride"] > _MOST_STRIDE or y["stride"] > _MOST_STRIDE:
+    most_filters = max(_MOST_FILTERS, _FILTERS_PER_TAP * y["kernel"] * x["kernel"])
+    if filters > most_filters or x["stride"] > _MOST_STRIDE or y["stride"] > _MOST_STRIDE:
         return None
     lanes, itemsize = simd.lanes(dtype.type), dtype.itemsize
     common = math.gcd(y["stride"], y["dilation"])
@@ -236,8 +240,10 @@ def _tiles(geometry: ConvGeometry, dtype: np.dtype) -> _Tiles | None:
     block = _ROWS * y_phases
     reach = (y["kernel"] - 1) * y["dilation"]
     fitting = ((_WINDOW_BYTES // row - reach - 1) // y["stride"] + 1) // block
-    y_count = -(-y["output"] // (max(1, fitting) * block))
+    others = max(1, geometry.input_size[0] * geometry.groups * x_count)
+    y_count = max(-(-y["output"] // (max(1, fitting) * block)), min(-(-_ITEMS // others), -(-y["output"] // block)))
     y_core = -(-y["output"] // (y_count * block)) * block
+    y_count = -(-y["output"] // y_core)
     rows = (y_core - 1) * y["stride"] + reach + 1
     window = rows * row
     if window > _MOST_BYTES:
