@@ -82,19 +82,16 @@ def _block(rows: int, vectors: int):
     return emit
 
 
-_ROW_VARIANTS = [rows for rows in (1, 2, 4, 8) if rows <= _ROWS]
-
-
 def _emit_product(v, *arguments):
     *operands, rows, vectors = arguments
-    for i in _ROW_VARIANTS:
+    for i in (_ROWS // 2, _ROWS):
         for j in range(1, _VECTORS + 1):
             with v.when(rows, i), v.when(vectors, j):
                 _block(i, j)(v, *operands)
 
 
 # (x, w, bias, y, y_row, depth, first, end, rows_left, relu, rows, vectors): Y[:rows, :end] = W · X, plus the bias, plus
-# what Y holds from pixel `first` on; of `rows`, one of `_ROW_VARIANTS`, only `rows_left` are in memory.
+# what Y holds from pixel `first` on; of `rows`, _ROWS or half as many, only `rows_left` are in memory.
 _product = simd.kernel(_emit_product, "product", 12)
 
 
@@ -161,9 +158,7 @@ def _forward(real):
                     for block in range(first_block, last_block):
                         k = block * _ROWS
                         left = min(_ROWS, r.filters - k)
-                        rows = 1
-                        while rows < left:
-                            rows *= 2
+                        rows = _ROWS // 2 if left <= _ROWS // 2 else _ROWS
                         w = r.packed + ((group * r.filter_blocks + block) * r.taps + i) * _ROWS * itemsize
                         y = r.output + (((n * r.groups + group) * r.filters + k) * pixels + p) * itemsize
                         bias = (r.bias if i == 0 else r.zeros) + (group * r.filters + k) * itemsize
