@@ -8,7 +8,9 @@ In seconds of one core, whose rates are fractions of the figures of `nbfftconv.m
   micro-kernel, and reading the kernels' spectra once a block of tiles; lanes without a tile cost the same;
 - spectra that a stage leaves to the next one pass through the last-level cache, those of a fused pass do not;
 - input and output are read and written once, the input once for every share of the filters if fused;
-- direct convolution costs 2 operations a multiply-add, and a fixed time for every row of pixels under every tap;
+- direct convolution costs 2 operations a multiply-add, lanes without a pixel included, and the arrays once; for
+  groups of many filters, also the pixels gathered for every tap, and packing the kernels; its gradients, a fixed time
+  for every row of pixels under every tap;
 - a call, a block of tiles and the call of a transform have fixed costs.
 
 Rates are fitted to 240 plans of the layers of `perf/layers.py`, measured on one thread.
@@ -25,6 +27,7 @@ import numpy as np
 
 from nbfftconv import simd
 from nbfftconv.accumulate import COLUMNS, ROWS
+from nbfftconv.direct import depthwise
 from nbfftconv.geometry import ConvGeometry
 from nbfftconv.machine import Machine
 from nbfftconv.plan import filters_of_share
@@ -49,17 +52,25 @@ _FUSED_DEPTH = 16
 _FFTW_WIDTH = min(32, simd.VECTOR_BYTES) / simd.VECTOR_BYTES  # pyFFTW's FFTW has vectors of 32 bytes
 _TRANSFORM_RATES = {"fftw": 20 / 165 * _FFTW_WIDTH, "codelet": 60 / 165, "planar": 52 / 165}
 _PRODUCT_RATES = {"fftw": 90 / 165, "codelet": 170 / 165, "planar": 90 / 165}
-_DIRECT_RATE = 9 / 165
+_DENSE_RATE = 145 / 165
+_WINDOW_RATE = 115 / 165
+_GRADIENT_RATE = 9 / 165
+# Scalars that direct convolution gathers or packs, as well.
+_GATHER_RATE = 5 / 165
+_PACK_RATE = 0.7 / 165
 # Fractions of its `bandwidth`, as measured where that is 25e9: of arrays read and written, of spectra that go through
 # the last-level cache, of kernels' spectra.
 _READ_RATE = 8 / 25
 _WRITE_RATE = 4.5 / 25
 _SPECTRA_RATE = 7.5 / 25
 _STREAM_RATE = 36 / 25
+# Scalars of input and output of direct convolution.
+_DENSE_MOVE_RATE = 5 / 25
+_WINDOW_MOVE_RATE = 4 / 25
 # Seconds.
 _FFT_CALL = 150e-6
 _DIRECT_CALL = 60e-6
-_DIRECT_ROW = 8e-9
+_GRADIENT_ROW = 8e-9
 _BLOCK = 30e-6
 _TILE_ROW = 5e-9
 _TRANSFORM_CALL = 0.1e-6
@@ -205,10 +216,37 @@ def _smooth_numbers(end: int) -> list[int]:
     return sorted(numbers)
 
 
-def direct_cost(geometry: ConvGeometry, machine: Machine) -> float:
-    """Return the seconds of direct convolution, in float32."""
-    rows = geometry.multiply_adds / geometry.output_size[3]
-    return _DIRECT_CALL + 2 * geometry.multiply_adds / (machine.flops * _DIRECT_RATE) + _DIRECT_ROW * rows
+def direct_cost(
+    geometry: ConvGeometry, direction: str, dtype: np.dtype, weight_is_packed: bool, machine: Machine
+) -> float:
+    """Return the seconds of direct convolution."""
+    flops, slow = machine.flops, dtype.itemsize / 4
+    images, filters, height, width = geometry.output_size
+    if direction != "forward":
+        rows = geometry.multiply_adds / width
+        return _DIRECT_CALL + slow * (2 * geometry.multiply_adds / (flops * _GRADIENT_RATE) + _GRADIENT_ROW * rows)
+    taps = math.prod(geometry.weight_size[1:])
+    lanes = simd.lanes(dtype.type)
+    moved = slow * (math.prod(geometry.input_size) + math.prod(geometry.output_size))
+    if depthwise.fits(geometry, dtype):
+        products = 2 * slow * images * filters * taps * _whole(height, 4) * _whole(width, lanes)
+        return _DIRECT_CALL + products / (flops * _WINDOW_RATE) + moved / (machine.bandwidth * _WINDOW_MOVE_RATE)
+    pixels = images * _whole(height * width, lanes)
+    products = 2 * slow * pixels * filters * taps
+    gathered = slow * pixels * geometry.groups * taps * (1 + lanes / width)
+    packed = 0 if weight_is_packed else slow * filters * taps
+    return (
+        _DIRECT_CALL
+        + products / (flops * _DENSE_RATE)
+        + gathered / (flops * _GATHER_RATE)
+        + packed / (flops * _PACK_RATE)
+        + moved / (machine.bandwidth * _DENSE_MOVE_RATE)
+    )
+
+
+def _whole(count: int, block: int) -> int:
+    """The multiple of `block` that is next to `count`, or `count`."""
+    return -(-count // block) * block
 
 
 def fft_cost(

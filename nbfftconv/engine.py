@@ -20,17 +20,22 @@ from nbfftconv.plan import ConvPlan
 
 @dataclass(frozen=True)
 class Kernels:
-    """Kernels, and their spectra for the tiles of a plan; None for direct convolution."""
+    """Kernels as a plan needs them: with their spectra for its tiles, or in the order that direct convolution reads.
+
+    Where direct convolution reads them as they are, `packed` is None.
+    """
 
     weight: np.ndarray
-    spectra: Spectra | None
-    has_outliers: bool
+    spectra: Spectra | None = None
+    has_outliers: bool = False
+    packed: np.ndarray | None = None
 
     @classmethod
     def of(cls, plan: ConvPlan, weight: np.ndarray) -> "Kernels":
-        """Transform `weight` for `plan`."""
+        """Transform or pack `weight` for `plan`."""
         if plan.algorithm == "direct":
-            return cls(weight, None, False)
+            is_read_packed = plan.direction == "forward"
+            return cls(weight, packed=direct.pack(plan.geometry, weight) if is_read_packed else None)
         return cls(weight, *transform_weight(plan, weight))
 
 
@@ -45,7 +50,7 @@ def forward(
 ) -> None:
     """Convolve `input` into `output`, add the bias, and clip negative values if `relu`."""
     if plan.algorithm == "direct":
-        direct.forward(geometry, input, kernels.weight, bias, relu, output)
+        direct.forward(geometry, input, kernels.weight, kernels.packed, bias, relu, output)
         return
     has_outliers = fft_forward(plan, geometry, input, kernels.spectra, bias, relu, output) or kernels.has_outliers
     if not has_outliers:
@@ -54,7 +59,7 @@ def forward(
         fft_forward(plan, geometry, input, kernels.spectra, bias, False, output)
     with np.errstate(all="ignore"):
         if not outliers.correct_forward(geometry, input, kernels.weight, output):
-            direct.forward(geometry, input, kernels.weight, bias, relu, output)
+            direct.forward(geometry, input, kernels.weight, kernels.packed, bias, relu, output)
         elif relu:
             np.maximum(output, 0, out=output)
 

@@ -1,4 +1,4 @@
-"""Conv2d: a convolution layer that keeps its kernels' spectra from call to call."""
+"""Conv2d: a convolution layer that keeps its kernels' spectra, or its packed kernels, from call to call."""
 
 import threading
 from typing import Any
@@ -192,8 +192,10 @@ def _frozen(array: np.ndarray) -> np.ndarray:
 
 
 def _transformed(cache: dict[tuple, engine.Kernels], plan: ConvPlan, weight: np.ndarray) -> engine.Kernels:
-    """Return the kernels as `plan` needs them, from `cache` if they were transformed before."""
+    """Return the kernels as `plan` needs them, from `cache` if they were transformed or packed before."""
     key: tuple[Any, ...] = (plan.dtype, plan.algorithm, plan.transform, plan.tile)
+    if plan.algorithm == "direct":  # a gradient does not read them as the forward pass does
+        key += (plan.direction,)
     kernels = cache.get(key)
     if kernels is None:
         kernels = cache[key] = engine.Kernels.of(plan, compact(weight, plan.dtype))

@@ -41,9 +41,10 @@ class ConvPlan:
     block_tiles : int
         Tiles whose spectra are in memory at once; of each thread, if fused.
     scratch_bytes : int
-        Memory for the spectra of a block of tiles; the spectra of the kernels come on top of it.
+        Memory for the spectra of a block of tiles; the spectra of the kernels come on top of it. Of direct
+        convolution, memory of each thread for the pixels that it gathers.
     weight_spectra_bytes : int
-        Memory for the spectra of the kernels, or of their gradient.
+        Memory for the spectra of the kernels, or of their gradient. Of direct convolution, for the packed kernels.
     reason : str
         Why this was chosen.
     """
@@ -77,7 +78,10 @@ class ConvPlan:
             f"stride {g.stride}, padding {g.padding}, dilation {g.dilation}, groups {g.groups}"
         )
         if self.grid is None:
-            return f"{head}\n  algorithm direct, scratch 0 bytes\n  because {self.reason})"
+            return (
+                f"{head}\n  algorithm direct, scratch {self.scratch_bytes} bytes a thread, packed kernels "
+                f"{self.weight_spectra_bytes} bytes\n  because {self.reason})"
+            )
         rows, columns = self.tiles
         kind = "fused blocks" if self.fused else "blocks"
         return (

@@ -19,6 +19,7 @@ import numpy as np
 from nbfftconv import measure as measuring
 from nbfftconv import profile
 from nbfftconv.costs import Choice, choices, direct_cost, fft_cost
+from nbfftconv.direct import packed_bytes, scratch_bytes
 from nbfftconv.geometry import ConvGeometry, Padding, pair
 from nbfftconv.machine import Machine, get_machine
 from nbfftconv.plan import DIRECTIONS, ConvPlan
@@ -144,7 +145,8 @@ def _promising(geometry: ConvGeometry, direction: str, dtype: np.dtype, weight_i
     first = _make_plan(*problem)
     if geometry.weight_size[2:] == (1, 1):
         return [first]
-    costs = [(direct_cost(geometry, machine) * dtype.itemsize / 4, _direct_plan(geometry, direction, dtype, ""))]
+    cost = direct_cost(geometry, direction, dtype, weight_is_transformed, machine)
+    costs = [(cost, _direct_plan(geometry, direction, dtype, ""))]
     by_transform = defaultdict(list)
     for candidate in _costed(*problem):
         by_transform[candidate[1].name].append(candidate)
@@ -210,7 +212,7 @@ def _make_plan(
                 "see nbfftconv.scratch.set_scratch_limit"
             )
         return _direct_plan(*problem, "no tile fits the limits of memory")
-    cost, direct = best[0], direct_cost(geometry, machine) * dtype.itemsize / 4
+    cost, direct = best[0], direct_cost(*problem, weight_is_transformed, machine)
     figures = f"the model expects {cost * 1e3:.3g} ms by FFT, {direct * 1e3:.3g} ms direct, on one core"
     if is_free and direct <= cost:
         return _direct_plan(*problem, figures)
@@ -243,7 +245,10 @@ def _plan_of_winner(
 
 
 def _direct_plan(geometry: ConvGeometry, direction: str, dtype: np.dtype, reason: str) -> ConvPlan:
-    return ConvPlan(geometry, direction, dtype, "direct", None, None, False, 0, 0, 0, reason)
+    scratch, weight = 0, 0
+    if direction == "forward":
+        scratch, weight = scratch_bytes(geometry, dtype), packed_bytes(geometry, dtype)
+    return ConvPlan(geometry, direction, dtype, "direct", None, None, False, 0, scratch, weight, reason)
 
 
 def _fft_plan(geometry: ConvGeometry, direction: str, dtype: np.dtype, choice: Choice, reason: str) -> ConvPlan:

@@ -116,6 +116,10 @@ class Emitter:
         """a·b + c with one rounding."""
         return self._builder.call(self._fma, [a, b, c])
 
+    def integer_at(self, address: ir.Value) -> ir.Value:
+        """The int64 at an address."""
+        return self._builder.load(self._builder.inttoptr(address, self._word.as_pointer()))
+
     def broadcast(self, address: ir.Value) -> ir.Value:
         """The scalar at an address, in all lanes."""
         scalar = self._builder.load(self._builder.inttoptr(address, self._vector.element.as_pointer()))
@@ -154,6 +158,17 @@ class Emitter:
         """Vector at an address, zero in the lanes outside the mask, whose memory is not touched."""
         arguments = [self._at(address), ir.Constant(ir.IntType(32), self.itemsize), mask, self.zero()]
         return self._builder.call(self._masked("load", self._vector, arguments), arguments)
+
+    def load_apart(self, address: ir.Value, step: ir.Value, mask: ir.Value) -> ir.Value:
+        """Scalars `step` bytes apart, from an address on; zero in the lanes outside the mask, as in `load_some`."""
+        indices = ir.Constant(ir.VectorType(self._word, self.lanes), list(range(self.lanes)))
+        addresses = self._builder.add(self._splat(address), self._builder.mul(self._splat(step), indices))
+        pointers = self._builder.inttoptr(addresses, ir.VectorType(self._vector.element.as_pointer(), self.lanes))
+        arguments = [pointers, ir.Constant(ir.IntType(32), self.itemsize), mask, self.zero()]
+        function_type = ir.FunctionType(self._vector, [argument.type for argument in arguments])
+        name = f"llvm.masked.gather.v{self.lanes}f{8 * self.itemsize}.v{self.lanes}p0"
+        function = cgutils.get_or_insert_function(self._builder.module, function_type, name)
+        return self._builder.call(function, arguments)
 
     def store_some(self, value: ir.Value, address: ir.Value, mask: ir.Value) -> None:
         """Write the lanes of a mask."""
@@ -210,6 +225,14 @@ class Emitter:
                     rows[i + distance] = self._shuffle(a, b, high)
             distance //= 2
         return rows
+
+    def even(self, a: ir.Value, b: ir.Value) -> ir.Value:
+        """Every other lane, from the first on, of two vectors."""
+        return self._shuffle(a, b, list(range(0, 2 * self.lanes, 2)))
+
+    def odd(self, a: ir.Value, b: ir.Value) -> ir.Value:
+        """Every other lane, from the second on, of two vectors."""
+        return self._shuffle(a, b, list(range(1, 2 * self.lanes, 2)))
 
     def _shuffle(self, a: ir.Value, b: ir.Value, lanes: list[int]) -> ir.Value:
         mask = ir.Constant(ir.VectorType(ir.IntType(32), len(lanes)), lanes)

@@ -3,8 +3,6 @@
 Every pair of a pixel and a tap is multiplied, a pixel of the zero padding only if that tap is not finite: 0·inf is NaN.
 """
 
-import math
-
 import numpy as np
 
 from nbfftconv import jit, simd, threads
@@ -27,43 +25,6 @@ def _inside(tap, stride, before, size, outputs):
     """Range of the outputs that see a pixel, not padding, at offset `tap`."""
     first = min(outputs, max(0, (before - tap + stride - 1) // stride))
     return first, max(first, min(outputs, (size + before - tap + stride - 1) // stride))
-
-
-def _forward(real):
-    def forward(r, slot, begin, end):
-        x, w, y = simd.pointer(real, r.input), simd.pointer(real, r.weight), simd.pointer(real, r.output)
-        filters = r.groups * r.filters
-        width, x_stride = r.x_output, r.x_stride
-        for item in range(begin, end):
-            k, n = item % filters, item // filters
-            plane = item * r.y_output * width
-            for at in range(plane, plane + r.y_output * width):
-                y[at] = real(0)
-            for c in range(r.channels):
-                x_plane = (n * r.groups + k // r.filters) * r.channels + c
-                for u in range(r.y_kernel):
-                    first_row, last_row = _inside(u * r.y_dilation, r.y_stride, r.y_before, r.y_input, r.y_output)
-                    for v in range(r.x_kernel):
-                        tap = v * r.x_dilation
-                        weight = w[((k * r.channels + c) * r.y_kernel + u) * r.x_kernel + v]
-                        first, last = _inside(tap, x_stride, r.x_before, r.x_input, width)
-                        for oy in range(first_row, last_row):
-                            py = oy * r.y_stride + u * r.y_dilation - r.y_before
-                            target = plane + oy * width
-                            source = (x_plane * r.y_input + py) * r.x_input + tap - r.x_before
-                            for ox in range(first, last):
-                                y[target + ox] += weight * x[source + ox * x_stride]
-                        if not math.isfinite(weight):
-                            for oy in range(r.y_output):
-                                for ox in range(width):
-                                    if not (first_row <= oy < last_row and first <= ox < last):
-                                        y[plane + oy * width + ox] += weight * real(0)
-            bias = simd.pointer(real, r.bias)[k] if r.bias != 0 else real(0)
-            for at in range(plane, plane + r.y_output * width):
-                value = y[at] + bias
-                y[at] = real(0) if r.relu != 0 and value < real(0) else value  # NaN passes
-
-    return forward
 
 
 def _grad_input(real):
@@ -144,7 +105,6 @@ def _grad_weight(real):
     return grad_weight
 
 
-_forward_planes = _stage(_forward)
 _grad_input_planes = _stage(_grad_input)
 _grad_weight_planes = _stage(_grad_weight)
 
@@ -169,14 +129,6 @@ def _run(
         for name, number in geometry.axis_numbers(index).items():
             record[f"{axis}_{name}"] = number
     threads.run(stage.address(x.dtype.type), record.ctypes.data, items, threads.get_num_threads())
-
-
-def forward(
-    geometry: ConvGeometry, x: np.ndarray, w: np.ndarray, bias: np.ndarray | None, relu: bool, y: np.ndarray
-) -> None:
-    """Convolve `x` into `y`. Arrays are C-contiguous, of one dtype and the geometry's sizes, here and below."""
-    n, k, _, _ = geometry.output_size
-    _run(_forward_planes, geometry, n * k, x, w, y, bias, relu)
 
 
 def grad_input(geometry: ConvGeometry, dx: np.ndarray, w: np.ndarray, g: np.ndarray) -> None:

@@ -1,0 +1,45 @@
+"""Direct convolution, for geometries where an FFT does not pay.
+
+The forward pass is in `dense` and, for groups of few filters, in `depthwise`. Every pair of a pixel and a tap is
+multiplied, also if the pixel is a zero of the padding: 0·inf is NaN. Arrays are C-contiguous, of one dtype and the
+geometry's sizes.
+"""
+
+import numpy as np
+
+from nbfftconv.direct import dense, depthwise
+from nbfftconv.direct.gradients import grad_input, grad_weight
+from nbfftconv.geometry import ConvGeometry
+
+__all__ = ["forward", "grad_input", "grad_weight", "pack", "packed_bytes", "scratch_bytes"]
+
+
+def pack(geometry: ConvGeometry, w: np.ndarray) -> np.ndarray | None:
+    """Return the kernels in the order in which `forward` reads them, None if that is their own."""
+    return None if depthwise.fits(geometry, w.dtype) else dense.pack(geometry, w)
+
+
+def packed_bytes(geometry: ConvGeometry, dtype: np.dtype) -> int:
+    """Bytes of what `pack` returns."""
+    return 0 if depthwise.fits(geometry, dtype) else dense.packed_bytes(geometry, dtype)
+
+
+def scratch_bytes(geometry: ConvGeometry, dtype: np.dtype) -> int:
+    """Bytes of scratch memory of each thread of `forward`."""
+    return depthwise.scratch_bytes(geometry, dtype) if depthwise.fits(geometry, dtype) else dense.scratch_bytes()
+
+
+def forward(
+    geometry: ConvGeometry,
+    x: np.ndarray,
+    w: np.ndarray,
+    packed: np.ndarray | None,
+    bias: np.ndarray | None,
+    relu: bool,
+    y: np.ndarray,
+) -> None:
+    """Convolve `x` into `y`; `packed` is what `pack` made of `w`, or None."""
+    if depthwise.fits(geometry, x.dtype):
+        depthwise.forward(geometry, x, w, bias, relu, y)
+    else:
+        dense.forward(geometry, x, dense.pack(geometry, w) if packed is None else packed, bias, relu, y)

@@ -1,0 +1,309 @@
+"""Groups of few filters: sliding windows whose lanes are neighbouring output pixels of a row.
+
+A work item is a tile of an image's output, for the filters of one group. The pixels under it are gathered into scratch
+memory, with zeros for the padding, channel by channel as many as fit. With a horizontal stride s, a row is s rows of
+every s-th pixel, so that all loads are of neighbours. Vertically, output rows that are dilation / gcd apart under taps
+that are stride / gcd apart share their pixels: a block of R such rows under U such taps loads R + U - 1 rows for R·U
+multiplications.
+
+What a tap needs, its place in the window and in the kernel, is in a table: first all runs of U = 4 taps, then those of
+3, 2 and 1.
+"""
+
+import functools
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from nbfftconv import jit, scratch, simd, threads
+from nbfftconv.direct.gather import clear_lanes, gather_lanes
+from nbfftconv.geometry import AXIS_NUMBERS, ConvGeometry
+from nbfftconv.simd import VECTOR_BYTES
+
+#: Registers hold the sums of this many rows and vectors of a row, ...
+_ROWS, _VECTORS = 8, (2 if simd.REGISTERS == 32 else 1)
+#: ... and the weights of a run of this many taps.
+_RUN = 4
+#: More filters in a group, and more than so many for every tap of a channel, are left to `dense`, which gathers for
+#: every tap, but only once for all filters.
+_MOST_FILTERS, _FILTERS_PER_TAP = 4, 1.5
+#: So are larger strides, for which most of a window would be gathered in vain, ...
+_MOST_STRIDE = 4
+#: ... and kernels with dilation so large that the smallest tile's window would take more bytes, ...
+_MOST_BYTES = 2**19
+#: ... while windows are meant to take as much.
+_WINDOW_BYTES = 2**16
+#: Columns of a tile, at most.
+_COLUMNS = 1024
+#: Tiles are cut smaller for as many work items, enough for many threads.
+_ITEMS = 24
+
+_RECORD = np.dtype(
+    [
+        *((name, np.int64) for name in ("input", "weight", "output", "bias", "zeros", "scratch", "slot")),
+        # channels and filters of a group, channels gathered at once
+        *((name, np.int64) for name in ("groups", "channels", "filters", "depth", "relu")),
+        # runs of 4, 3, 2 and 1 taps in the table
+        *((name, np.int64) for name in ("table", "runs4", "runs3", "runs2", "runs1")),
+        # of the window: rows, vectors in a row, bytes of a row of every s-th pixel, of a row and of a channel
+        *((name, np.int64) for name in ("rows", "vectors", "phase", "row", "window")),
+        # bytes between window rows of neighbouring output rows, and weights of neighbouring taps, of a block
+        *((name, np.int64) for name in ("row_step", "tap_step", "y_phases")),
+        *((name, np.int64) for name in ("y_core", "x_core", "y_count", "x_count")),
+        *((f"{axis}_{name}", np.int64) for axis in "yx" for name in AXIS_NUMBERS),
+    ]
+)
+
+
+def _block(rows: int, vectors: int):
+    """Return the emitter of a block of rows × vectors of the output."""
+
+    def emit(v, x, x_channel, row_step, w, w_channel, tap_step, channels, table, runs4, runs3, runs2, runs1,
+             bias, y, y_row, first, end, rows_left, relu):  # fmt: skip
+        def at(address, index):
+            return v.add(address, v.integer(index * VECTOR_BYTES))
+
+        def run(taps, x, w):
+            def step(entry, *sums):
+                sums = list(sums)
+                source = v.add(x, v.integer_at(entry))
+                weight = v.add(w, v.integer_at(v.add(entry, v.integer(8))))
+                weights = [v.broadcast(v.add(weight, v.scale(tap_step, v.integer(u)))) for u in range(taps)]
+                for row in range(rows + taps - 1):
+                    place = v.add(source, v.scale(row_step, v.integer(row)))
+                    for j in range(vectors):
+                        pixels = v.load(at(place, j))
+                        for u in range(taps):
+                            if 0 <= row - u < rows:
+                                k = (row - u) * vectors + j
+                                sums[k] = v.multiply_add(weights[u], pixels, sums[k])
+                return [v.add(entry, v.integer(16)), *sums]
+
+            return step
+
+        def channel(x, w, *sums):
+            entry = table
+            for taps, count in zip((4, 3, 2, 1), (runs4, runs3, runs2, runs1), strict=True):
+                entry, *sums = v.repeat(count, [entry, *sums], run(taps, x, w))
+            return [v.add(x, x_channel), v.add(w, w_channel), *sums]
+
+        # Rows that there are none of repeat the last one, and are written before it.
+        last = v.subtract(rows_left, v.integer(1))
+        target = [v.add(y, v.scale(y_row, v.minimum(v.integer(i), last))) for i in range(rows)]
+        inside = [v.between(v.integer(j * v.lanes), v.integer(0), end) for j in range(vectors)]
+        begun = [v.between(v.integer(j * v.lanes), first, end) for j in range(vectors)]
+        for place in target:
+            for j in range(vectors):
+                v.prefetch(at(place, j), write=True)
+        _, _, *sums = v.repeat(channels, [x, w, *[v.zero()] * (rows * vectors)], channel)
+        start = v.broadcast(bias)
+        for i in range(rows):
+            for j in range(vectors):
+                before = v.plus(v.load_some(at(target[i], j), begun[j]), start)
+                sums[i * vectors + j] = v.plus(before, sums[i * vectors + j])
+        for clip in (False, True):
+            with v.when(relu, int(clip)):
+                for i in reversed(range(rows)):
+                    for j in range(vectors):
+                        value = sums[i * vectors + j]
+                        v.store_some(v.clip(value) if clip else value, at(target[i], j), inside[j])
+
+    return emit
+
+
+def _emit_windows(v, *arguments):
+    *operands, rows, vectors = arguments
+    for i in (_ROWS // 2, _ROWS):
+        for j in range(1, _VECTORS + 1):
+            with v.when(rows, i), v.when(vectors, j):
+                _block(i, j)(v, *operands)
+
+
+# (x, x_channel, row_step, w, w_channel, tap_step, channels, table, runs of 4, 3, 2 and 1 taps, bias, y, y_row, first,
+# end, rows_left, relu, rows, vectors): as `_product` in `dense`, of the windows that `table` describes.
+_windows = simd.kernel(_emit_windows, "windows", 21)
+
+
+@jit.njit()
+def _gather_window(real, itemsize, lanes, r, plane, y, x, window):
+    """Gather the pixels from row `y` and column `x` on."""
+    above = max(0, min(-y, r.rows))
+    below = max(above, min(r.y_input - y, r.rows))
+    row_vectors = r.vectors * r.x_stride
+    clear_lanes(real, window, VECTOR_BYTES, 0, lanes, above * row_vectors)
+    clear_lanes(real, window + below * r.row, VECTOR_BYTES, 0, lanes, (r.rows - below) * row_vectors)
+    source = plane + (y + above) * r.x_input * itemsize
+    for phase in range(r.x_stride):
+        for i in range(r.vectors):
+            target = window + above * r.row + phase * r.phase + i * VECTOR_BYTES
+            gather_lanes(
+                real, itemsize, source, r.x_input * itemsize, r.x_input, x + i * lanes * r.x_stride + phase, r.x_stride,
+                target, r.row, 0, lanes, below - above,
+            )  # fmt: skip
+
+
+def _forward(real):
+    itemsize, lanes = np.dtype(real).itemsize, simd.lanes(real)
+
+    def depthwise_forward(r, slot, begin, end):
+        window = r.scratch + slot * r.slot
+        width = r.x_output
+        w_channel = r.y_kernel * r.x_kernel * itemsize
+        for item in range(begin, end):
+            x_tile = item % r.x_count
+            y_tile = item // r.x_count % r.y_count
+            group = item // (r.x_count * r.y_count) % r.groups
+            n = item // (r.x_count * r.y_count * r.groups)
+            x0, y0 = x_tile * r.x_core, y_tile * r.y_core
+            x1, y1 = min(width, x0 + r.x_core), min(r.y_output, y0 + r.y_core)
+            for c in range(0, r.channels, r.depth):
+                depth = min(r.depth, r.channels - c)
+                for i in range(depth):
+                    plane = (n * r.groups + group) * r.channels + c + i
+                    _gather_window(
+                        real, itemsize, lanes, r, r.input + plane * r.y_input * r.x_input * itemsize,
+                        y0 * r.y_stride - r.y_before, x0 * r.x_stride - r.x_before, window + i * r.window,
+                    )  # fmt: skip
+                relu = r.relu if c + depth == r.channels else 0
+                for f in range(r.filters):
+                    k = group * r.filters + f
+                    w = r.weight + (k * r.channels + c) * w_channel
+                    bias = (r.bias if c == 0 else r.zeros) + k * itemsize
+                    plane = r.output + (n * r.groups * r.filters + k) * r.y_output * width * itemsize
+                    for phase in range(min(r.y_phases, y1 - y0)):
+                        rows = (y1 - y0 - phase + r.y_phases - 1) // r.y_phases
+                        for i in range(0, rows, _ROWS):
+                            row = phase + i * r.y_phases
+                            left = min(_ROWS, rows - i)
+                            for x in range(x0, x1, _VECTORS * lanes):
+                                count = min(_VECTORS * lanes, x1 - x)
+                                source = window + row * r.y_stride * r.row + (x - x0) * itemsize
+                                target = plane + ((y0 + row) * width + x) * itemsize
+                                _windows(real, (
+                                    source, r.window, r.row_step, w, w_channel, r.tap_step, depth,
+                                    r.table, r.runs4, r.runs3, r.runs2, r.runs1,
+                                    bias, target, r.y_phases * width * itemsize, count if c == 0 else 0, count,
+                                    left, relu, _ROWS // 2 if left <= _ROWS // 2 else _ROWS,
+                                    (count + lanes - 1) // lanes,
+                                ))  # fmt: skip
+
+    return depthwise_forward
+
+
+_forward_tiles = jit.stage(_RECORD)(_forward)
+
+
+@dataclass(frozen=True)
+class _Tiles:
+    """How the output of a geometry is cut into tiles.
+
+    Attributes
+    ----------
+    record : numpy.ndarray
+        All numbers, and no address.
+    table : numpy.ndarray
+        Of int64: for each run of taps, its place in a channel's window and in the channel's kernel, in bytes.
+    items : int
+        Work items.
+    """
+
+    record: np.ndarray
+    table: np.ndarray
+    items: int
+
+
+@functools.lru_cache(maxsize=1024)
+def _tiles(geometry: ConvGeometry, dtype: np.dtype) -> _Tiles | None:
+    """Return the tiles, or None where `dense` is the way."""
+    axes = [geometry.axis_numbers(axis) for axis in (0, 1)]
+    for axis in axes:  # a step that is never taken would only make the window larger
+        axis["stride"] = axis["stride"] if axis["output"] > 1 else 1
+        axis["dilation"] = axis["dilation"] if axis["kernel"] > 1 else 1
+    y, x = axes
+    filters, channels = geometry.weight_size[0] // geometry.groups, geometry.weight_size[1]
+    most_filters = max(_MOST_FILTERS, _FILTERS_PER_TAP * y["kernel"] * x["kernel"])
+    if filters > most_filters or x["stride"] > _MOST_STRIDE or y["stride"] > _MOST_STRIDE:
+        return None
+    lanes, itemsize = simd.lanes(dtype.type), dtype.itemsize
+    common = math.gcd(y["stride"], y["dilation"])
+    y_phases, tap_phases = y["dilation"] // common, y["stride"] // common
+
+    x_count = -(-x["output"] // _COLUMNS)
+    x_core = -(-x["output"] // (x_count * lanes)) * lanes
+    vectors = -(-(x_core + (x["kernel"] - 1) * x["dilation"] // x["stride"]) // lanes)
+    if vectors % 8 == 0:  # rows of a window shall use all sets of a cache
+        vectors += 1
+    phase = vectors * VECTOR_BYTES
+    row = x["stride"] * phase
+
+    block = _ROWS * y_phases
+    reach = (y["kernel"] - 1) * y["dilation"]
+    fitting = ((_WINDOW_BYTES // row - reach - 1) // y["stride"] + 1) // block
+    others = max(1, geometry.input_size[0] * geometry.groups * x_count)
+    y_count = max(-(-y["output"] // (max(1, fitting) * block)), min(-(-_ITEMS // others), -(-y["output"] // block)))
+    y_core = -(-y["output"] // (y_count * block)) * block
+    y_count = -(-y["output"] // y_core)
+    rows = (y_core - 1) * y["stride"] + reach + 1
+    window = rows * row
+    if window > _MOST_BYTES:
+        return None
+
+    runs = []
+    for v in range(x["kernel"]):
+        offset, turn = divmod(v * x["dilation"], x["stride"])
+        for first in range(min(tap_phases, y["kernel"])):
+            taps = range(first, y["kernel"], tap_phases)
+            parts = -(-len(taps) // _RUN)
+            for part in range(parts):
+                run = taps[len(taps) * part // parts : len(taps) * (part + 1) // parts]
+                place = run[0] * y["dilation"] * row + turn * phase + offset * itemsize
+                runs.append((len(run), place, (run[0] * x["kernel"] + v) * itemsize))
+    runs.sort(key=lambda run: -run[0])
+
+    record = np.zeros((), _RECORD)
+    for name, axis in zip("yx", axes, strict=True):
+        for number, value in axis.items():
+            record[f"{name}_{number}"] = value
+    for length in range(1, _RUN + 1):
+        record[f"runs{length}"] = sum(run[0] == length for run in runs)
+    depth = max(1, min(channels, _WINDOW_BYTES // window))
+    fields = {
+        "groups": geometry.groups, "channels": channels, "filters": filters, "depth": depth, "rows": rows,
+        "vectors": vectors, "phase": phase, "row": row, "window": window,
+        "row_step": y["stride"] * y_phases * row, "tap_step": tap_phases * x["kernel"] * itemsize,
+        "y_phases": y_phases, "y_core": y_core, "x_core": x_core, "y_count": y_count, "x_count": x_count,
+        "slot": depth * window,
+    }  # fmt: skip
+    for name, value in fields.items():
+        record[name] = value
+    items = geometry.input_size[0] * geometry.groups * y_count * x_count
+    return _Tiles(record, np.array([run[1:] for run in runs], np.int64), items)
+
+
+def fits(geometry: ConvGeometry, dtype: np.dtype) -> bool:
+    """Whether this module is for a geometry; else, `dense` is."""
+    return _tiles(geometry, dtype) is not None
+
+
+def scratch_bytes(geometry: ConvGeometry, dtype: np.dtype) -> int:
+    """Bytes of scratch memory of each thread."""
+    return int(_tiles(geometry, dtype).record["slot"])
+
+
+def forward(
+    geometry: ConvGeometry, x: np.ndarray, w: np.ndarray, bias: np.ndarray | None, relu: bool, y: np.ndarray
+) -> None:
+    """Convolve `x` into `y`."""
+    slots = threads.get_num_threads()
+    tiles = _tiles(geometry, x.dtype)
+    record = tiles.record.copy()
+    zeros = np.zeros(geometry.weight_size[0], x.dtype)
+    memory = scratch.borrow(slots * int(record["slot"]))
+    arrays = {"input": x, "weight": w, "output": y, "zeros": zeros, "scratch": memory, "table": tiles.table}
+    for name, array in arrays.items():
+        record[name] = array.ctypes.data
+    record["bias"] = record["zeros"] if bias is None else bias.ctypes.data
+    record["relu"] = relu
+    threads.run(_forward_tiles.address(x.dtype.type), record.ctypes.data, tiles.items, slots)
+    scratch.give_back(memory)

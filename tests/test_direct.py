@@ -1,0 +1,174 @@
+"""The forward pass of direct convolution: its two kernels, at the ends of their blocks, tiles and vectors."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import sys
+
+import numpy as np
+import oracle
+import pytest
+from compare import assert_accurate, assert_accurate_where_finite
+from geometries import Case, generators, paddings
+from hypothesis import given
+from hypothesis import strategies as st
+
+import nbfftconv
+from nbfftconv import direct
+from nbfftconv.direct import depthwise
+
+DTYPES = (np.float32, np.float64)
+
+
+@st.composite
+def direct_cases(draw, filters: tuple[int, int], max_kernel: int, max_channels: int, max_size: int) -> Case:
+    """Groups of so many filters; shrinks towards 1x1 kernels, stride 1, no padding."""
+    kernel = draw(st.tuples(*[st.integers(1, max_kernel)] * 2))
+    dilation = draw(st.one_of(st.just((1, 1)), st.tuples(*[st.integers(1, 4)] * 2)))
+    stride = draw(st.one_of(st.just((1, 1)), st.tuples(*[st.integers(1, 5)] * 2)))
+    reach = tuple(d * (k - 1) for d, k in zip(dilation, kernel, strict=True))
+    padding = draw(paddings(reach, stride))
+    pads = oracle.resolve_padding(padding, kernel, dilation)
+    size = [draw(st.integers(max(1, r + 1 - sum(p)), max(max_size, r + 1))) for r, p in zip(reach, pads, strict=True)]
+    batch, groups = draw(st.integers(1, 2)), draw(st.integers(1, 3))
+    channels = draw(st.integers(1, max_channels))
+    weight_size = (groups * draw(st.integers(*filters)), channels, *kernel)
+    return Case((batch, groups * channels, *size), weight_size, stride, padding, dilation, groups)
+
+
+def run(case, x, w, bias=None, activation=None):
+    plan = case.plan("forward", x.dtype, algorithm="direct")
+    return case.run("forward", x, w, plan, bias=bias, activation=activation)
+
+
+def check(case, dtype, rng):
+    x, w, expected = case.operands_and_expected("forward", dtype, rng)
+    assert_accurate(run(case, x, w), expected, dtype)
+
+
+@given(case=direct_cases((1, 6), 9, 3, 70), dtype=st.sampled_from(DTYPES), rng=generators())
+def test_few_filters(case, dtype, rng):
+    check(case, dtype, rng)
+
+
+@given(case=direct_cases((5, 40), 4, 6, 24), dtype=st.sampled_from(DTYPES), rng=generators())
+def test_many_filters(case, dtype, rng):
+    check(case, dtype, rng)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("groups", [1, 7])
+@pytest.mark.parametrize("kernel", range(1, 13))
+def test_every_length_of_a_run_of_taps(kernel, groups, dtype, rng):
+    check(Case((1, groups, 21, 37), (groups, 1, kernel, kernel), padding=kernel // 2, groups=groups), dtype, rng)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case((1, 300, 7, 7), (70, 300, 1, 1)),  # blocks along the channels
+        Case((1, 50, 9, 8), (33, 50, 3, 3), padding=1),  # cut within a channel
+        Case((1, 2, 20, 20), (350, 2, 15, 15)),  # cut within a kernel
+        Case((1, 3, 60, 70), (200, 3, 3, 3), stride=2),  # strips of pixels, chunks of filters
+        Case((1, 2, 6, 2200), (2, 1, 3, 3), padding=1, groups=2),  # tiles side by side
+        Case((1, 2, 700, 40), (4, 1, 5, 5), padding=2, groups=2),  # tiles one below the other
+        Case((1, 90, 90, 70), (2, 90, 3, 3), padding=1),  # channels gathered in several turns
+        Case((1, 1, 300, 1), (1, 1, 9, 1), dilation=(33, 1)),  # rows of a block far apart
+        Case((1, 1, 9, 900), (1, 1, 9, 9), dilation=(1, 100), padding=4),
+        Case((1, 1, 1100, 300), (1, 1, 300, 200), dilation=(3, 1)),  # too large a window
+        Case((2, 3, 20, 20), (3, 1, 3, 3), stride=(9, 7), groups=3, padding=1),  # too large a stride
+        Case((1, 3, 64, 64), (20, 3, 16, 16), stride=16),
+    ],
+    ids=repr,
+)
+def test_blocks(case, dtype, rng):
+    check(case, dtype, rng)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("activation", [None, "relu"])
+@pytest.mark.parametrize("filters", [2, 19])
+def test_bias_and_relu_come_once(filters, activation, dtype, rng):
+    """Also where sums are begun in one turn and ended in another; a NaN passes."""
+    case = Case((2, 80, 20, 35), (filters, 80, 3, 3), padding=1)
+    x, w = case.operands("forward", dtype, rng)
+    bias = rng.standard_normal(filters).astype(dtype) * 20
+    x[1, 3, 4, 5], w[-1, 70, 1, 1] = np.nan, np.inf
+    expected = case.expect("forward", x, w, bias=bias, activation=activation)
+    assert_accurate_where_finite(run(case, x, w, bias, activation), expected, dtype)
+
+
+@pytest.mark.parametrize("stride", [1, 2, 3])
+@pytest.mark.parametrize("groups", [1, 6])
+def test_a_padded_zero_times_an_infinite_weight(groups, stride, rng):
+    case = Case((1, 6, 20, 20), (42, 6 // groups, 5, 5), stride=stride, padding=2, groups=groups)
+    x, w = case.operands("forward", np.float32, rng, positive=True)
+    w[::3, 0, 0, 4] = np.inf
+    assert_accurate_where_finite(run(case, x, w), case.expect("forward", x, w), np.float32)
+
+
+def guarded(array: np.ndarray, at_end: bool) -> np.ndarray:
+    """Copy to memory that ends, or begins, at a page which must not be touched."""
+    page = mmap.PAGESIZE
+    room = -(-array.nbytes // page) * page
+    memory = mmap.mmap(-1, room + 2 * page)
+    base = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    libc = ctypes.CDLL(None, use_errno=True)
+    for guard in (base, base + page + room):
+        assert libc.mprotect(ctypes.c_void_p(guard), ctypes.c_size_t(page), 0) == 0
+    offset = page + (room - array.nbytes if at_end else 0)
+    copy = np.frombuffer(memory, array.dtype, array.size, offset).reshape(array.shape)
+    copy[...] = array
+    return copy
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="protects pages")
+@pytest.mark.parametrize("at_end", [False, True])
+@pytest.mark.parametrize("filters", [1, 25])
+@pytest.mark.parametrize("stride", [1, 2, 3])
+def test_nothing_beyond_the_arrays_is_touched(stride, filters, at_end, rng):
+    case = Case((1, 3, 19, 21), (3 * filters, 1, 3, 5), stride=stride, padding=2, groups=3)
+    x, w = case.operands("forward", np.float32, rng)
+    bias = rng.standard_normal(3 * filters).astype(np.float32)
+    expected = case.expect("forward", x, w, bias=bias)
+    out = guarded(np.zeros(expected.shape, np.float32), at_end)
+    x, w, bias = (guarded(array, at_end) for array in (x, w, bias))
+    plan = case.plan("forward", np.float32, algorithm="direct")
+    assert case.run("forward", x, w, plan, bias=bias, out=out) is out
+    assert_accurate(out, expected, np.float32)
+
+
+@pytest.mark.parametrize("filters", [1, 16])  # to a group
+def test_the_plan_tells_the_memory(filters):
+    """A thread needs no more, however large the image and however far the taps are apart."""
+    for size, kernel, dilation in ((10**5, 3, 1), (10**5, 63, 10**3), (2000, 1500, 1)):
+        case = Case((1, 4, size, size), (4 * filters, 1, kernel, kernel), dilation=dilation, groups=4)
+        for dtype in DTYPES:
+            plan = case.plan("forward", dtype, algorithm="direct")
+            assert 0 < plan.scratch_bytes <= 2**19
+            packed = direct.pack(plan.geometry, np.ones(case.weight_size, dtype)) if kernel < 100 else None
+            if packed is not None:
+                assert plan.weight_spectra_bytes == packed.nbytes
+            elif depthwise.fits(plan.geometry, plan.dtype):
+                assert plan.weight_spectra_bytes == 0
+            assert str(plan.scratch_bytes) in repr(plan)
+
+
+@pytest.mark.parametrize("filters", [4, 24])
+def test_a_layer_packs_its_kernels_once(filters, monkeypatch, rng):
+    packed = []
+    pack = direct.pack
+    monkeypatch.setattr(direct, "pack", lambda *arguments: packed.append(1) or pack(*arguments))
+    case = Case((1, 4, 12, 12), (filters, 4, 3, 3), padding=1)
+    x, w = case.operands("forward", np.float32, rng)
+    layer = nbfftconv.Conv2d(w, padding=1)
+    layer.algorithm = "direct"
+    for weight in (w, w[::-1]):
+        layer.weight = weight
+        for _ in range(3):
+            y = layer(x)
+            assert_accurate(y, case.expect("forward", x, weight), np.float32)
+            layer.backward(y)
+    assert len(packed) == 2
