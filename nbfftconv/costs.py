@@ -37,9 +37,10 @@ from nbfftconv.transforms import COMPLEX_BYTES, Layout, codelets, fftw, planar, 
 _LAYOUTS = {"fftw": fftw.layout, "codelet": codelets.layout, "planar": planar.layout}
 _SIDES = {"codelet": codelets.SIDES, "planar": planar.SIDES}
 
-#: A block of tiles is at most this large, in bytes, so that what one stage writes is still in the last-level cache for
-#: the next.
-BLOCK_BYTES = 3 * 2**25
+# The spectra of a block of tiles are about this large, in bytes: what one stage writes is then still in the last-level
+# cache for the next. If those of the kernels, read once a block, are larger, as large, but not more than the limit.
+_BLOCK_BYTES = 24 * 2**20
+_LARGEST_BLOCK_BYTES = 96 * 2**20
 #: The largest tile side that is tried, unless the kernel or the caller asks for more.
 LARGEST_TILE = 512
 
@@ -165,7 +166,10 @@ class Choice:
 
     def staged(self, limit: int) -> "Choice":
         """Stage after stage, each over as many units as fit the limits."""
-        units = max(1, min(self.units, min(limit, BLOCK_BYTES) // self.unit))
+        size = min(limit, max(_BLOCK_BYTES, min(self.weight, _LARGEST_BLOCK_BYTES)))
+        units = max(1, min(self.units, size // self.unit))
+        blocks = -(-self.units // units)
+        units = -(-self.units // blocks)
         return dataclasses.replace(self, block_units=units)
 
     def fuse(self, geometry: ConvGeometry, limit: int) -> "Choice | None":

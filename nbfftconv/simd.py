@@ -68,6 +68,7 @@ class Emitter:
         scalar = ir.FloatType() if self.itemsize == 4 else ir.DoubleType()
         self.lanes = lanes(real)
         self._vector = ir.VectorType(scalar, self.lanes)
+        self._bits = ir.VectorType(ir.IntType(8 * self.itemsize), self.lanes)
         self._word = ir.IntType(64)
         suffix = f"v{lanes(real)}f{8 * self.itemsize}"
         function_type = ir.FunctionType(self._vector, [self._vector] * 3)
@@ -179,6 +180,24 @@ class Emitter:
         function_type = ir.FunctionType(result, [argument.type for argument in arguments])
         suffix = f"v{self.lanes}f{8 * self.itemsize}.p0"
         return cgutils.get_or_insert_function(self._builder.module, function_type, f"llvm.masked.{name}.{suffix}")
+
+    def magnitude_bits(self, value: ir.Value) -> ir.Value:
+        """The bits of absolute values, as integers, which are in the order of the values; NaN is last."""
+        bits = self._builder.bitcast(value, self._bits)
+        mask = ir.Constant(self._bits, [(1 << (8 * self.itemsize - 1)) - 1] * self.lanes)
+        return self._builder.and_(bits, mask)
+
+    def larger(self, a: ir.Value, b: ir.Value) -> ir.Value:
+        """The larger integers of two vectors of magnitudes."""
+        return self._builder.select(self._builder.icmp_signed(">", a, b), a, b)
+
+    def load_bits(self, address: ir.Value) -> ir.Value:
+        """Vector of integers at an address, aligned as a scalar."""
+        return self._builder.load(self._builder.inttoptr(address, self._bits.as_pointer()), align=self.itemsize)
+
+    def store_bits(self, value: ir.Value, address: ir.Value) -> None:
+        """Write a vector of integers to an address, aligned as a scalar."""
+        self._builder.store(value, self._builder.inttoptr(address, self._bits.as_pointer()), align=self.itemsize)
 
     def prefetch(self, address: ir.Value, write: bool = False, level: int = 1) -> None:
         """Hint to a level of cache that the line at an address, which may be invalid, will be read, or written."""

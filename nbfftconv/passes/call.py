@@ -38,6 +38,7 @@ _RECORD = np.dtype(
         # `pitch` scalars, `work` bytes behind them the transform's work, and a cache line for the factors of a row
         *((name, np.int64) for name in ("forward", "inverse", "context", "scratch", "slot", "tile", "pitch", "work")),
         ("factors", np.int64),
+        ("largest", np.int64),  # a vector of the largest magnitudes of a unit
         # of a fused pass, in the scratch memory of a thread: spectra of a block of units for a share of the filters
         *((name, np.int64) for name in ("slot_input", "slot_output", "block_units", "share", "steps")),
         # `outliers[slot]` is set where a stage met an outlier
@@ -132,7 +133,8 @@ class Call:
         work = _whole_lines(self.lanes * tile)
         factors = work + _whole_lines(transform.work_items * itemsize)
         record["tile"], record["work"], record["factors"] = tile, work, factors
-        record["slot"] = slot = factors + 64 + (self._fuse(factors + 64) if plan.fused else 0)
+        record["largest"] = largest = factors + 64
+        record["slot"] = slot = largest + 64 + (self._fuse(largest + 64) if plan.fused else 0)
         self.point("outliers", self._outliers)
         self._borrow("scratch", areas * slot)[...] = 0  # what lies between rows is looked at for outliers too
 

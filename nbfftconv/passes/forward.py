@@ -11,8 +11,8 @@ from nbfftconv.geometry import ConvGeometry
 from nbfftconv.jit import njit
 from nbfftconv.outliers import WORDS
 from nbfftconv.passes.call import Call, Spectra, stage
-from nbfftconv.passes.rows import scatter_row
 from nbfftconv.passes.spectra import input_to_spectra, input_unit_to_spectrum, tile_position
+from nbfftconv.passes.tiles import scatter_tile
 from nbfftconv.plan import ConvPlan
 from nbfftconv.simd import VECTOR_BYTES
 from nbfftconv.transforms import COMPLEX_BYTES
@@ -20,7 +20,7 @@ from nbfftconv.transforms import COMPLEX_BYTES
 
 @njit()
 def scatter_apart(real, source, target, columns, step, scale_and_bias, relu):
-    """`scatter_row` to samples `step` apart."""
+    """A row of `scatter_tile` to samples `step` apart."""
     samples, output = simd.pointer(real, source), simd.pointer(real, target)
     for j in range(columns):
         value = samples[j] * scale_and_bias[0] + scale_and_bias[1]
@@ -44,16 +44,18 @@ def spectrum_to_output(real, itemsize, r, slot, unit, k, spectrum):
         output = r.output + (image * r.filters + k) * r.y_output * r.x_output * itemsize
         x0 = x_phase + column * r.x_core * r.x_output_step
         columns = min(r.x_core, (r.x_output - x0 + r.x_output_step - 1) // r.x_output_step)
-        for i in range(r.y_core):
-            y = y_phase + (row * r.y_core + i) * r.y_output_step
-            if y >= r.y_output:
-                break
-            source, target = samples + i * r.pitch * itemsize, output + (y * r.x_output + x0) * itemsize
-            if r.x_output_step == 1:
-                vectors = (columns * itemsize + VECTOR_BYTES - 1) // VECTOR_BYTES
-                scatter_row(real, (source, target, columns, vectors, factors, r.relu, ahead))
-            else:
-                scatter_apart(real, source, target, columns, r.x_output_step, scale_and_bias, r.relu)
+        y0 = y_phase + row * r.y_core * r.y_output_step
+        rows = min(r.y_core, (r.y_output - y0 + r.y_output_step - 1) // r.y_output_step)
+        target, pitch = output + (y0 * r.x_output + x0) * itemsize, r.y_output_step * r.x_output * itemsize
+        if r.x_output_step == 1:
+            vectors = (columns * itemsize + VECTOR_BYTES - 1) // VECTOR_BYTES
+            scatter_tile(real, (
+                samples, r.pitch * itemsize, target, pitch, rows, columns, vectors, factors, r.relu, ahead,
+            ))  # fmt: skip
+        else:
+            for i in range(rows):
+                source = samples + i * r.pitch * itemsize
+                scatter_apart(real, source, target + i * pitch, columns, r.x_output_step, scale_and_bias, r.relu)
 
 
 def _output(real):

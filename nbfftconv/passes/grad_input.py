@@ -11,8 +11,8 @@ from nbfftconv import simd
 from nbfftconv.accumulate import product
 from nbfftconv.geometry import ConvGeometry
 from nbfftconv.passes.call import Call, Spectra, stage
-from nbfftconv.passes.rows import add_row
 from nbfftconv.passes.spectra import channel_position, output_to_spectra, tile_position
+from nbfftconv.passes.tiles import add_row
 from nbfftconv.plan import ConvPlan
 from nbfftconv.simd import VECTOR_BYTES
 from nbfftconv.transforms import COMPLEX_BYTES

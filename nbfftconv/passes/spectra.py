@@ -10,50 +10,52 @@ from nbfftconv import simd
 from nbfftconv.jit import njit
 from nbfftconv.outliers import WORDS
 from nbfftconv.passes.call import Call, Spectra, stage
-from nbfftconv.passes.rows import gather_row
+from nbfftconv.passes.tiles import gather_tile
 from nbfftconv.plan import ConvPlan
 from nbfftconv.simd import VECTOR_BYTES
 from nbfftconv.transforms import COMPLEX_BYTES
 
 
 @njit()
-def gather(real, itemsize, plane, height, width, y0, y_step, rows, x0, x_step, columns, tile_height, pitch, tile):
+def gather(
+    real, itemsize, plane, height, width, y0, y_step, rows, x0, x_step, columns, tile_height, pitch, tile, largest
+):
     """Fill a tile with samples (y0 + i·y_step, x0 + j·x_step), i < rows, j < columns; the rest is zero.
 
-    Whole vectors are written: beyond the last row, memory of one vector must be free.
+    Rows are whole vectors. The vector of `largest` magnitudes is kept up to date.
     """
+    above = min(rows, max(0, (y_step - 1 - y0) // y_step))
+    inside = max(above, min(rows, (height - y0 + y_step - 1) // y_step)) - above
     begin = min(columns, max(0, (x_step - 1 - x0) // x_step))
     end = max(begin, min(columns, (width - x0 + x_step - 1) // x_step))
-    ahead = height * width * itemsize  # the same tile of the next channel comes next
-    vectors = (pitch * itemsize + VECTOR_BYTES - 1) // VECTOR_BYTES
-    for i in range(tile_height):
-        y = y0 + i * y_step
-        target = tile + i * pitch * itemsize
-        inside = i < rows and 0 <= y < height
-        if inside and x_step == 1:
-            gather_row(real, (plane + (y * width + x0) * itemsize, target, begin, end, vectors, ahead))
-            continue
-        gather_row(real, (plane, target, 0, 0, vectors, 0))
-        if inside:
-            source, row = simd.pointer(real, plane), simd.pointer(real, target)
-            for j in range(begin, end):
-                row[j] = source[y * width + x0 + j * x_step]
+    vectors = pitch * itemsize // VECTOR_BYTES
+    source = plane + ((y0 + above * y_step) * width + x0) * itemsize
+    if x_step == 1:
+        ahead = height * width * itemsize  # the same tile of the next channel comes next
+        gather_tile(real, (
+            source, y_step * width * itemsize, tile, pitch * itemsize, above, inside, tile_height - above - inside,
+            begin, end, vectors, ahead, largest,
+        ))  # fmt: skip
+        return
+    gather_tile(real, (plane, 0, tile, pitch * itemsize, tile_height, 0, 0, 0, 0, vectors, 0, largest))
+    most = simd.pointer(real, largest)
+    for i in range(inside):
+        pixels = simd.pointer(real, source + i * y_step * width * itemsize)
+        samples = simd.pointer(real, tile + (above + i) * pitch * itemsize)
+        for j in range(begin, end):
+            samples[j] = value = pixels[j * x_step]
+            if not abs(value) <= most[0]:
+                most[0] = abs(value)  # a NaN, once there, stays
 
 
 @njit()
 def clear_outliers(real, word, limit, tile, count):
-    """Set the outliers of a tile to zero; tell whether there were any."""
+    """Set the outliers of a tile to zero."""
     magnitude_bits = word(~word(0)) >> word(1)
     bits, values = simd.pointer(word, tile), simd.pointer(real, tile)
-    largest = word(0)
-    for i in range(count):
-        largest = max(largest, word(bits[i] & magnitude_bits))
-    if largest <= limit:
-        return False
     for i in range(count):
         if bits[i] & magnitude_bits > limit:
             values[i] = real(0)
-    return True
 
 
 @njit()
@@ -76,9 +78,25 @@ def channel_position(r, index):
 
 
 @njit()
-def transform_unit(real, word, limit, r, slot, tiles, spectrum, stride, rows):
+def begin_unit(real, itemsize, r, slot):
+    """Return where the largest magnitudes of a unit of tiles are kept, set to zero."""
+    largest = r.scratch + slot * r.slot + r.largest
+    most = simd.pointer(real, largest)
+    for lane in range(VECTOR_BYTES // itemsize):
+        most[lane] = real(0)
+    return largest
+
+
+@njit()
+def transform_unit(real, word, limit, itemsize, r, slot, spectrum, stride, rows):
     """Free the gathered tiles of a unit of outliers, note them, and transform."""
-    if clear_outliers(real, word, limit, tiles, r.lanes * r.y_tile * r.pitch):
+    tiles = r.scratch + slot * r.slot
+    most = simd.pointer(word, tiles + r.largest)
+    largest = word(0)
+    for lane in range(VECTOR_BYTES // itemsize):
+        largest = max(largest, most[lane])
+    if largest > limit:
+        clear_outliers(real, word, limit, tiles, r.lanes * r.y_tile * r.pitch)
         simd.pointer(np.int64, r.outliers)[slot] = 1
     simd.call(r.forward, (r.context, tiles, tiles + r.work, spectrum, stride, rows))
 
@@ -86,7 +104,7 @@ def transform_unit(real, word, limit, r, slot, tiles, spectrum, stride, rows):
 @njit()
 def input_unit_to_spectrum(real, word, limit, itemsize, r, slot, unit, index, spectrum):
     """Transform a unit of tiles of one channel of the stride-1 problem."""
-    tiles = r.scratch + slot * r.slot
+    tiles, largest = r.scratch + slot * r.slot, begin_unit(real, itemsize, r, slot)
     channel, y_tap, x_tap = channel_position(r, index)
     for lane in range(r.lanes):
         tile = unit * r.lanes + lane
@@ -97,9 +115,9 @@ def input_unit_to_spectrum(real, word, limit, itemsize, r, slot, unit, index, sp
         rows = r.y_tile if tile < r.all_tiles else 0
         gather(
             real, itemsize, plane, r.y_input, r.x_input, y0, r.y_input_step, rows, x0, r.x_input_step, r.x_tile,
-            r.y_tile, r.pitch, tiles + lane * r.tile,
+            r.y_tile, r.pitch, tiles + lane * r.tile, largest,
         )  # fmt: skip
-    transform_unit(real, word, limit, r, slot, tiles, spectrum, r.input_step_bytes, r.y_tile)
+    transform_unit(real, word, limit, itemsize, r, slot, spectrum, r.input_step_bytes, r.y_tile)
 
 
 def _input(real):
@@ -124,6 +142,7 @@ def _output(real):
         tiles = r.scratch + slot * r.slot
         for item in range(begin, end):
             unit, k = item // r.filters, item % r.filters
+            largest = begin_unit(real, itemsize, r, slot)
             for lane in range(r.lanes):
                 tile = (r.first_unit + unit) * r.lanes + lane
                 image, y_phase, x_phase, row, column = tile_position(r, min(tile, r.all_tiles - 1))
@@ -133,10 +152,10 @@ def _output(real):
                     real, itemsize, plane, r.y_output, r.x_output,
                     y_phase + row * r.y_core * r.y_output_step, r.y_output_step, rows,
                     x_phase + column * r.x_core * r.x_output_step, r.x_output_step, r.x_core,
-                    r.y_tile, r.pitch, tiles + lane * r.tile,
+                    r.y_tile, r.pitch, tiles + lane * r.tile, largest,
                 )  # fmt: skip
             spectrum = r.output_spectra + unit * r.output_unit + k * COMPLEX_BYTES
-            transform_unit(real, word, limit, r, slot, tiles, spectrum, r.output_step_bytes, r.y_core)
+            transform_unit(real, word, limit, itemsize, r, slot, spectrum, r.output_step_bytes, r.y_core)
 
     return output_to_spectra
 
@@ -159,16 +178,18 @@ def _weight(real):
         for item in range(begin, end):
             unit, index = item // depth, item % depth
             c, y_tap, x_tap = channel_position(r, index)
+            largest = begin_unit(real, itemsize, r, slot)
             for lane in range(r.lanes):
                 k, exists = filter_of(r, unit, lane)
                 plane = r.weight + (k * (r.channels // r.groups) + c) * r.y_kernel * r.x_kernel * itemsize
                 rows = r.y_taps if exists else 0
                 gather(
                     real, itemsize, plane, r.y_kernel, r.x_kernel,
-                    y_tap, r.y_tap_step, rows, x_tap, r.x_tap_step, r.x_taps, r.y_tile, r.pitch, tiles + lane * r.tile,
+                    y_tap, r.y_tap_step, rows, x_tap, r.x_tap_step, r.x_taps, r.y_tile, r.pitch,
+                    tiles + lane * r.tile, largest,
                 )  # fmt: skip
             spectrum = r.weight_spectra + unit * r.weight_unit + index * COMPLEX_BYTES
-            transform_unit(real, word, limit, r, slot, tiles, spectrum, r.weight_step_bytes, r.y_taps)
+            transform_unit(real, word, limit, itemsize, r, slot, spectrum, r.weight_step_bytes, r.y_taps)
 
     return weight_to_spectra
 

@@ -149,7 +149,8 @@ def _plan(real: type, name: str, dimensions: list[tuple[int, int, int]], address
 
 def layout(real: type, height: int, width: int) -> Layout:
     """Return the layout of tiles and spectra."""
-    return Layout(1, width, -(-height * (width // 2 + 1) // simd.lanes(real)))
+    lanes = simd.lanes(real)
+    return Layout(1, -(-width // lanes) * lanes, -(-height * (width // 2 + 1) // lanes))
 
 
 def fftw(real: type, height: int, width: int) -> Transform:
@@ -174,16 +175,16 @@ def _make(real: type, height: int, width: int, flags: int) -> tuple[Transform, n
     half = width // 2 + 1
     itemsize = np.dtype(real).itemsize
     shape = layout(real, height, width)
-    tile = pyfftw.zeros_aligned(height * width, dtype=real, n=64)
+    tile = pyfftw.zeros_aligned(height * shape.pitch, dtype=real, n=64)
     spectrum = pyfftw.zeros_aligned(2 * height * half, dtype=real, n=64)
     real_part, imaginary_part = spectrum.ctypes.data, spectrum.ctypes.data + itemsize
     _function(real, "plan_with_nthreads", None, [ctypes.c_int])(1)
     forward = _plan(
-        real, "plan_guru64_split_dft_r2c", [(height, width, 2 * half), (width, 1, 2)],
+        real, "plan_guru64_split_dft_r2c", [(height, shape.pitch, 2 * half), (width, 1, 2)],
         [tile.ctypes.data, real_part, imaginary_part], flags,
     )  # fmt: skip
     inverse = _plan(
-        real, "plan_guru64_split_dft_c2r", [(height, 2 * half, width), (width, 2, 1)],
+        real, "plan_guru64_split_dft_c2r", [(height, 2 * half, shape.pitch), (width, 2, 1)],
         [real_part, imaginary_part, tile.ctypes.data], flags,
     )  # fmt: skip
     context = np.array(
