@@ -16,7 +16,7 @@ from nbfftconv.transforms import COMPLEX_BYTES, Layout, Transform
 from nbfftconv.transforms.butterflies import Complex, complex_transform, real_inverse, real_transform
 
 #: The tile sides that there is a transform for.
-SIDES = (8, 12, 16, 20, 24, 32)
+SIDES = (8, 9, 10, 12, 13, 14, 15, 16, 18, 20, 24, 28, 30, 32)
 
 
 def _load(v, address):
