@@ -110,6 +110,15 @@ class Emitter:
         """Write a vector to an address, aligned as a scalar."""
         self._builder.store(value, self._at(address), align=self.itemsize)
 
+    def store_line(self, value: ir.Value, address: ir.Value) -> None:
+        """Write a vector to a multiple of its size."""
+        self._builder.store(value, self._at(address), align=VECTOR_BYTES)
+
+    def stream_line(self, value: ir.Value, address: ir.Value) -> None:
+        """Write a vector to a multiple of its size, past the caches; `fence` before other threads read it."""
+        store = self._builder.store(value, self._at(address), align=VECTOR_BYTES)
+        store.set_metadata("nontemporal", self._builder.module.add_metadata([ir.Constant(ir.IntType(32), 1)]))
+
     def _at(self, address: ir.Value) -> ir.Value:
         return self._builder.inttoptr(address, self._vector.as_pointer())
 
@@ -347,6 +356,17 @@ def take_ticket(typingctx: Any, address: Any) -> Any:
         return builder.atomic_rmw("add", counter, ir.Constant(word, 1), "monotonic")
 
     return types.int64(types.intp), codegen
+
+
+@intrinsic
+def fence(typingctx: Any) -> Any:
+    """Let what this thread has written, also past the caches, be seen by all before what it writes next."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        builder.fence("seq_cst")
+        return context.get_dummy_value()
+
+    return types.void(), codegen
 
 
 @intrinsic

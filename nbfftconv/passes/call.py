@@ -38,13 +38,14 @@ _RECORD = np.dtype(
         # `pitch` scalars, `work` bytes behind them the transform's work, and a cache line for the factors of a row
         *((name, np.int64) for name in ("forward", "inverse", "context", "scratch", "slot", "tile", "pitch", "work")),
         ("factors", np.int64),
+        ("strip", np.int64),  # tiles of a unit side by side, freed of what is not wanted
         ("largest", np.int64),  # a vector of the largest magnitudes of a unit
         # of a fused pass, in the scratch memory of a thread: spectra of a block of units for a share of the filters
         *((name, np.int64) for name in ("slot_input", "slot_output", "block_units", "share", "steps")),
         # `outliers[slot]` is set where a stage met an outlier
         ("outliers", np.int64),
         # those of all groups; every channel has `channel_phases` spectra
-        *((name, np.int64) for name in ("groups", "channels", "filters", "channel_phases", "relu")),
+        *((name, np.int64) for name in ("groups", "channels", "filters", "channel_phases", "relu", "stream")),
         # units of filters of a group; tiles of the batch; the block of units of tiles under way
         *((name, np.int64) for name in ("group_units", "all_tiles", "first_unit", "units")),
         *((f"{axis}_{name}", np.int64) for axis in "yx" for name in _AXIS_FIELDS),
@@ -134,7 +135,9 @@ class Call:
         factors = work + _whole_lines(transform.work_items * itemsize)
         record["tile"], record["work"], record["factors"] = tile, work, factors
         record["largest"] = largest = factors + 64
-        record["slot"] = slot = largest + 64 + (self._fuse(largest + 64) if plan.fused else 0)
+        record["strip"] = strip = largest + 64
+        end = strip + (work if self.lanes > 1 else 0)
+        record["slot"] = slot = end + (self._fuse(end) if plan.fused else 0)
         self.point("outliers", self._outliers)
         self._borrow("scratch", areas * slot)[...] = 0  # what lies between rows is looked at for outliers too
 

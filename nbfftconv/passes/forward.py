@@ -12,15 +12,18 @@ from nbfftconv.jit import njit
 from nbfftconv.outliers import WORDS
 from nbfftconv.passes.call import Call, Spectra, stage
 from nbfftconv.passes.spectra import input_to_spectra, input_unit_to_spectrum, tile_position
-from nbfftconv.passes.tiles import scatter_tile
+from nbfftconv.passes.tiles import copy_tile, write_rows
 from nbfftconv.plan import ConvPlan
 from nbfftconv.simd import VECTOR_BYTES
 from nbfftconv.transforms import COMPLEX_BYTES
 
+#: An output larger than this would not be found in the caches of a core, but drive out what is there.
+_STREAMED_BYTES = 4 * 2**20
+
 
 @njit()
 def scatter_apart(real, source, target, columns, step, scale_and_bias, relu):
-    """A row of `scatter_tile` to samples `step` apart."""
+    """A row of `write_rows` to samples `step` apart."""
     samples, output = simd.pointer(real, source), simd.pointer(real, target)
     for j in range(columns):
         value = samples[j] * scale_and_bias[0] + scale_and_bias[1]
@@ -37,25 +40,38 @@ def spectrum_to_output(real, itemsize, r, slot, unit, k, spectrum):
     scale_and_bias[0] = real(1) / real(r.y_tile * r.x_tile)
     scale_and_bias[1] = simd.pointer(real, r.bias)[k] if r.bias != 0 else real(0)
     first_tile = unit * r.lanes
-    ahead = r.y_output * r.x_output * itemsize  # the same tiles of the next filter come next
-    for lane in range(min(r.lanes, r.all_tiles - first_tile)):
+    tiles_left, lane = min(r.lanes, r.all_tiles - first_tile), 0
+    while lane < tiles_left:
         samples = tiles + lane * r.tile
         image, y_phase, x_phase, row, column = tile_position(r, first_tile + lane)
         output = r.output + (image * r.filters + k) * r.y_output * r.x_output * itemsize
-        x0 = x_phase + column * r.x_core * r.x_output_step
-        columns = min(r.x_core, (r.x_output - x0 + r.x_output_step - 1) // r.x_output_step)
         y0 = y_phase + row * r.y_core * r.y_output_step
         rows = min(r.y_core, (r.y_output - y0 + r.y_output_step - 1) // r.y_output_step)
+        x0 = x_phase + column * r.x_core * r.x_output_step
+        columns = min(r.x_core, (r.x_output - x0 + r.x_output_step - 1) // r.x_output_step)
         target, pitch = output + (y0 * r.x_output + x0) * itemsize, r.y_output_step * r.x_output * itemsize
-        if r.x_output_step == 1:
-            vectors = (columns * itemsize + VECTOR_BYTES - 1) // VECTOR_BYTES
-            scatter_tile(real, (
-                samples, r.pitch * itemsize, target, pitch, rows, columns, vectors, factors, r.relu, ahead,
-            ))  # fmt: skip
-        else:
+        if r.x_output_step > 1:
             for i in range(rows):
                 source = samples + i * r.pitch * itemsize
                 scatter_apart(real, source, target + i * pitch, columns, r.x_output_step, scale_and_bias, r.relu)
+            lane += 1
+            continue
+        source, source_pitch, count = samples, r.pitch * itemsize, 1
+        if r.lanes > 1:  # tiles side by side become whole rows first
+            count = min(tiles_left - lane, r.x_count - column)
+            last = columns = min(count * r.x_core, r.x_output - x0)
+            source, source_pitch = tiles + r.strip, columns * itemsize
+            for i in range(count):
+                wanted = min(r.x_core, last)
+                copy_tile(real, (
+                    samples + i * r.tile, r.pitch * itemsize, source + i * r.x_core * itemsize, source_pitch, rows,
+                    wanted, (wanted * itemsize + VECTOR_BYTES - 1) // VECTOR_BYTES,
+                ))  # fmt: skip
+                last -= wanted
+            if source_pitch == pitch:
+                rows, columns = 1, rows * columns
+        write_rows(real, (source, source_pitch, target, pitch, rows, columns, factors, r.relu, r.stream))
+        lane += count
 
 
 def _output(real):
@@ -66,6 +82,7 @@ def _output(real):
             unit, k = item // r.filters, item % r.filters
             spectrum = r.output_spectra + unit * r.output_unit + k * COMPLEX_BYTES
             spectrum_to_output(real, itemsize, r, slot, r.first_unit + unit, k, spectrum)
+        simd.fence()
 
     return spectra_to_output
 
@@ -108,6 +125,7 @@ def _fused(kernel):
                             spectrum = y + unit * r.output_unit + row * COMPLEX_BYTES
                             k = group * filters + i + row
                             spectrum_to_output(real, itemsize, r, slot, first_unit + unit, k, spectrum)
+            simd.fence()
 
         return input_to_output
 
@@ -151,6 +169,7 @@ def forward(
         if bias is not None:
             call.point("bias", bias)
         call.record["relu"] = relu
+        call.record["stream"] = output.nbytes > _STREAMED_BYTES
         if plan.fused:
             call.use_weight(weight_spectra)
             items = call.fuse()
