@@ -51,8 +51,12 @@ _FUSED_DEPTH = 16
 
 # Fractions of the machine's `flops`, as measured where that is 165e9.
 _FFTW_WIDTH = min(32, simd.VECTOR_BYTES) / simd.VECTOR_BYTES  # pyFFTW's FFTW has vectors of 32 bytes
-_TRANSFORM_RATES = {"fftw": 20 / 165 * _FFTW_WIDTH, "codelet": 60 / 165, "planar": 52 / 165}
-_PRODUCT_RATES = {"fftw": 90 / 165, "codelet": 170 / 165, "planar": 90 / 165}
+_TRANSFORM_RATES = {"fftw": 20 / 165 * _FFTW_WIDTH, "planar": 52 / 165}
+_CODELET_RATES = {
+    8: 90 / 165, 9: 74 / 165, 10: 77 / 165, 12: 95 / 165, 13: 57 / 165, 14: 80 / 165, 15: 78 / 165, 16: 80 / 165,
+    18: 54 / 165, 20: 52 / 165, 24: 60 / 165, 28: 56 / 165, 30: 45 / 165, 32: 66 / 165,
+}  # fmt: skip
+_PRODUCT_RATES = {"fftw": 100 / 165, "codelet": 185 / 165, "planar": 98 / 165}
 _DENSE_RATE = 145 / 165
 _WINDOW_RATE = 115 / 165
 _GRADIENT_RATE = 9 / 165
@@ -61,10 +65,10 @@ _GATHER_RATE = 5 / 165
 _PACK_RATE = 0.7 / 165
 # Fractions of its `bandwidth`, as measured where that is 25e9: of arrays read and written, of spectra that go through
 # the last-level cache, of kernels' spectra.
-_READ_RATE = 8 / 25
-_WRITE_RATE = 4.5 / 25
-_SPECTRA_RATE = 7.5 / 25
-_STREAM_RATE = 36 / 25
+_READ_RATE = 6 / 25
+_WRITE_RATE = 8 / 25
+_SPECTRA_RATE = 8 / 25
+_STREAM_RATE = 33 / 25
 # Scalars of input and output of direct convolution.
 _DENSE_MOVE_RATE = 5 / 25
 _WINDOW_MOVE_RATE = 4 / 25
@@ -73,7 +77,7 @@ _FFT_CALL = 150e-6
 _DIRECT_CALL = 60e-6
 _GRADIENT_ROW = 8e-9
 _BLOCK = 30e-6
-_TILE_ROW = 5e-9
+_TILE_ROW = 4e-9
 _TRANSFORM_CALL = 0.1e-6
 
 
@@ -264,10 +268,15 @@ def fft_cost(
     slow = itemsize / 4
     filters, channels = geometry.weight_size[:2]
     depth = channels * grid.channel_phases
-    operations = 2.5 * height * width * math.log2(height * width + 1)
+    samples = height * width
     if choice.name == "planar":  # vectors are full of what is transformed twice: columns, then frequencies
         operations = 2.5 * layout.pitch * height * math.log2(height) + 5 * layout.steps * lanes * math.log2(width)
-    transform = operations * slow / (machine.flops * _TRANSFORM_RATES[choice.name])
+        transform = operations / _TRANSFORM_RATES["planar"]
+    elif choice.name == "codelet":
+        transform = 2.5 * samples * sum(math.log2(side) / _CODELET_RATES[side] for side in (height, width))
+    else:
+        transform = 2.5 * samples * math.log2(samples + 1) / _TRANSFORM_RATES["fftw"]
+    transform *= slow / machine.flops
     transform += _TILE_ROW * height + _TRANSFORM_CALL / layout.lanes
     tiles = choice.units * layout.lanes
     inputs = depth * geometry.groups
@@ -278,7 +287,7 @@ def fft_cost(
     multiply_adds = layout.steps * lanes * choice.units * filters * depth
     products = 8 * multiply_adds * slow / (machine.flops * _PRODUCT_RATES[choice.name])
     # One unit of tiles leaves registers empty.
-    products *= 1 + 0.3 / choice.block_units
+    products *= 1 + 0.2 / choice.block_units
     read, written = (itemsize * math.prod(size) for size in (geometry.input_size, geometry.output_size))
     through_cache = 0 if choice.fused else choice.units * spectrum * (inputs + filters)
     return (
