@@ -51,32 +51,53 @@ def _rows_forward(length):
     return simd.kernel(emit, f"rows_forward_{length}", 4)
 
 
+def _column_steps(height, width):
+    """Frequencies of the columns k = 0 .. width/2: of a real column half, since the others are conjugate to them."""
+    return [height // 2 + 1 if 2 * k % width == 0 else height for k in range(width // 2 + 1)]
+
+
 @functools.cache
-def _columns(height, half, sign):
-    """Intrinsic: `half` columns of `height` values from [row, k, (re, im), lane] to frequencies [k, row], or back."""
+def _columns(height, width, sign):
+    """Intrinsic: columns of `height` values from [row, k, (re, im), lane] to the frequencies of each, or back.
+
+    Columns 0 and width/2 are real.
+    """
+    half = width // 2 + 1
 
     def emit(v, work, spectrum, stride):
-        def column(work, spectrum):
+        def column(work, spectrum, steps=height):
             inside = [v.add(work, v.integer(i * half * COMPLEX_BYTES)) for i in range(height)]
-            outside = [v.add(spectrum, v.scale(stride, v.integer(i))) for i in range(height)]
+            outside = [v.add(spectrum, v.scale(stride, v.integer(i))) for i in range(steps)]
+            following = v.add(spectrum, v.scale(stride, v.integer(steps)))
             if sign < 0:
-                following = v.add(spectrum, v.scale(stride, v.integer(height)))
                 for i in range(height):  # a column's lines are apart: stores alone would wait for one after the other
                     at = v.add(following, v.scale(stride, v.integer(i)))
                     v.prefetch(at, write=True)
                     v.prefetch(v.add(at, v.integer(VECTOR_BYTES)), write=True)
-                result = complex_transform([_load(v, at) for at in inside], sign)
+                if steps == height:
+                    result = complex_transform([_load(v, at) for at in inside], sign)
+                else:
+                    result = real_transform([Complex(v, v.load(at)) for at in inside])
                 for value, at in zip(result, outside, strict=True):
                     _store(v, value, at)
             else:
-                result = complex_transform([_load(v, at) for at in outside], sign)
+                values = [_load(v, at) for at in outside]
+                if steps == height:
+                    result = complex_transform(values, sign)
+                else:
+                    ends = [Complex(v, y.re) if 2 * k % height == 0 else y for k, y in enumerate(values)]
+                    result = real_inverse(ends, height)
                 for value, at in zip(result, inside, strict=True):
                     _store(v, value, at)
-            return [v.add(work, v.integer(COMPLEX_BYTES)), v.add(spectrum, v.scale(stride, v.integer(height)))]
+            return [v.add(work, v.integer(COMPLEX_BYTES)), following]
 
-        v.repeat(v.integer(half), [work, spectrum], column)
+        steps = _column_steps(height, width)
+        work, spectrum = column(work, spectrum, steps[0])
+        work, spectrum = v.repeat(v.integer(steps[1:].count(height)), [work, spectrum], column)
+        if steps[-1] != height:
+            column(work, spectrum, steps[-1])
 
-    return simd.kernel(emit, f"columns_{height}_{half}_{sign}", 3)
+    return simd.kernel(emit, f"columns_{height}_{width}_{sign}", 3)
 
 
 @functools.cache
@@ -110,7 +131,7 @@ _SIGNATURE = types.void(*[types.intp] * 6)
 def _callbacks(height, width):
     half = width // 2 + 1
     rows_forward, rows_inverse = _rows_forward(width), _rows_inverse(width)
-    columns_forward, columns_inverse = _columns(height, half, -1), _columns(height, half, 1)
+    columns_forward, columns_inverse = _columns(height, width, -1), _columns(height, width, 1)
 
     def forward_factory(real):
         row = 2 * half * simd.lanes(real)
@@ -140,7 +161,7 @@ def _callbacks(height, width):
 def layout(real: type, height: int, width: int) -> Layout:
     """Return the layout of tiles and spectra: rows are whole vectors."""
     lanes = simd.lanes(real)
-    return Layout(lanes, -(-width // lanes) * lanes, height * (width // 2 + 1))
+    return Layout(lanes, -(-width // lanes) * lanes, sum(_column_steps(height, width)))
 
 
 @functools.cache
@@ -156,5 +177,5 @@ def codelet(real: type, height: int, width: int) -> Transform:
     """
     forward, inverse = _callbacks(height, width)
     shape = layout(real, height, width)
-    work_items = 2 * shape.steps * shape.lanes
+    work_items = 2 * height * (width // 2 + 1) * shape.lanes
     return Transform(forward.address(real), inverse.address(real), 0, shape, work_items)
