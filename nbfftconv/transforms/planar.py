@@ -220,6 +220,10 @@ def _rows_inverse(length):
             for x in range(length, vectors * v.lanes):  # two columns are one complex transform: no garbage in either
                 _store(v, Complex(v, v.zero(), v.zero()), _at(v, buffer, x * COMPLEX_BYTES))
             _transpose(v, vectors, buffer, v.integer(v.lanes * COMPLEX_BYTES), columns, vector)
+            if vectors % 2:  # nor in the last one's partner, where earlier tiles left rounding errors
+                partner = v.add(columns, v.scale(vector, v.integer(vectors)))
+                for i in range(v.lanes):
+                    _store(v, Complex(v, v.zero(), v.zero()), _at(v, partner, i * COMPLEX_BYTES))
             return [_at(v, columns, v.lanes * COMPLEX_BYTES), v.add(spectrum, v.scale(stride, v.integer(length)))]
 
         v.repeat(groups, [columns, spectrum], group)
