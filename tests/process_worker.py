@@ -43,6 +43,22 @@ WORK = {
         {"algorithm": "fft", "transform": "codelet", "tile": (12, 16)},
         512 << 10,
     ),
+    # stage after stage, which few channels are not by themselves
+    "codelets in stages": (
+        Case((2, 5, 75, 70), (21, 5, 5, 5), padding=2),
+        {"algorithm": "fft", "transform": "codelet", "tile": (12, 16), "fused": False},
+        512 << 10,
+    ),
+    "planar": (
+        Case((1, 3, 130, 90), (5, 3, 5, 5), padding=2),
+        {"algorithm": "fft", "transform": "planar", "tile": (60, 36), "fused": False},
+        512 << 10,
+    ),
+    "fused": (
+        Case((2, 4, 130, 90), (40, 2, 7, 5), groups=2),
+        {"algorithm": "fft", "transform": "planar", "tile": (60, 36), "fused": True, "block_tiles": 5},
+        None,
+    ),
     "one tile": (Case((1, 24, 20, 19), (16, 24, 9, 9)), {"algorithm": "fft", "tile": 32}, None),
     "phases": (
         Case((2, 6, 50, 53), (9, 2, 6, 7), stride=(2, 1), dilation=(1, 3), groups=3, padding=4),
