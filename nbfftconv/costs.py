@@ -182,8 +182,8 @@ class Choice:
         share = filters_of_share(filters, depth, self.layout.lanes)
         unit = self.layout.steps * (step_stride(depth) + step_stride(min(ROWS, share)))
         tiles = 2 * self.layout.lanes * self.grid.vertical.tile * self.layout.pitch * self.dtype.itemsize
-        units = min((_CORE_BYTES - tiles) // unit, self.units, 2 * COLUMNS)
-        if depth > _FUSED_DEPTH or units < 1 or unit > limit:
+        units = min((_CORE_BYTES - tiles) // unit, limit // unit, self.units, 2 * COLUMNS)
+        if depth > _FUSED_DEPTH or units < 1:
             return None
         shares = -(-filters // share)
         return dataclasses.replace(self, unit=unit, block_units=units, fused=True, shares=shares)

@@ -6,8 +6,10 @@ kept for the next one, up to the bound.
 """
 
 import collections
+import contextlib
 import math
 import os
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -24,6 +26,7 @@ def _limit_from_environment() -> int:
 
 _limit = _limit_from_environment()
 _lock = fork_safe_lock()
+_is_busy = False  # somebody is at what is kept: it may be this thread, interrupted by a finalizer
 _kept: list[np.ndarray] = []
 _returned: collections.deque[np.ndarray] = collections.deque()  # of results; a finalizer must not wait for the lock
 
@@ -50,7 +53,7 @@ def set_scratch_limit(nbytes: int) -> None:
         raise TypeError(f"the scratch limit must be an integer number of bytes, got {nbytes!r}")
     if nbytes < 1:
         raise ValueError(f"the scratch limit must be at least 1 byte, got {nbytes}")
-    with _lock:
+    with _exclusive():
         _limit = int(nbytes)
         _returned.clear()
         _kept.clear()
@@ -70,7 +73,7 @@ def aligned(nbytes: int) -> np.ndarray:
 
 def borrow(nbytes: int, spare: float = 1.0) -> np.ndarray:
     """Return at least `nbytes` bytes that begin at a cache line, of any content; a share of `spare` more at most."""
-    with _lock:
+    with _exclusive():
         _collect()
         largest = (1 + spare) * nbytes + 2**16
         fitting = [i for i, array in enumerate(_kept) if nbytes <= array.nbytes <= largest]
@@ -81,9 +84,20 @@ def borrow(nbytes: int, spare: float = 1.0) -> np.ndarray:
 
 def give_back(array: np.ndarray) -> None:
     """Keep what was borrowed for a later pass, and let go of what was kept longest, past the bound."""
-    with _lock:
+    with _exclusive():
         _kept.append(array)
         _collect()
+
+
+@contextlib.contextmanager
+def _exclusive() -> Iterator[None]:
+    global _is_busy
+    with _lock:
+        _is_busy = True
+        try:
+            yield
+        finally:
+            _is_busy = False
 
 
 def _collect() -> None:
@@ -91,6 +105,18 @@ def _collect() -> None:
         _kept.append(_returned.popleft())
     while sum(kept.nbytes for kept in _kept) > _limit:
         _kept.pop(0)
+
+
+def _take_back(memory: np.ndarray) -> None:
+    """Keep the memory of a result: at once, so that the bound holds, or when whoever is busy comes back."""
+    _returned.append(memory)
+    if _lock.acquire(blocking=False):
+        try:
+            if not _is_busy:
+                with _exclusive():
+                    _collect()
+        finally:
+            _lock.release()
 
 
 class _Loan:
@@ -101,13 +127,14 @@ class _Loan:
         address = memory.ctypes.data, False
         self.__array_interface__ = {"version": 3, "shape": shape, "typestr": dtype.str, "data": address}
 
-    def __del__(self, returned: collections.deque = _returned) -> None:
-        returned.append(self._memory)
+    def __del__(self) -> None:
+        if _take_back is not None:  # as it is when the interpreter ends
+            _take_back(self._memory)
 
 
 def result(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """Return an uninitialised array, of memory that is used again if it is large."""
+    """Return an uninitialised array, of memory that is used again if it is large and within the bound."""
     nbytes = math.prod(shape) * dtype.itemsize
-    if nbytes < _SMALL_RESULT:
+    if not _SMALL_RESULT <= nbytes <= _limit:
         return np.empty(shape, dtype)
     return np.asarray(_Loan(borrow(nbytes, spare=0.1), shape, dtype))

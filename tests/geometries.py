@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -60,10 +60,16 @@ class Case:
             return rng.uniform(0.5, 1.5, a).astype(dtype), rng.uniform(0.5, 1.5, b).astype(dtype)
         return rng.standard_normal(a).astype(dtype), rng.standard_normal(b).astype(dtype)
 
-    def plan(self, direction: str, dtype: Any, **choices: Any) -> Any:
-        return nbfftconv.plan_conv2d(
+    def plan(
+        self, direction: str, dtype: Any, *, fused: bool | None = None, block_tiles: int | None = None, **choices: Any
+    ) -> Any:
+        """A plan; forward, it may be fused and cut into blocks as the planner never would."""
+        plan = nbfftconv.plan_conv2d(
             self.input_size, self.weight_size, **self.options, direction=direction, dtype=dtype, **choices
         )
+        if direction == "forward" and fused is not None:
+            plan = replace(plan, fused=fused, block_tiles=block_tiles or plan.block_tiles)
+        return plan
 
     def run(self, direction: str, a: NDArray, b: NDArray, plan: Any = None, **keywords: Any) -> NDArray:
         keywords |= {"padding_mode": self.padding_mode, "plan": plan} | self.options
@@ -113,7 +119,13 @@ def paddings(draw, reach: tuple[int, int], stride: tuple[int, int]) -> Any:
 
 
 @st.composite
-def cases(draw, max_size: int = MAX_SIZE, max_kernel: int = MAX_KERNEL, max_products: int = MAX_PRODUCTS) -> Case:
+def cases(
+    draw,
+    max_size: int = MAX_SIZE,
+    max_kernel: int = MAX_KERNEL,
+    max_products: int = MAX_PRODUCTS,
+    max_multiplier: int = 6,
+) -> Case:
     """Any valid geometry within the bounds; shrinks towards 1x1 images and kernels, stride 1, no padding."""
     padding_mode = draw(st.sampled_from(PADDING_MODES))
     kernel = draw(st.tuples(*[st.integers(1, max_kernel)] * 2))
@@ -137,7 +149,7 @@ def cases(draw, max_size: int = MAX_SIZE, max_kernel: int = MAX_KERNEL, max_prod
     batch = draw(st.integers(1, min(3, room)))
     groups = draw(st.integers(1, max(1, min(6, room // batch))))
     in_group = draw(st.integers(1, max(1, min(6, room // (batch * groups)))))
-    multiplier = draw(st.integers(1, max(1, min(6, room // (batch * groups * in_group)))))
+    multiplier = draw(st.integers(1, max(1, min(max_multiplier, room // (batch * groups * in_group)))))
     return Case(
         input_size=(batch, groups * in_group, *size),
         weight_size=(groups * multiplier, in_group, *kernel),
@@ -162,6 +174,16 @@ CODELET_TILES = [(8, 8), (12, 16), (20, 20), (24, 32), (32, 32)]
 def codelet_tiles(case: Case) -> st.SearchStrategy[tuple[int, int]]:
     """A codelet's tile that the kernel fits into."""
     fitting = [tile for tile in CODELET_TILES if tile[0] >= case.weight_size[2] and tile[1] >= case.weight_size[3]]
+    return st.sampled_from(fitting)
+
+
+# The same for planar transforms: sides that are no multiple of the lanes, and steps of odd lengths.
+PLANAR_TILES = [(30, 40), (36, 30), (40, 72), (72, 36), (90, 40)]
+
+
+def planar_tiles(case: Case) -> st.SearchStrategy[tuple[int, int]]:
+    """A planar transform's tile that the kernel fits into."""
+    fitting = [tile for tile in PLANAR_TILES if tile[0] >= case.weight_size[2] and tile[1] >= case.weight_size[3]]
     return st.sampled_from(fitting)
 
 

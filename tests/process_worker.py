@@ -15,7 +15,7 @@ import threading
 import traceback
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from dataclasses import astuple
+from dataclasses import astuple, replace
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -42,6 +42,22 @@ WORK = {
         Case((2, 5, 75, 70), (21, 5, 5, 5), padding=2),
         {"algorithm": "fft", "transform": "codelet", "tile": (12, 16)},
         512 << 10,
+    ),
+    # stage after stage, which few channels are not by themselves
+    "codelets in stages": (
+        Case((2, 5, 75, 70), (21, 5, 5, 5), padding=2),
+        {"algorithm": "fft", "transform": "codelet", "tile": (12, 16), "fused": False},
+        512 << 10,
+    ),
+    "planar": (
+        Case((1, 3, 130, 90), (5, 3, 5, 5), padding=2),
+        {"algorithm": "fft", "transform": "planar", "tile": (60, 36), "fused": False},
+        512 << 10,
+    ),
+    "fused": (
+        Case((2, 4, 130, 90), (40, 2, 7, 5), groups=2),
+        {"algorithm": "fft", "transform": "planar", "tile": (60, 36), "fused": True, "block_tiles": 5},
+        None,
     ),
     "one tile": (Case((1, 24, 20, 19), (16, 24, 9, 9)), {"algorithm": "fft", "tile": 32}, None),
     "phases": (
@@ -206,17 +222,20 @@ def memory(direction: str, limit: str, *sizes: str) -> object:
     batch, channels, filters, size, kernel = map(int, sizes)
     rng = np.random.default_rng(1)
 
-    def run(size: int) -> dict:
+    def prepare(size: int, **choices: object) -> tuple:
         case = Case((batch, channels, size, size), (filters, channels, kernel, kernel), padding=kernel // 2)
-        plan = case.plan(direction, np.float32, algorithm="fft")
         operands = [rng.random(shape, dtype=np.float32) for shape in case.shapes(direction)]
-        Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
-        before = status("VmRSS")
-        result = case.run(direction, *operands, plan)
-        return {"bytes": status("VmHWM") - before - result.nbytes, "scratch": plan.scratch_bytes}
+        return case, operands, case.plan(direction, np.float32, algorithm="fft", **choices)
 
-    run(2 * kernel)  # compiled code, FFTW's plans: what a process takes once
-    return run(size)
+    case, operands, plan = prepare(size)
+    # Compiled code, FFTW's plans: what a process takes once.
+    small, few, alike = prepare(2 * kernel, transform=plan.transform, tile=plan.tile)
+    small.run(direction, *few, replace(alike, fused=plan.fused))
+
+    Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
+    before = status("VmRSS")
+    result = case.run(direction, *operands, plan)
+    return {"bytes": status("VmHWM") - before - result.nbytes, "scratch": plan.scratch_bytes}
 
 
 def planned(input_size: str = "[1, 1, 9, 9]", weight_size: str = "[1, 1, 3, 3]") -> object:

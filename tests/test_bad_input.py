@@ -362,6 +362,8 @@ def test_a_refused_out_is_not_written():
 
 # Plans -----------------------------------------------------------------------------------------------
 
+LARGE_KERNEL = {"input_size": (2, 4, 450, 50), "weight_size": (6, 2, 401, 3)}  # than any tile of generated transforms
+
 
 @pytest.mark.parametrize(
     ("bad", "exception", "fragments"),
@@ -370,6 +372,11 @@ def test_a_refused_out_is_not_written():
         ({"algorithm": "winograd"}, ValueError, "'winograd'"),
         ({"transform": "vkfft"}, ValueError, "'vkfft'"),
         ({"transform": "codelet", "tile": (8, 9)}, ValueError, "(8, 9)"),
+        ({"transform": "codelet"} | LARGE_KERNEL, ValueError, ("codelet", "(401, 3)")),
+        ({"transform": "planar", "tile": (30, 31)}, ValueError, ("planar", "(30, 31)")),
+        ({"transform": "planar", "tile": 32}, ValueError, ("planar", "(32, 32)")),
+        ({"transform": "planar"} | LARGE_KERNEL, ValueError, ("planar", "(401, 3)")),
+        ({"transform": "planar", "tile": 400} | LARGE_KERNEL, ValueError, (400, 401)),
         ({"tile": 0}, ValueError, 0),
         ({"tile": -8}, ValueError, -8),
         ({"tile": (8, 0)}, ValueError, 0),
@@ -384,6 +391,7 @@ def test_a_refused_out_is_not_written():
         ({"measure": 1}, TypeError, 1),
         ({"measure": True, "algorithm": "fft"}, ValueError, "'fft'"),
         ({"measure": True, "transform": "codelet"}, ValueError, "'codelet'"),
+        ({"measure": True, "transform": "planar"}, ValueError, "'planar'"),
         ({"measure": True, "tile": 8}, ValueError, 8),
         ({"weight_is_transformed": None}, TypeError, "None"),
     ],

@@ -10,10 +10,12 @@ from geometries import (
     CODELET_TILES,
     DIRECTIONS,
     PADDING_MODES,
+    PLANAR_TILES,
     Case,
     cases,
     codelet_tiles,
     generators,
+    planar_tiles,
     tiles,
 )
 from hypothesis import given
@@ -22,6 +24,7 @@ from scipy import signal
 
 import nbfftconv
 from nbfftconv.transforms.codelets import SIDES
+from nbfftconv.transforms.planar import SIDES as PLANAR_SIDES
 
 DTYPES = (np.float32, np.float64)
 CHOICES = {
@@ -72,13 +75,60 @@ def test_every_codelet(height, width, dtype, direction, rng):
     assert_accurate(case.run(direction, a, b, plan), expected, dtype)
 
 
+@pytest.mark.parametrize("direction", DIRECTIONS)
+@given(data=st.data(), dtype=st.sampled_from(DTYPES), rng=generators())
+def test_any_geometry_with_planar_transforms(direction, data, dtype, rng):
+    case = data.draw(cases())
+    tile = data.draw(planar_tiles(case))
+    plan = case.plan(direction, dtype, algorithm="fft", transform="planar", tile=tile, fused=data.draw(st.booleans()))
+    assert (plan.transform, plan.tile) == ("planar", tile)
+    a, b, expected = case.operands_and_expected(direction, dtype, rng)
+    assert_accurate(case.run(direction, a, b, plan), expected, dtype)
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("height", "width"), PLANAR_TILES)
+def test_planar_tiles(height, width, dtype, direction, rng):
+    """More filters and channels than a fused pass takes, and a kernel nearly as large as the tile."""
+    for kernel in ((3, 4), (height - 2, width - 1)):
+        case = Case((2, 17, height + 5, width + 4), (5, 17, *kernel), padding=(1, 0))
+        plan = case.plan(direction, dtype, algorithm="fft", transform="planar", tile=(height, width))
+        assert not plan.fused
+        a, b, expected = case.operands_and_expected(direction, dtype, rng)
+        assert_accurate(case.run(direction, a, b, plan), expected, dtype)
+
+
+@pytest.mark.parametrize("number", range(len(PLANAR_SIDES)), ids=lambda number: str(PLANAR_SIDES[number]))
+def test_every_planar_side(number, rng):
+    """Of columns and of rows: next to the last side, since each length is compiled."""
+    height, width = PLANAR_SIDES[number], PLANAR_SIDES[number - 1]
+    direction, dtype = DIRECTIONS[number % 3], DTYPES[number % 2]
+    case = Case((1, 2, height + 5, width + 3), (2, 2, 5, 4), padding=1)
+    plan = case.plan(direction, dtype, algorithm="fft", transform="planar", tile=(height, width))
+    a, b, expected = case.operands_and_expected(direction, dtype, rng)
+    assert_accurate(case.run(direction, a, b, plan), expected, dtype)
+
+
+def test_a_tile_leaves_nothing_behind(rng):
+    """A huge image after a small one in a thread's memory: the small one's result as if it were alone."""
+    for tile in PLANAR_TILES:
+        case = Case((2, 1, *tile), (1, 1, 3, 3))  # one tile an image, with outputs in its last vector
+        x, w = case.operands("forward", np.float32, rng)
+        x[1] *= np.float32(1e12)
+        plan = case.plan("forward", np.float32, algorithm="fft", transform="planar", tile=tile)
+        first = case.run("forward", x, w, plan)[0]
+        assert relative_error(first, case.expect("forward", x, w)[0]) < 2e-5
+
+
 @given(case=cases(), dtype=st.sampled_from(DTYPES), rng=generators())
 def test_bias_and_relu(case, dtype, rng):
     x, w, _ = case.operands_and_expected("forward", dtype, rng)
     bias = rng.standard_normal(case.weight_size[0]).astype(dtype) * 3
     for activation in (None, "relu"):
         extras = {"bias": bias, "activation": activation}
-        for choice in ({"algorithm": "fft", "transform": "fftw"}, {"tile": (32, 32)}, {"algorithm": "direct"}):
+        planar = {"transform": "planar", "tile": (40, 72)}
+        for choice in ({"transform": "fftw"}, {"tile": (32, 32)}, planar, {"algorithm": "direct"}):
             plan = case.plan("forward", dtype, **choice)
             actual = case.run("forward", x, w, plan, **extras)
             # Measured against the values before relu, which may leave nothing but small ones.

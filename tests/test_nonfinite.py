@@ -9,13 +9,14 @@ import numpy as np
 import oracle
 import pytest
 from compare import assert_accurate_where_finite
-from geometries import DIRECTIONS, PADDING_MODES, Case, cases, codelet_tiles, generators, tiles
+from geometries import DIRECTIONS, PADDING_MODES, Case, cases, codelet_tiles, generators, planar_tiles, tiles
 from hypothesis import given
 from hypothesis import strategies as st
 
 import nbfftconv
 
 NONFINITE = (np.nan, np.inf, -np.inf)
+ALGORITHMS = ["auto", "fft", "tiled", "codelets", "planar", "direct"]
 pytestmark = pytest.mark.filterwarnings("error")  # they are values like others
 
 
@@ -31,13 +32,16 @@ def draw_plan(data, case, direction, dtype, algorithm):
     if algorithm == "codelets":
         tile = data.draw(codelet_tiles(case))
         return case.plan(direction, dtype, algorithm="fft", transform="codelet", tile=tile)
+    if algorithm == "planar":
+        tile = data.draw(planar_tiles(case))
+        return case.plan(direction, dtype, algorithm="fft", transform="planar", tile=tile)
     if algorithm == "tiled":
         return case.plan(direction, dtype, algorithm="fft", tile=data.draw(tiles(case, most=16)))
     return case.plan(direction, dtype, algorithm=algorithm)
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
-@pytest.mark.parametrize("algorithm", ["auto", "fft", "tiled", "codelets", "direct"])
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
 @given(
     data=st.data(),
     case=cases(max_size=48, max_kernel=15, max_products=1_000_000),
@@ -56,7 +60,7 @@ def test_strewn_into_the_operands(algorithm, direction, data, case, dtype, value
     assert_accurate_where_finite(actual, expected, dtype)
 
 
-@pytest.mark.parametrize("algorithm", ["auto", "fft", "tiled", "codelets", "direct"])
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
 @given(
     data=st.data(),
     case=cases(max_size=40, max_kernel=11, max_products=300_000),
@@ -182,7 +186,7 @@ def rounded(expected, dtype):
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
-@pytest.mark.parametrize("algorithm", ["auto", "fft", "tiled", "codelets", "direct"])
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
 @given(
     data=st.data(),
     case=cases(max_size=48, max_kernel=15, max_products=300_000),

@@ -220,6 +220,10 @@ def _rows_inverse(length):
             for x in range(length, vectors * v.lanes):  # two columns are one complex transform: no garbage in either
                 _store(v, Complex(v, v.zero(), v.zero()), _at(v, buffer, x * COMPLEX_BYTES))
             _transpose(v, vectors, buffer, v.integer(v.lanes * COMPLEX_BYTES), columns, vector)
+            if vectors % 2:  # nor in the last one's partner, where earlier tiles left rounding errors
+                partner = v.add(columns, v.scale(vector, v.integer(vectors)))
+                for i in range(v.lanes):
+                    _store(v, Complex(v, v.zero(), v.zero()), _at(v, partner, i * COMPLEX_BYTES))
             return [_at(v, columns, v.lanes * COMPLEX_BYTES), v.add(spectrum, v.scale(stride, v.integer(length)))]
 
         v.repeat(groups, [columns, spectrum], group)
@@ -290,7 +294,8 @@ def _factors(real, length, sign, scale):
     return np.ascontiguousarray(np.stack([factors.real, factors.imag], axis=-1), real)
 
 
-_contexts = {}
+# What addresses in contexts point to, for good: threads that come first together may make a transform more than once.
+_contexts = []
 
 
 def layout(real: type, height: int, width: int) -> Layout:
@@ -319,18 +324,19 @@ def planar(real: type, height: int, width: int) -> Transform:
         _factors(real, height, -1, 0.5), _factors(real, width, -1, 1.0),
         _factors(real, height, 1, 1.0), _factors(real, width, 1, 1.0),
     ]  # fmt: skip
-    steps = (
-        (_columns_forward, height), (_rows_forward, width), (_columns_inverse, height), (_rows_inverse, width),
-    )  # fmt: skip
+    steps = [
+        _step(_columns_forward, height), _step(_rows_forward, width),
+        _step(_columns_inverse, height), _step(_rows_inverse, width),
+    ]  # fmt: skip
     context = np.array(
         [
-            *(_step(make, length).address(real) for make, length in steps),
+            *(step.address(real) for step in steps),
             *(table.ctypes.data for table in tables),
             shape.pitch * np.dtype(real).itemsize, vector, 2 * pairs * vector, pairs, groups,
         ],
         np.int64,
     )  # fmt: skip
-    _contexts[real, height, width] = context
+    _contexts.append((context, tables, steps))
     buffer = max(height, -(-width // lanes) * lanes) * 2 * lanes
     return Transform(
         _forward.address(real),

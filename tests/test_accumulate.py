@@ -1,0 +1,150 @@
+"""The products of spectra against NumPy in complex128."""
+
+from __future__ import annotations
+
+import itertools
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from compare import ERROR_BOUND
+
+from nbfftconv import simd
+from nbfftconv.accumulate import _DEPTH, _ITEM_ROWS, Matrix, add_conjugate_product, conjugate_product, product
+from nbfftconv.transforms import COMPLEX_BYTES, step_stride
+
+DEPTHS = (1, 15, 16, _DEPTH - 1, _DEPTH, _DEPTH + 1, 2 * _DEPTH + 1)
+ROWS = (*range(1, 41), _ITEM_ROWS - 1, _ITEM_ROWS, _ITEM_ROWS + 1, 2 * _ITEM_ROWS + 5)
+COLUMNS = range(1, 9)
+STEPS = 2
+
+
+class Spectra:
+    """Spectra of some units and channels; what is none of theirs is NaN, and must stay as it is."""
+
+    def __init__(self, rng, real, units, channels):
+        self.lanes = simd.lanes(real)
+        shape = units, STEPS, channels | 1, 2, self.lanes
+        self.array = rng.standard_normal(shape).astype(real)
+        self.array[:, :, channels:] = np.nan
+        self.step = step_stride(channels)
+        self.unit = STEPS * self.step
+        assert self.array.strides[:3] == (self.unit, self.step, COMPLEX_BYTES)
+
+    def values(self):
+        """In complex128, as [unit, step, channel, lane]."""
+        return self.array[..., 0, :] + 1j * self.array[..., 1, :].astype(np.float64)
+
+
+def tiles(rng, real, groups, units, channels, unit_index, channel_index):
+    """Spectra of tiles: an operand, and its entries as [group, step, unit, channel, lane]."""
+    spectra = Spectra(rng, real, units, groups * channels)
+    distance = {unit_index: spectra.unit, channel_index: COMPLEX_BYTES}
+    matrix = Matrix(
+        spectra.array,
+        group=channels * COMPLEX_BYTES,
+        row=distance["row"],
+        column=distance["column"],
+        step=spectra.step,
+    )
+
+    def entries():
+        values = spectra.values()[:, :, : groups * channels]
+        return values.reshape(units, STEPS, groups, channels, -1).transpose(2, 1, 0, 3, 4)
+
+    return SimpleNamespace(matrix=matrix, entries=entries, array=spectra.array)
+
+
+def kernels(rng, real, groups, filters, depth, filter_index, in_lanes):
+    """Spectra of kernels: an operand, and its entries as [group, step, filter, channel, lane]."""
+    lanes = simd.lanes(real) if in_lanes else 1
+    units = -(-filters // lanes)
+    spectra = Spectra(rng, real, groups * units, depth)
+    if in_lanes and filters % lanes:
+        spectra.array.reshape(groups, units, *spectra.array.shape[1:])[:, -1, ..., filters % lanes :] = np.nan
+    distance = {"row": COMPLEX_BYTES, "column": COMPLEX_BYTES}
+    distance[filter_index] = np.dtype(real).itemsize if in_lanes else spectra.unit
+    matrix = Matrix(
+        spectra.array,
+        group=units * spectra.unit,
+        **distance,
+        step=spectra.step,
+        lane_axis=filter_index if in_lanes else None,
+        vectors=spectra.unit,
+    )
+
+    def entries():
+        values = spectra.values()[:, :, :depth].reshape(groups, units, STEPS, depth, -1)
+        if not in_lanes:
+            return values.transpose(0, 2, 1, 3, 4)
+        values = values.transpose(0, 2, 1, 4, 3).reshape(groups, STEPS, units * lanes, depth, 1)
+        return values[:, :, :filters]
+
+    return SimpleNamespace(matrix=matrix, entries=entries, array=spectra.array)
+
+
+def assert_equal(actual, expected, real):
+    assert np.isfinite(actual).all()
+    assert np.abs(actual - expected).max() <= ERROR_BOUND[np.dtype(real)] * max(1, np.abs(expected).max())
+
+
+def nan_count(array):
+    return np.count_nonzero(np.isnan(array))
+
+
+def matmul(subscripts, a, b):
+    return np.einsum(subscripts, a, b, optimize=True)
+
+
+def sizes():
+    """Every number of rows with every number of columns, and each number of columns with every depth."""
+    for rows, columns in itertools.product(ROWS, COLUMNS):
+        if rows > 40 and columns % 3 != 1:
+            continue
+        depth = DEPTHS[(rows + columns) % len(DEPTHS)]
+        yield 1 + (rows + columns // 2) % 2 if rows <= 40 else 1, rows, columns, depth
+
+
+@pytest.mark.parametrize("real", [np.float32, np.float64])
+@pytest.mark.parametrize("in_lanes", [False, True])
+@pytest.mark.parametrize("slots", [1, 2])  # threads: half of the sizes each
+class TestProducts:
+    def test_forward(self, real, in_lanes, slots, rng):
+        """C = conj(A) · B over channels."""
+        for groups, rows, columns, depth in itertools.islice(sizes(), slots - 1, None, 2):
+            a = kernels(rng, real, groups, rows, depth, "row", in_lanes)
+            b = tiles(rng, real, groups, columns, depth, "row", "column")
+            c = tiles(rng, real, groups, columns, rows, "column", "row")
+            rest = nan_count(c.array)
+            conjugate_product(a.matrix, b.matrix, c.matrix, (groups, rows, columns, depth, STEPS), slots)
+            expected = matmul("gsirl,gsjrl->gsjil", a.entries().conj(), b.entries())
+            assert_equal(c.entries(), expected, real)
+            assert nan_count(c.array) == rest
+
+    def test_grad_input(self, real, in_lanes, slots, rng):
+        """C = A · B over filters."""
+        for groups, rows, columns, depth in itertools.islice(sizes(), slots - 1, None, 2):
+            a = kernels(rng, real, groups, depth, rows, "column", in_lanes)
+            b = tiles(rng, real, groups, columns, depth, "row", "column")
+            c = tiles(rng, real, groups, columns, rows, "column", "row")
+            rest = nan_count(c.array)
+            product(a.matrix, b.matrix, c.matrix, (groups, rows, columns, depth, STEPS), slots)
+            expected = matmul("gsril,gsjrl->gsjil", a.entries(), b.entries())
+            assert_equal(c.entries(), expected, real)
+            assert nan_count(c.array) == rest
+
+    def test_grad_weight(self, real, in_lanes, slots, rng):
+        """C += conj(A) · B over tiles, twice."""
+        for groups, rows, columns, depth in itertools.islice(sizes(), slots - 1, None, 2):
+            c = kernels(rng, real, groups, rows, columns, "row", in_lanes)
+            rest = nan_count(c.array)
+            expected = c.entries()
+            for _ in range(2):
+                a = tiles(rng, real, groups, depth, rows, "column", "row")
+                b = tiles(rng, real, groups, depth, columns, "column", "row")
+                add_conjugate_product(a.matrix, b.matrix, c.matrix, (groups, rows, columns, depth, STEPS), slots)
+                subscripts = "gsril,gsrjl->gsij" if in_lanes else "gsril,gsrjl->gsijl"
+                products = matmul(subscripts, a.entries().conj(), b.entries())
+                expected = expected + (products[..., None] if in_lanes else products)
+            assert_equal(c.entries(), expected, real)
+            assert nan_count(c.array) == rest

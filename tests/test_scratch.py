@@ -1,0 +1,317 @@
+"""Results of memory that is used again: when the last view of it is gone, and never before."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import pickle
+import subprocess
+import sys
+import threading
+import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from geometries import DIRECTIONS, Case, cases, codelet_tiles, generators, planar_tiles
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from process_worker import fork
+
+from nbfftconv import scratch
+
+MIB = 1 << 20
+SHAPE = (2, 3, 500, 700)
+F32, F64 = np.dtype(np.float32), np.dtype(np.float64)
+
+
+@pytest.fixture(autouse=True)
+def nothing_kept(restore_scratch_limit):
+    scratch.set_scratch_limit(scratch.get_scratch_limit())
+
+
+def address(array):
+    return array.ctypes.data
+
+
+def test_memory_is_used_again():
+    first = scratch.result(SHAPE, F32)
+    where = address(first)
+    del first
+    second = scratch.result(SHAPE, F32)
+    assert address(second) == where
+    third = scratch.result(SHAPE, F32)  # the second is alive
+    assert not np.shares_memory(second, third)
+    places = {address(second), address(third)}
+    del second, third
+    again = [scratch.result((*SHAPE[:3], SHAPE[3] // 2), F64) for _ in range(2)]  # as many bytes
+    assert {address(array) for array in again} == places
+
+
+@pytest.mark.parametrize("dtype", [F32, F64])
+def test_a_result_is_an_ordinary_array(dtype):
+    for _ in range(2):  # of fresh memory, and of used
+        array = scratch.result(SHAPE, dtype)
+        assert type(array) is np.ndarray
+        assert (array.shape, array.dtype) == (SHAPE, dtype)
+        assert array.flags.c_contiguous and array.flags.writeable and array.flags.aligned
+        assert address(array) % 64 == 0
+        array[...] = 1
+        array[1, 2, 499, 699] = 2
+        copies = copy.copy(array), copy.deepcopy(array), array.copy(), pickle.loads(pickle.dumps(array))
+        for other in copies:
+            assert not np.shares_memory(array, other)
+            np.testing.assert_array_equal(array, other)
+            assert other.dtype == dtype and other.flags.writeable
+        del array
+
+
+VIEWS = {
+    "slice": lambda y: y[1:, :, ::-1],
+    "one element": lambda y: y[1, 2, 3, 4:5],
+    "reshape": lambda y: y.reshape(-1),
+    "transpose": lambda y: y.transpose(3, 1, 0, 2),
+    "view of a view": lambda y: y[0].T[::2].view(),
+    "other dtype": lambda y: y.view(np.uint8),
+    "memoryview": memoryview,
+    "slice of a memoryview": lambda y: memoryview(y)[1:],
+    "array of a memoryview": lambda y: np.asarray(memoryview(y)),
+    "frombuffer": lambda y: np.frombuffer(y, np.uint8),
+    "broadcast": lambda y: np.broadcast_to(y, (2, *y.shape)),
+    "strides": lambda y: np.lib.stride_tricks.as_strided(y, (5,), (4,)),
+    "subclass": lambda y: y.view(np.recarray),
+    "array interface": lambda y: np.asarray(SimpleNamespace(__array_interface__=y.__array_interface__, keep=y)),
+    "dlpack": np.from_dlpack,
+    "ctypes": lambda y: y.ctypes.data_as(np.ctypeslib.ctypes.c_void_p),
+    "flat": lambda y: y.flat,
+    "iterator": iter,
+    "in a list": lambda y: [y],
+}
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_memory_is_not_used_again_while_there_is_a_view(view):
+    array = scratch.result(SHAPE, F32)
+    where, nbytes = address(array), array.nbytes
+    kept = VIEWS[view](array)
+    del array
+    others = [scratch.result(SHAPE, F32) for _ in range(3)]
+    assert all(abs(address(other) - where) >= nbytes for other in others)
+    del others, kept
+    again = [scratch.result(SHAPE, F32) for _ in range(4)]
+    assert where in map(address, again)
+
+
+def test_what_passes_borrow_is_never_a_result_that_is_alive():
+    array = scratch.result(SHAPE, F32)
+    memory = [scratch.borrow(array.nbytes) for _ in range(2)]
+    assert not any(np.shares_memory(array, other) for other in memory)
+    for other in memory:
+        scratch.give_back(other)
+    places = {address(other) for other in memory}
+    results = [scratch.result(SHAPE, F32) for _ in range(3)]
+    assert places <= {address(other) for other in results}
+    assert not any(np.shares_memory(a, b) for i, a in enumerate(results) for b in results[:i])
+
+
+def test_borrowed_memory_is_large_enough_and_not_much_larger():
+    for nbytes in (1, 63, 64, 100_000, 3 * MIB, 3 * MIB + 1, 2 * MIB, 50_000):
+        for spare in (0.1, 1.0):
+            memory = scratch.borrow(nbytes, spare)
+            assert nbytes <= memory.nbytes <= (1 + spare) * nbytes + 2**16
+            assert address(memory) % 64 == 0
+            scratch.give_back(memory)
+
+
+def test_small_results_are_arrays_with_memory_of_their_own():
+    for shape in ((), (0, 3, 5, 5), (1, 1, 1, 1), (2, 3, 200, 100)):
+        array = scratch.result(shape, F32)
+        assert array.shape == shape and array.base is None and array.flags.owndata
+
+
+# The bound -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def traced():
+    """A function that tells the bytes of all arrays since now."""
+    gc.collect()
+    tracemalloc.start()
+    before = tracemalloc.get_traced_memory()[0]
+    yield lambda: tracemalloc.get_traced_memory()[0] - before
+    tracemalloc.stop()
+
+
+def test_kept_memory_is_bounded(traced):
+    scratch.set_scratch_limit(8 * MIB)
+    results = [scratch.result((3, MIB // 2), F32) for _ in range(20)]
+    assert traced() > 19 * 6 * MIB
+    del results
+    assert 6 * MIB <= traced() <= 8.1 * MIB  # at once, not with the next call
+    for array in [scratch.borrow(3 * MIB) for _ in range(5)]:
+        scratch.give_back(array)
+    assert 6 * MIB <= traced() <= 8.1 * MIB
+
+
+def test_results_beyond_the_bound_are_not_kept(traced):
+    scratch.set_scratch_limit(8 * MIB)
+    scratch.give_back(scratch.borrow(4 * MIB))
+    array = scratch.result((9, MIB), F64)
+    del array
+    assert 4 * MIB <= traced() <= 4.1 * MIB
+
+
+def test_setting_the_limit_lets_go_of_everything(traced):
+    alive = scratch.result(SHAPE, F32)
+    dropped = scratch.result(SHAPE, F32)
+    del dropped
+    scratch.give_back(scratch.borrow(3 * MIB))
+    assert traced() > 2 * alive.nbytes + 3 * MIB
+    alive[...] = 5
+    scratch.set_scratch_limit(4 * MIB)
+    assert alive.nbytes <= traced() < alive.nbytes + MIB
+    assert (alive == 5).all()
+    del alive  # larger than the new limit
+    assert traced() < MIB
+
+
+# Threads, garbage, forks, the end ---------------------------------------------------------------------
+
+
+def test_results_of_many_threads_never_overlap():
+    def work(number):
+        held = []
+        for i in range(150):
+            array = scratch.result((1 + (i + number) % 3, MIB // 4), F32)
+            array[:, ::64] = number
+            held.append(array[:, ::64])
+            del array
+            assert all((view == number).all() for view in held)
+            if len(held) > number % 3:
+                held.pop(0)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(work, range(8)))
+
+
+def cycle():
+    """A result that only the garbage collector can drop; return its address."""
+    node = {"array": scratch.result(SHAPE, F32)}
+    node["itself"] = node
+    return address(node["array"])
+
+
+def test_results_in_reference_cycles():
+    gc.collect()
+    where = cycle()
+    gc.collect()
+    assert address(scratch.result(SHAPE, F32)) == where
+
+
+def test_garbage_collected_in_the_midst_of_everything():
+    """Finalizers that interrupt whoever holds the lock neither wait for it nor disturb him."""
+    stop = threading.Event()
+
+    def collect():
+        while not stop.is_set():
+            gc.collect()
+
+    collector = threading.Thread(target=collect)
+    thresholds = gc.get_threshold()
+    gc.set_threshold(1)
+    collector.start()
+    try:
+        for number in range(60):
+            cycle()
+            mine = scratch.result(SHAPE, F32)
+            mine.reshape(-1)[::997] = number
+            memory = scratch.borrow(mine.nbytes)
+            memory[...] = 255
+            assert (mine.reshape(-1)[::997] == number).all()
+            scratch.give_back(memory)
+    finally:
+        gc.set_threshold(*thresholds)
+        stop.set()
+        collector.join()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no fork here")
+def test_after_a_fork():
+    alive, dropped = scratch.result(SHAPE, F32), scratch.result(SHAPE, F32)
+    alive[...] = 1
+    where = address(dropped)
+    del dropped
+
+    def child():
+        array = scratch.result(SHAPE, F32)
+        found = [address(array) == where, bool((alive == 1).all())]
+        array[...] = alive[...] = 2
+        del array
+        return [*found, address(scratch.result(SHAPE, F32)) == where]
+
+    assert fork(child)() == [True, True, True]
+    assert (alive == 1).all()
+    assert address(scratch.result(SHAPE, F32)) == where
+
+
+END = """
+import sys, numpy, nbfftconv
+from nbfftconv import scratch
+def make():
+    return scratch.result((2**20,), numpy.dtype(numpy.float32))
+kept, sys.kept, numpy.kept, nbfftconv.kept, scratch.kept = [make() for _ in range(5)]
+cycle = {"array": make()}
+cycle["itself"] = cycle
+"""
+
+
+def test_results_alive_at_the_end_of_the_process():
+    done = subprocess.run([sys.executable, "-c", END], env=None, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+# Of any content --------------------------------------------------------------------------------------
+
+
+def full_of_nan(nbytes, spare=0.0, aligned=scratch.aligned):
+    """Memory as it may be borrowed."""
+    memory = aligned(nbytes)
+    memory[...] = 255
+    return memory
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize("choice", ["fftw", "codelet", "planar", "direct"])
+@settings(max_examples=15)
+@given(data=st.data(), dtype=st.sampled_from((F32, F64)), rng=generators())
+def test_what_was_in_the_memory_does_not_matter(choice, direction, data, dtype, rng):
+    case = data.draw(cases(max_size=48, max_kernel=15))
+    tile = {"codelet": codelet_tiles, "planar": planar_tiles}.get(choice, lambda case: st.none())(case)
+    choices = {"algorithm": "direct"} if choice == "direct" else {"transform": choice, "tile": data.draw(tile)}
+    plan = case.plan(direction, dtype, fused=data.draw(st.booleans()) and choice != "direct", **choices)
+    a, b = case.operands(direction, dtype, rng)
+    expected = case.run(direction, a, b, plan)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scratch, "aligned", full_of_nan)
+        patch.setattr(scratch, "borrow", full_of_nan)
+        patch.setattr(scratch, "_SMALL_RESULT", 1)
+        actual = case.run(direction, a, b, plan)
+    np.testing.assert_array_equal(actual, expected)
+
+
+def test_a_convolution_whose_result_takes_the_place_of_the_last_one(rng):
+    case = Case((1, 2, 600, 500), (3, 2, 5, 5), padding=2)
+    x, w = case.operands("forward", np.float32, rng)
+    for choices in ({"algorithm": "direct"}, {"transform": "fftw"}, {"transform": "codelet"}, {"transform": "planar"}):
+        plan = case.plan("forward", np.float32, **choices)
+        first = case.run("forward", x, w, plan)
+        expected, where = first.copy(), address(first)
+        first[...] = np.nan
+        del first
+        second = case.run("forward", x, w, plan)
+        assert address(second) == where
+        np.testing.assert_array_equal(second, expected)
+        third = case.run("forward", -x, w, plan)
+        assert not np.shares_memory(second, third)
+        np.testing.assert_array_equal(second, expected)
