@@ -181,17 +181,18 @@ def stage_work(plan: Any) -> dict[str, tuple[float, ...]]:
     geometry, itemsize = plan.geometry, plan.dtype.itemsize
     read, written = (itemsize * math.prod(size) for size in (geometry.input_size, geometry.output_size))
     if plan.tile is None:
-        weight = itemsize * math.prod(geometry.weight_size)
-        return {"direct.forward": (2 * geometry.multiply_adds, read + weight + written)}
+        stage = "depthwise.depthwise_forward" if geometry.groups > 1 else "dense.dense_forward"
+        return {stage: (2 * geometry.multiply_adds, read + plan.weight_spectra_bytes + written)}
     (height, width), tiles = plan.tile, plan.grid.tiles
     depth, filters = geometry.input_size[1] * plan.grid.channel_phases, geometry.weight_size[0]
     transform = 2.5 * height * width * math.log2(height * width) * tiles
     product = 8 * height * (width // 2 + 1) * tiles * filters * depth / geometry.groups
-    return {
+    stages = {
         "spectra.input_to_spectra": (transform * depth, read),
         "accumulate.product": (product, plan.weight_spectra_bytes),
         "forward.spectra_to_output": (transform * filters, written),
     }
+    return {"forward.input_to_output": tuple(map(sum, zip(*stages.values(), strict=True)))} if plan.fused else stages
 
 
 def measure_machine(dtype: str, threads: int) -> dict[str, float]:
