@@ -94,9 +94,9 @@ def _add(v, source, target, begin, end, vectors):
 gather_tile = simd.kernel(_gather, "gather_tile", 12)
 #: ``(source, pitch, target, row, rows, end, vectors)``: the first `end` samples of `rows` rows.
 copy_tile = simd.kernel(_copy, "copy_tile", 7)
-#: ``(source, pitch, target, row, rows, count, factors, relu, stream)``: `rows` rows of `count` samples to an array, times
-#: factors[0], plus factors[1], clipped if `relu` is 1; past the caches if `stream` is 1. Whole lines are written, so that
-#: none is read before: on one core 20 GB/s instead of 8.
+#: ``(source, pitch, target, row, rows, count, factors, relu, stream)``: `rows` rows of `count` samples to an array,
+#: times factors[0], plus factors[1], clipped if `relu` is 1; past the caches if `stream` is 1. Whole lines are written,
+#: so that none is read before: on one core 20 GB/s instead of 8.
 write_rows = simd.kernel(_write, "write_rows", 9)
 #: ``(source, target, begin, end, vectors)``: a row, target += source for begin .. end - 1.
 add_row = simd.kernel(_add, "add_row", 5)
