@@ -172,8 +172,8 @@ class Choice:
         """Stage after stage, each over as many units as fit the limits."""
         size = min(limit, max(_BLOCK_BYTES, min(self.weight, _LARGEST_BLOCK_BYTES)))
         units = max(1, min(self.units, size // self.unit))
-        blocks = -(-self.units // units)
-        units = -(-self.units // blocks)
+        blocks = max(1, -(-self.units // units))
+        units = max(1, -(-self.units // blocks))
         return dataclasses.replace(self, block_units=units)
 
     def fuse(self, geometry: ConvGeometry, limit: int) -> "Choice | None":
