@@ -184,7 +184,7 @@ def test_a_broken_or_foreign_file(name, file, by_model):
         {"tile": None},
         {"tile": [2**30, 2**30]},
         {"tile": [10**40, 18]},
-        {"transform": "codelet", "tile": [18, 18]},
+        {"transform": "codelet", "tile": [11, 18]},
         {"transform": "auto"},
         {"transform": "winograd"},
         {"transform": 3},

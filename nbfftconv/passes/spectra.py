@@ -44,8 +44,8 @@ def gather(
         samples = simd.pointer(real, tile + (above + i) * pitch * itemsize)
         for j in range(begin, end):
             samples[j] = value = pixels[j * x_step]
-            if not abs(value) <= most[0]:
-                most[0] = abs(value)  # a NaN, once there, stays
+            if most[0] == most[0] and not abs(value) <= most[0]:  # a NaN comes in, and stays
+                most[0] = abs(value)
 
 
 @njit()
