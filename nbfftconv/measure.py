@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from nbfftconv import engine, threads
+from nbfftconv import engine, scratch, threads
 from nbfftconv.plan import ConvPlan
 from nbfftconv.profile import Problem, Winner
 
@@ -79,13 +79,13 @@ def _runner(plan: ConvPlan, arrays: tuple[np.ndarray, np.ndarray, np.ndarray]) -
     geometry = plan.geometry
 
     def convolve(kernels: engine.Kernels | None) -> None:
-        # Results are new arrays, as a caller gets them.
+        # Results are what a caller gets.
         if plan.direction == "forward":
-            engine.forward(plan, geometry, x, kernels, None, False, np.empty_like(y))
+            engine.forward(plan, geometry, x, kernels, None, False, scratch.result(y.shape, y.dtype))
         elif plan.direction == "grad_input":
-            engine.grad_input(plan, geometry, kernels, y, np.empty_like(x))
+            engine.grad_input(plan, geometry, kernels, y, scratch.result(x.shape, x.dtype))
         else:
-            engine.grad_weight(plan, geometry, x, y, np.empty_like(w))
+            engine.grad_weight(plan, geometry, x, y, scratch.result(w.shape, w.dtype))
 
     def run() -> _Times:
         start = time.perf_counter()

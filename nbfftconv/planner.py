@@ -152,8 +152,11 @@ def _promising(geometry: ConvGeometry, direction: str, dtype: np.dtype, weight_i
         by_transform[candidate[1].name].append(candidate)
     for candidates in by_transform.values():
         candidates.sort(key=lambda candidate: candidate[0])
-        for candidate in candidates[:_MEASURED_TILES]:
-            costs.append((candidate[0], _fft_plan(geometry, direction, dtype, candidate[1], "")))
+        by_tile = {}
+        for candidate in candidates:  # fused or not, as the plan for a tile is chosen
+            by_tile.setdefault((candidate[1].grid.vertical.tile, candidate[1].grid.horizontal.tile), candidate)
+        for cost, choice in list(by_tile.values())[:_MEASURED_TILES]:
+            costs.append((cost, _fft_plan(geometry, direction, dtype, choice, "")))
     least = min(cost for cost, _ in costs)
     return [first, *(plan for cost, plan in costs if cost <= _MEASURED_FACTOR * least)]
 
