@@ -54,7 +54,7 @@ _FFTW_WIDTH = min(32, simd.VECTOR_BYTES) / simd.VECTOR_BYTES  # pyFFTW's FFTW ha
 _TRANSFORM_RATES = {"fftw": 20 / 165 * _FFTW_WIDTH, "planar": 52 / 165}
 _CODELET_RATES = {
     8: 90 / 165, 9: 75 / 165, 10: 84 / 165, 12: 100 / 165, 13: 62 / 165, 14: 82 / 165, 15: 81 / 165, 16: 92 / 165,
-    18: 60 / 165, 20: 62 / 165, 24: 66 / 165, 28: 55 / 165, 30: 56 / 165, 32: 64 / 165,
+    18: 48 / 165, 20: 57 / 165, 24: 66 / 165, 28: 47 / 165, 30: 50 / 165, 32: 64 / 165,
 }  # fmt: skip
 _PRODUCT_RATES = {"fftw": 100 / 165, "codelet": 185 / 165, "planar": 98 / 165}
 _DENSE_RATE = 145 / 165
