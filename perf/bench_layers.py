@@ -178,6 +178,8 @@ def measure_stages(layer: Layer, dtype: str, threads: int) -> dict[str, Any]:
 
 def stage_work(plan: Any) -> dict[str, tuple[float, ...]]:
     """Return operations, and bytes to or from memory, by stage of a forward pass."""
+    from nbfftconv.transforms import codelets
+
     geometry, itemsize = plan.geometry, plan.dtype.itemsize
     read, written = (itemsize * math.prod(size) for size in (geometry.input_size, geometry.output_size))
     if plan.tile is None:
@@ -186,7 +188,10 @@ def stage_work(plan: Any) -> dict[str, tuple[float, ...]]:
     (height, width), tiles = plan.tile, plan.grid.tiles
     depth, filters = geometry.input_size[1] * plan.grid.channel_phases, geometry.weight_size[0]
     transform = 2.5 * height * width * math.log2(height * width) * tiles
-    product = 8 * height * (width // 2 + 1) * tiles * filters * depth / geometry.groups
+    frequencies = height * (width // 2 + 1)
+    if plan.transform == "codelet":  # leaves out those that are conjugate to others
+        frequencies = codelets.layout(plan.dtype.type, height, width).steps
+    product = 8 * frequencies * tiles * filters * depth / geometry.groups
     stages = {
         "spectra.input_to_spectra": (transform * depth, read),
         "accumulate.product": (product, plan.weight_spectra_bytes),
