@@ -208,7 +208,7 @@ def _make_plan(
     costed = _costed(*problem, algorithm, transform, tile, weight_is_transformed, limit, machine)
     best = min(costed, key=lambda candidate: candidate[0], default=None)
     if best is None:
-        if algorithm == "fft":
+        if algorithm == "fft" or not is_free:
             raise ValueError(
                 f"the spectra of one tile{f' of {tile}' if tile else ''} for input {geometry.input_size} and weight "
                 f"{geometry.weight_size} do not fit the scratch limit of {limit} bytes; "
