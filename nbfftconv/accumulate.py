@@ -1,9 +1,9 @@
 """Spectral channel accumulation: at every frequency, the complex matrix product that each pass comes down to.
 
 Per frequency, C[i, j] = sum over r of A[i, r] · B[j, r], with A conjugated or not. What a vector lane is depends on
-the transform that made the spectra. With FFTW a lane is a frequency: A, B and C are vectors, so matrices of any shape,
-down to 1×1 for depthwise layers, fill them. With the codelets a lane is a tile of B and C, or a filter of A: entries of
-A are broadcast, or, where the sum is over tiles, the lanes are summed up at the end.
+the transform that made the spectra. With FFTW and the planar transforms a lane is a frequency: A, B and C are vectors,
+so matrices of any shape, down to 1×1 for depthwise layers, fill them. With the codelets a lane is a tile of B and C, or
+a filter of A: entries of A are broadcast, or, where the sum is over tiles, the lanes are summed up at the end.
 
 Registers hold a block of C while r runs, so each value of C is one chain of additions in the order of r, whatever
 the blocks and the threads.

@@ -13,7 +13,7 @@ In seconds of one core, whose rates are fractions of the figures of `nbfftconv.m
   for every row of pixels under every tap;
 - a call, a block of tiles and the call of a transform have fixed costs.
 
-Rates are fitted to 240 plans of the layers of `perf/layers.py`, measured on one thread.
+Rates are fitted to 180 plans of the layers of `perf/layers.py`, measured on one thread.
 """
 
 import dataclasses
@@ -34,7 +34,8 @@ from nbfftconv.plan import filters_of_share
 from nbfftconv.tiling import TileGrid, axis_tiles, problem_sizes
 from nbfftconv.transforms import COMPLEX_BYTES, Layout, codelets, fftw, planar, step_stride
 
-_LAYOUTS = {"fftw": fftw.layout, "codelet": codelets.layout, "planar": planar.layout}
+#: Each transform's layout of tiles and spectra, in the order in which equal costs are decided.
+LAYOUTS = {"fftw": fftw.layout, "codelet": codelets.layout, "planar": planar.layout}
 _SIDES = {"codelet": codelets.SIDES, "planar": planar.SIDES}
 
 # The spectra of a block of tiles are about this large, in bytes: what one stage writes is then still in the last-level
@@ -84,7 +85,7 @@ _TRANSFORM_CALL = 0.1e-6
 def _candidates(geometry: ConvGeometry, transform: str, tile: tuple[int, int] | None) -> Iterator[tuple[str, TileGrid]]:
     """Yield the transforms and tile grids to choose from."""
     sizes = problem_sizes(geometry)
-    for name in _LAYOUTS if transform == "auto" else [transform]:
+    for name in LAYOUTS if transform == "auto" else [transform]:
         known = _SIDES.get(name)
         if tile is not None:
             if known and not set(tile) <= set(known):
@@ -153,7 +154,7 @@ class Choice:
         height, width = grid.vertical.tile, grid.horizontal.tile
         filters, channels = geometry.weight_size[:2]
         depth = channels * grid.channel_phases
-        layout = _LAYOUTS[name](dtype.type, height, width)
+        layout = LAYOUTS[name](dtype.type, height, width)
         lanes = layout.lanes
         units = -(-grid.tiles // lanes)
         tile = lanes * height * layout.pitch * dtype.itemsize if direction == "grad_input" else 0

@@ -13,6 +13,7 @@ import numpy as np
 
 from nbfftconv import accumulate, documents, scratch, simd
 from nbfftconv.forking import fork_safe_lock
+from nbfftconv.transforms import COMPLEX_BYTES
 
 _FORMAT = "nbfftconv machine 1"
 
@@ -114,17 +115,16 @@ def _best_seconds(function: Callable[[], object], repetitions: int) -> float:
 
 def _measure_flops() -> float:
     rows, columns, depth, steps = 32, 12, 64, 16
-    entry = 2 * simd.VECTOR_BYTES
 
     def matrix(entries: int, row: int, **lanes: object) -> accumulate.Matrix:
-        spectra = scratch.aligned(entries * entry).view(np.float32)
+        spectra = scratch.aligned(entries * COMPLEX_BYTES).view(np.float32)
         spectra[...] = 0.5  # zeros and denormal numbers may have a speed of their own
         # No step from frequency to frequency: they all find their operands in the cache.
-        return accumulate.Matrix(spectra, group=0, row=row, column=entry, step=0, **lanes)
+        return accumulate.Matrix(spectra, group=0, row=row, column=COMPLEX_BYTES, step=0, **lanes)
 
-    a = matrix(rows * depth, 4, lane_axis="row", vectors=depth * entry)
-    b = matrix(columns * depth, depth * entry)
-    c = matrix(rows * columns, columns * entry)
+    a = matrix(rows * depth, 4, lane_axis="row", vectors=depth * COMPLEX_BYTES)
+    b = matrix(columns * depth, depth * COMPLEX_BYTES)
+    c = matrix(rows * columns, columns * COMPLEX_BYTES)
     shape = 1, rows, columns, depth, steps
     seconds = _best_seconds(lambda: accumulate.conjugate_product(a, b, c, shape, 1), 60)
     return 8 * rows * columns * depth * steps * simd.lanes(np.float32) / seconds

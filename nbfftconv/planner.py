@@ -18,7 +18,7 @@ import numpy as np
 
 from nbfftconv import measure as measuring
 from nbfftconv import profile
-from nbfftconv.costs import Choice, choices, direct_cost, fft_cost
+from nbfftconv.costs import LAYOUTS, Choice, choices, direct_cost, fft_cost
 from nbfftconv.direct import packed_bytes, scratch_bytes
 from nbfftconv.geometry import ConvGeometry, Padding, pair
 from nbfftconv.machine import Machine, get_machine
@@ -26,7 +26,7 @@ from nbfftconv.plan import DIRECTIONS, ConvPlan
 from nbfftconv.scratch import get_scratch_limit
 
 ALGORITHMS = ("auto", "fft", "direct")
-TRANSFORMS = ("auto", "fftw", "codelet", "planar")
+TRANSFORMS = ("auto", *LAYOUTS)
 
 #: The automatic choice never needs more memory for the spectra of the kernels, in bytes.
 WEIGHT_SPECTRA_LIMIT = 2**32
@@ -208,7 +208,7 @@ def _make_plan(
     costed = _costed(*problem, algorithm, transform, tile, weight_is_transformed, limit, machine)
     best = min(costed, key=lambda candidate: candidate[0], default=None)
     if best is None:
-        if algorithm == "fft" or not is_free:
+        if not is_free:
             raise ValueError(
                 f"the spectra of one tile{f' of {tile}' if tile else ''} for input {geometry.input_size} and weight "
                 f"{geometry.weight_size} do not fit the scratch limit of {limit} bytes; "

@@ -258,10 +258,6 @@ class Emitter:
         """Every other lane, from the first on, of two vectors."""
         return self._shuffle(a, b, list(range(0, 2 * self.lanes, 2)))
 
-    def odd(self, a: ir.Value, b: ir.Value) -> ir.Value:
-        """Every other lane, from the second on, of two vectors."""
-        return self._shuffle(a, b, list(range(1, 2 * self.lanes, 2)))
-
     def _shuffle(self, a: ir.Value, b: ir.Value, lanes: list[int]) -> ir.Value:
         mask = ir.Constant(ir.VectorType(ir.IntType(32), len(lanes)), lanes)
         return self._builder.shuffle_vector(a, b, mask)

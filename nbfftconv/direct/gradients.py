@@ -1,4 +1,4 @@
-"""Direct convolution: the three passes as loops over planes, for geometries where an FFT does not pay.
+"""The two gradients as loops over planes.
 
 Every pair of a pixel and a tap is multiplied, a pixel of the zero padding only if that tap is not finite: 0·inf is NaN.
 """
@@ -10,10 +10,10 @@ from nbfftconv.geometry import AXIS_NUMBERS, ConvGeometry
 
 _RECORD = np.dtype(
     [
-        # C-contiguous arrays; `output` is grad_output in the backward passes
-        *((name, np.int64) for name in ("input", "weight", "output", "bias")),
+        # C-contiguous arrays; `output` is grad_output
+        *((name, np.int64) for name in ("input", "weight", "output")),
         # channels and filters of a group
-        *((name, np.int64) for name in ("images", "groups", "channels", "filters", "relu")),
+        *((name, np.int64) for name in ("images", "groups", "channels", "filters")),
         *((f"{axis}_{name}", np.int64) for axis in "yx" for name in AXIS_NUMBERS),
     ]
 )
@@ -109,22 +109,12 @@ _grad_input_planes = _stage(_grad_input)
 _grad_weight_planes = _stage(_grad_weight)
 
 
-def _run(
-    stage,
-    geometry: ConvGeometry,
-    items: int,
-    x: np.ndarray,
-    w: np.ndarray,
-    y: np.ndarray,
-    bias: np.ndarray | None,
-    relu: bool,
-):
+def _run(stage, geometry: ConvGeometry, items: int, x: np.ndarray, w: np.ndarray, g: np.ndarray):
     record = np.zeros((), _RECORD)
-    for name, array in (("input", x), ("weight", w), ("output", y), ("bias", bias)):
-        record[name] = 0 if array is None else array.ctypes.data
+    for name, array in (("input", x), ("weight", w), ("output", g)):
+        record[name] = array.ctypes.data
     record["images"], record["groups"] = geometry.input_size[0], geometry.groups
     record["channels"], record["filters"] = geometry.weight_size[1], geometry.weight_size[0] // geometry.groups
-    record["relu"] = relu
     for index, axis in enumerate("yx"):
         for name, number in geometry.axis_numbers(index).items():
             record[f"{axis}_{name}"] = number
@@ -134,10 +124,10 @@ def _run(
 def grad_input(geometry: ConvGeometry, dx: np.ndarray, w: np.ndarray, g: np.ndarray) -> None:
     """Compute the gradient with respect to the input into `dx`."""
     n, c, _, _ = geometry.input_size
-    _run(_grad_input_planes, geometry, n * c, dx, w, g, None, False)
+    _run(_grad_input_planes, geometry, n * c, dx, w, g)
 
 
 def grad_weight(geometry: ConvGeometry, x: np.ndarray, dw: np.ndarray, g: np.ndarray) -> None:
     """Compute the gradient with respect to the kernels into `dw`."""
     k, c, _, _ = geometry.weight_size
-    _run(_grad_weight_planes, geometry, k * c, x, dw, g, None, False)
+    _run(_grad_weight_planes, geometry, k * c, x, dw, g)
