@@ -5,6 +5,11 @@ tile, or a filter, and a step a frequency; or a unit is one tile, a lane a frequ
 """
 
 from dataclasses import dataclass
+from typing import Any
+
+import numba
+import numpy as np
+from numba import types
 
 from nbfftconv.simd import VECTOR_BYTES
 
@@ -60,3 +65,9 @@ class Transform:
     context: int
     layout: Layout
     work_items: int
+
+
+def signature(context: np.dtype | None = None) -> Any:
+    """Return the signature of `Transform.forward` and `inverse`, which see their context as a record, if it is one."""
+    first = types.intp if context is None else numba.from_dtype(context)
+    return types.void(first, *[types.intp] * 5)

@@ -7,6 +7,8 @@ half of the spectrum is computed that its symmetry leaves.
 import cmath
 import math
 
+from nbfftconv.simd import VECTOR_BYTES
+
 
 class Complex:
     """A complex vector under construction; `im` is None for a real one."""
@@ -75,6 +77,17 @@ class Complex:
         return Complex(v, re, v.multiply_add(self.re, s, v.times(self.im, c)))
 
 
+def load(v, address):
+    """The complex vector at an address."""
+    return Complex(v, v.load(address), v.load(v.add(address, v.integer(VECTOR_BYTES))))
+
+
+def store(v, value, address):
+    """Write a complex vector to an address, real part first."""
+    v.store(value.re, address)
+    v.store(v.constant(0.0) if value.im is None else value.im, v.add(address, v.integer(VECTOR_BYTES)))
+
+
 def _radix(n):
     return next((r for r in (4, 2, 3, 5) if n % r == 0), n)
 
@@ -136,11 +149,17 @@ def real_transform(x):
                 result[index] = value
             elif result[n - index] is None:
                 result[n - index] = value.conjugate()
-    return [Complex(y.v, y.re) if 2 * k % n == 0 else y for k, y in enumerate(result)]
+    return _with_real_ends(result, n)
+
+
+def _with_real_ends(spectrum, n):
+    """A spectrum 0 .. n/2 of real values: its first value and, for even n, its last one are real."""
+    return [Complex(y.v, y.re) if 2 * k % n == 0 else y for k, y in enumerate(spectrum)]
 
 
 def real_inverse(x, n):
-    """n real values of their spectrum 0 .. n/2, unnormalised."""
+    """n real values of their spectrum 0 .. n/2, unnormalised; the imaginary parts of its ends do not count."""
+    x = _with_real_ends(x, n)
     if n == 1:
         return x
     r = _radix(n)
@@ -150,8 +169,7 @@ def real_inverse(x, n):
         indices = [(k + q * m) % n for q in range(r)]
         values = [x[i] if i <= n // 2 else x[n - i].conjugate() for i in indices]
         for j, value in enumerate(_small(values, 1)):
-            turned = value.turned(j * k, n)
-            halves[j][k] = Complex(turned.v, turned.re) if 2 * k % m == 0 else turned
+            halves[j][k] = value.turned(j * k, n)
     result = [None] * n
     for j in range(r):
         result[j::r] = real_inverse(halves[j], m)

@@ -7,25 +7,15 @@ the tiles' memory to lanes as they are read, and back as they are written.
 import functools
 
 import numpy as np
-from numba import types
 
 from nbfftconv import simd
 from nbfftconv.jit import Callback
 from nbfftconv.simd import VECTOR_BYTES
-from nbfftconv.transforms import COMPLEX_BYTES, Layout, Transform
-from nbfftconv.transforms.butterflies import Complex, complex_transform, real_inverse, real_transform
+from nbfftconv.transforms import COMPLEX_BYTES, Layout, Transform, signature
+from nbfftconv.transforms.butterflies import Complex, complex_transform, load, real_inverse, real_transform, store
 
 #: The tile sides that there is a transform for.
 SIDES = (8, 9, 10, 12, 13, 14, 15, 16, 18, 20, 24, 28, 30, 32)
-
-
-def _load(v, address):
-    return Complex(v, v.load(address), v.load(v.add(address, v.integer(VECTOR_BYTES))))
-
-
-def _store(v, value, address):
-    v.store(value.re, address)
-    v.store(v.constant(0.0) if value.im is None else value.im, v.add(address, v.integer(VECTOR_BYTES)))
 
 
 @functools.cache
@@ -42,7 +32,7 @@ def _rows_forward(length):
                 rows = [v.load(v.add(start, v.scale(pitch, v.integer(lane)))) for lane in range(v.lanes)]
                 samples += v.transpose(rows)
             for k, value in enumerate(real_transform([Complex(v, x) for x in samples[:length]])):
-                _store(v, value, v.add(work, v.integer(k * COMPLEX_BYTES)))
+                store(v, value, v.add(work, v.integer(k * COMPLEX_BYTES)))
             step = (length // 2 + 1) * COMPLEX_BYTES
             return [v.add(tile, v.integer(padded * v.itemsize)), v.add(work, v.integer(step))]
 
@@ -75,20 +65,16 @@ def _columns(height, width, sign):
                     v.prefetch(at, write=True)
                     v.prefetch(v.add(at, v.integer(VECTOR_BYTES)), write=True)
                 if steps == height:
-                    result = complex_transform([_load(v, at) for at in inside], sign)
+                    result = complex_transform([load(v, at) for at in inside], sign)
                 else:
                     result = real_transform([Complex(v, v.load(at)) for at in inside])
                 for value, at in zip(result, outside, strict=True):
-                    _store(v, value, at)
+                    store(v, value, at)
             else:
-                values = [_load(v, at) for at in outside]
-                if steps == height:
-                    result = complex_transform(values, sign)
-                else:
-                    ends = [Complex(v, y.re) if 2 * k % height == 0 else y for k, y in enumerate(values)]
-                    result = real_inverse(ends, height)
+                values = [load(v, at) for at in outside]
+                result = complex_transform(values, sign) if steps == height else real_inverse(values, height)
                 for value, at in zip(result, inside, strict=True):
-                    _store(v, value, at)
+                    store(v, value, at)
             return [v.add(work, v.integer(COMPLEX_BYTES)), following]
 
         steps = _column_steps(height, width)
@@ -108,8 +94,7 @@ def _rows_inverse(length):
         padded = -(-length // v.lanes) * v.lanes
 
         def row(tile, work):
-            spectrum = [_load(v, v.add(work, v.integer(k * COMPLEX_BYTES))) for k in range(length // 2 + 1)]
-            spectrum = [Complex(v, y.re) if 2 * k % length == 0 else y for k, y in enumerate(spectrum)]
+            spectrum = [load(v, v.add(work, v.integer(k * COMPLEX_BYTES))) for k in range(length // 2 + 1)]
             samples = [x.re for x in real_inverse(spectrum, length)]
             samples += [v.zero()] * (padded - length)
             for group in range(padded // v.lanes):
@@ -122,9 +107,6 @@ def _rows_inverse(length):
         v.repeat(count, [tile, work], row)
 
     return simd.kernel(emit, f"rows_inverse_{length}", 4)
-
-
-_SIGNATURE = types.void(*[types.intp] * 6)
 
 
 @functools.cache
@@ -155,7 +137,7 @@ def _callbacks(height, width):
 
         return inverse
 
-    return Callback(forward_factory, _SIGNATURE), Callback(inverse_factory, _SIGNATURE)
+    return Callback(forward_factory, signature()), Callback(inverse_factory, signature())
 
 
 def layout(real: type, height: int, width: int) -> Layout:

@@ -15,13 +15,12 @@ from pathlib import Path
 
 import numpy as np
 import pyfftw
-from numba import types
 
 from nbfftconv import documents, simd
 from nbfftconv.forking import fork_safe_lock
 from nbfftconv.jit import Callback
 from nbfftconv.paths import cache_directory
-from nbfftconv.transforms import COMPLEX_BYTES, Layout, Transform
+from nbfftconv.transforms import COMPLEX_BYTES, Layout, Transform, signature
 
 # Symbols are found through the libraries that pyFFTW's extension module is linked to.
 _library = ctypes.CDLL(pyfftw.pyfftw.__file__)
@@ -187,16 +186,8 @@ def _make(real: type, height: int, width: int, flags: int) -> tuple[Transform, n
         real, "plan_guru64_split_dft_c2r", [(height, 2 * half, shape.pitch), (width, 2, 1)],
         [real_part, imaginary_part, tile.ctypes.data], flags,
     )  # fmt: skip
-    context = np.array(
-        [
-            _execute(real, "execute_split_dft_r2c"),
-            forward,
-            _execute(real, "execute_split_dft_c2r"),
-            inverse,
-            shape.steps,
-        ],
-        dtype=np.intp,
-    )
+    execute = _execute(real, "execute_split_dft_r2c"), _execute(real, "execute_split_dft_c2r")
+    context = np.array((*execute, forward, inverse, shape.steps), _CONTEXT)
     transform = Transform(
         _forward.address(real),
         _inverse.address(real),
@@ -211,16 +202,16 @@ def _execute(real: type, name: str) -> int:
     return ctypes.cast(getattr(_library, _PREFIX[real] + name), ctypes.c_void_p).value
 
 
-_SIGNATURE = types.void(*[types.intp] * 6)
+# Addresses of FFTW's functions, of the plans that they execute, and the steps of a spectrum.
+_CONTEXT = np.dtype([(name, np.intp) for name in ("execute_forward", "execute_inverse", "forward", "inverse", "steps")])
 
 
 def _forward_factory(real):
     itemsize, lanes = np.dtype(real).itemsize, simd.lanes(real)
 
-    def forward(context, tile, work, spectrum, stride, rows):
-        fields = simd.pointer(np.intp, context)
-        simd.call(fields[0], (fields[1], tile, work, work + itemsize))
-        for step in range(fields[4]):
+    def forward(c, tile, work, spectrum, stride, rows):
+        simd.call(c.execute_forward, (c.forward, tile, work, work + itemsize))
+        for step in range(c.steps):
             interleaved = simd.pointer(real, work + step * COMPLEX_BYTES)
             parts = simd.pointer(real, spectrum + step * stride)
             for lane in range(lanes):
@@ -233,18 +224,17 @@ def _forward_factory(real):
 def _inverse_factory(real):
     itemsize, lanes = np.dtype(real).itemsize, simd.lanes(real)
 
-    def inverse(context, tile, work, spectrum, stride, rows):
-        fields = simd.pointer(np.intp, context)
-        for step in range(fields[4]):
+    def inverse(c, tile, work, spectrum, stride, rows):
+        for step in range(c.steps):
             interleaved = simd.pointer(real, work + step * COMPLEX_BYTES)
             parts = simd.pointer(real, spectrum + step * stride)
             for lane in range(lanes):
                 interleaved[2 * lane] = parts[lane]
                 interleaved[2 * lane + 1] = parts[lanes + lane]
-        simd.call(fields[2], (fields[3], work, work + itemsize, tile))
+        simd.call(c.execute_inverse, (c.inverse, work, work + itemsize, tile))
 
     return inverse
 
 
-_forward = Callback(_forward_factory, _SIGNATURE)
-_inverse = Callback(_inverse_factory, _SIGNATURE)
+_forward = Callback(_forward_factory, signature(_CONTEXT))
+_inverse = Callback(_inverse_factory, signature(_CONTEXT))

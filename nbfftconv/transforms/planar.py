@@ -16,8 +16,8 @@ from numba import types
 from nbfftconv import simd
 from nbfftconv.jit import Callback
 from nbfftconv.simd import VECTOR_BYTES
-from nbfftconv.transforms import COMPLEX_BYTES, Layout, Transform
-from nbfftconv.transforms.butterflies import Complex, complex_transform
+from nbfftconv.transforms import COMPLEX_BYTES, Layout, Transform, signature
+from nbfftconv.transforms.butterflies import Complex, complex_transform, load, store
 
 #: Tile sides, and the lengths of their two steps.
 STEPS = {
@@ -30,15 +30,6 @@ SIDES = tuple(STEPS)
 
 def _at(v, address, distance):
     return v.add(address, v.integer(distance))
-
-
-def _load(v, address):
-    return Complex(v, v.load(address), v.load(_at(v, address, VECTOR_BYTES)))
-
-
-def _store(v, value, address):
-    v.store(value.re, address)
-    v.store(value.im, _at(v, address, VECTOR_BYTES))
 
 
 def _turn(v, value, factor):
@@ -62,12 +53,42 @@ def _forward_first(v, steps, source, stride, buffer, factors, scale):
     n1, n2 = steps
 
     def transform(source, target, factors):
-        x = [_load(v, v.add(source, v.scale(stride, v.integer(i * n2)))) for i in range(n1)]
+        x = [load(v, v.add(source, v.scale(stride, v.integer(i * n2)))) for i in range(n1)]
         for k, value in enumerate(_turn_all(v, complex_transform(x, -1), factors, scale)):
-            _store(v, value, _at(v, target, k * n2 * COMPLEX_BYTES))
+            store(v, value, _at(v, target, k * n2 * COMPLEX_BYTES))
         return [v.add(source, stride), _at(v, target, COMPLEX_BYTES), _at(v, factors, 2 * n1 * v.itemsize)]
 
     v.repeat(v.integer(n2), [source, buffer, factors], transform)
+
+
+def _forward_last(v, steps, buffer, target, stride):
+    """Last step forward, from a buffer [k1, n2] to frequencies [k1, k2] `stride` bytes apart."""
+    n1, n2 = steps
+
+    def transform(source, target):
+        x = [load(v, _at(v, source, i * COMPLEX_BYTES)) for i in range(n2)]
+        for k, value in enumerate(complex_transform(x, -1)):
+            store(v, value, v.add(target, v.scale(stride, v.integer(k))))
+        return [_at(v, source, n2 * COMPLEX_BYTES), v.add(target, v.scale(stride, v.integer(n2)))]
+
+    v.repeat(v.integer(n1), [buffer, target], transform)
+
+
+def _inverse_first(v, steps, source, stride, buffer, factors):
+    """First step of the inverse transform, of frequencies [k1, k2] `stride` bytes apart, to a buffer [k1, n2]."""
+    n1, n2 = steps
+
+    def transform(source, target, factors):
+        x = [load(v, v.add(source, v.scale(stride, v.integer(k)))) for k in range(n2)]
+        for i, value in enumerate(_turn_all(v, complex_transform(x, 1), factors, 1)):
+            store(v, value, _at(v, target, i * COMPLEX_BYTES))
+        return [
+            v.add(source, v.scale(stride, v.integer(n2))),
+            _at(v, target, n2 * COMPLEX_BYTES),
+            _at(v, factors, 2 * n2 * v.itemsize),
+        ]
+
+    v.repeat(v.integer(n1), [source, buffer, factors], transform)
 
 
 def _inverse_last(v, steps, buffer, target, stride):
@@ -75,9 +96,9 @@ def _inverse_last(v, steps, buffer, target, stride):
     n1, n2 = steps
 
     def transform(source, target):
-        x = [_load(v, _at(v, source, k * n2 * COMPLEX_BYTES)) for k in range(n1)]
+        x = [load(v, _at(v, source, k * n2 * COMPLEX_BYTES)) for k in range(n1)]
         for i, value in enumerate(complex_transform(x, 1)):
-            _store(v, value, v.add(target, v.scale(stride, v.integer(i * n2))))
+            store(v, value, v.add(target, v.scale(stride, v.integer(i * n2))))
         return [_at(v, source, COMPLEX_BYTES), v.add(target, stride)]
 
     v.repeat(v.integer(n2), [buffer, target], transform)
@@ -85,7 +106,7 @@ def _inverse_last(v, steps, buffer, target, stride):
 
 def _for_each_frequency_pair(v, length, buffer, states, body):
     """Emit ``states = body(k, N - k, *states)`` for k = 0 .. N/2, in some order: their addresses in a buffer."""
-    n1, n2 = STEPS[length]
+    _, n2 = STEPS[length]
     states = body(buffer, buffer, *states)
     for first, last, count in ((1, n2 - 1, n2 // 2), (n2, length - 1, (length - n2 + 1) // 2)):
 
@@ -99,24 +120,17 @@ def _for_each_frequency_pair(v, length, buffer, states, body):
 @functools.cache
 def _columns_forward(length):
     """Intrinsic: pairs of vectors of columns, samples `pitch` bytes apart, to [column vector, k, (re, im), lane]."""
-    n1, n2 = STEPS[length]
+    steps = STEPS[length]
 
     def emit(v, tile, pitch, columns, vector, buffer, factors, pairs):
         def pair(tile, columns):
-            _forward_first(v, (n1, n2), tile, pitch, buffer, factors, 0.5)
-
-            def second(at):
-                x = [_load(v, _at(v, at, i * COMPLEX_BYTES)) for i in range(n2)]
-                for i, value in enumerate(complex_transform(x, -1)):
-                    _store(v, value, _at(v, at, i * COMPLEX_BYTES))
-                return [_at(v, at, n2 * COMPLEX_BYTES)]
-
-            v.repeat(v.integer(n1), [buffer], second)
+            _forward_first(v, steps, tile, pitch, buffer, factors, 0.5)
+            _forward_last(v, steps, buffer, buffer, v.integer(COMPLEX_BYTES))
 
             def take_apart(k, opposite, a, b):
-                z, y = _load(v, k), _load(v, opposite)
-                _store(v, Complex(v, v.plus(z.re, y.re), v.minus(z.im, y.im)), a)
-                _store(v, Complex(v, v.plus(z.im, y.im), v.minus(y.re, z.re)), b)
+                z, y = load(v, k), load(v, opposite)
+                store(v, Complex(v, v.plus(z.re, y.re), v.minus(z.im, y.im)), a)
+                store(v, Complex(v, v.plus(z.im, y.im), v.minus(y.re, z.re)), b)
                 return [_at(v, a, COMPLEX_BYTES), _at(v, b, COMPLEX_BYTES)]
 
             _for_each_frequency_pair(v, length, buffer, [columns, v.add(columns, vector)], take_apart)
@@ -130,28 +144,22 @@ def _columns_forward(length):
 @functools.cache
 def _columns_inverse(length):
     """Intrinsic: the reverse of `_columns_forward`."""
-    n1, n2 = STEPS[length]
+    steps = STEPS[length]
 
     def emit(v, tile, pitch, columns, vector, buffer, factors, pairs):
         def pair(tile, columns):
             def put_together(k, opposite, a, b):
-                a_value, b_value = _load(v, a), _load(v, b)
+                a_value, b_value = load(v, a), load(v, b)
                 z = Complex(v, v.minus(a_value.re, b_value.im), v.plus(a_value.im, b_value.re))
                 y = Complex(v, v.plus(a_value.re, b_value.im), v.minus(b_value.re, a_value.im))
-                _store(v, z, k)
-                _store(v, y, opposite)
+                store(v, z, k)
+                store(v, y, opposite)
                 return [_at(v, a, COMPLEX_BYTES), _at(v, b, COMPLEX_BYTES)]
 
             _for_each_frequency_pair(v, length, buffer, [columns, v.add(columns, vector)], put_together)
 
-            def first(at, factors):
-                x = [_load(v, _at(v, at, i * COMPLEX_BYTES)) for i in range(n2)]
-                for i, value in enumerate(_turn_all(v, complex_transform(x, 1), factors, 1)):
-                    _store(v, value, _at(v, at, i * COMPLEX_BYTES))
-                return [_at(v, at, n2 * COMPLEX_BYTES), _at(v, factors, 2 * n2 * v.itemsize)]
-
-            v.repeat(v.integer(n1), [buffer, factors], first)
-            _inverse_last(v, (n1, n2), buffer, tile, pitch)
+            _inverse_first(v, steps, buffer, v.integer(COMPLEX_BYTES), buffer, factors)
+            _inverse_last(v, steps, buffer, tile, pitch)
             return [_at(v, tile, COMPLEX_BYTES), v.add(columns, v.scale(vector, v.integer(2)))]
 
         v.repeat(pairs, [tile, columns], pair)
@@ -175,20 +183,13 @@ def _transpose(v, vectors, source, source_step, target, target_step):
 @functools.cache
 def _rows_forward(length):
     """Intrinsic: groups of rows of [column vector, k, (re, im), lane] to steps of a spectrum."""
-    n1, n2 = STEPS[length]
+    steps = STEPS[length]
 
     def emit(v, columns, vector, spectrum, stride, buffer, factors, groups):
         def group(columns, spectrum):
             _transpose(v, -(-length // v.lanes), columns, vector, buffer, v.integer(v.lanes * COMPLEX_BYTES))
-            _forward_first(v, (n1, n2), buffer, v.integer(COMPLEX_BYTES), buffer, factors, 1)
-
-            def second(at, target):
-                x = [_load(v, _at(v, at, i * COMPLEX_BYTES)) for i in range(n2)]
-                for i, value in enumerate(complex_transform(x, -1)):
-                    _store(v, value, v.add(target, v.scale(stride, v.integer(i))))
-                return [_at(v, at, n2 * COMPLEX_BYTES), v.add(target, v.scale(stride, v.integer(n2)))]
-
-            v.repeat(v.integer(n1), [buffer, spectrum], second)
+            _forward_first(v, steps, buffer, v.integer(COMPLEX_BYTES), buffer, factors, 1)
+            _forward_last(v, steps, buffer, spectrum, stride)
             return [_at(v, columns, v.lanes * COMPLEX_BYTES), v.add(spectrum, v.scale(stride, v.integer(length)))]
 
         v.repeat(groups, [columns, spectrum], group)
@@ -199,31 +200,21 @@ def _rows_forward(length):
 @functools.cache
 def _rows_inverse(length):
     """Intrinsic: the reverse of `_rows_forward`."""
-    n1, n2 = STEPS[length]
+    steps = STEPS[length]
 
     def emit(v, columns, vector, spectrum, stride, buffer, factors, groups):
         vectors = -(-length // v.lanes)
 
         def group(columns, spectrum):
-            def first(source, at, factors):
-                x = [_load(v, v.add(source, v.scale(stride, v.integer(i)))) for i in range(n2)]
-                for i, value in enumerate(_turn_all(v, complex_transform(x, 1), factors, 1)):
-                    _store(v, value, _at(v, at, i * COMPLEX_BYTES))
-                return [
-                    v.add(source, v.scale(stride, v.integer(n2))),
-                    _at(v, at, n2 * COMPLEX_BYTES),
-                    _at(v, factors, 2 * n2 * v.itemsize),
-                ]
-
-            v.repeat(v.integer(n1), [spectrum, buffer, factors], first)
-            _inverse_last(v, (n1, n2), buffer, buffer, v.integer(COMPLEX_BYTES))
+            _inverse_first(v, steps, spectrum, stride, buffer, factors)
+            _inverse_last(v, steps, buffer, buffer, v.integer(COMPLEX_BYTES))
             for x in range(length, vectors * v.lanes):  # two columns are one complex transform: no garbage in either
-                _store(v, Complex(v, v.zero(), v.zero()), _at(v, buffer, x * COMPLEX_BYTES))
+                store(v, Complex(v, v.zero(), v.zero()), _at(v, buffer, x * COMPLEX_BYTES))
             _transpose(v, vectors, buffer, v.integer(v.lanes * COMPLEX_BYTES), columns, vector)
             if vectors % 2:  # nor in the last one's partner, where earlier tiles left rounding errors
                 partner = v.add(columns, v.scale(vector, v.integer(vectors)))
                 for i in range(v.lanes):
-                    _store(v, Complex(v, v.zero(), v.zero()), _at(v, partner, i * COMPLEX_BYTES))
+                    store(v, Complex(v, v.zero(), v.zero()), _at(v, partner, i * COMPLEX_BYTES))
             return [_at(v, columns, v.lanes * COMPLEX_BYTES), v.add(spectrum, v.scale(stride, v.integer(length)))]
 
         v.repeat(groups, [columns, spectrum], group)
@@ -257,31 +248,28 @@ _CONTEXT = np.dtype(
         )
     ]
 )  # fmt: skip
-_SIGNATURE = types.void(*[types.intp] * 6)
 
 
-def _factory(real):
-    def forward(context, tile, work, spectrum, stride, rows):
-        c = simd.pointer(np.int64, context)
-        buffer = work + c[10]
-        simd.call(c[0], (tile, c[8], work, c[9], buffer, c[4], c[11]))
-        simd.call(c[1], (work, c[9], spectrum, stride, buffer, c[5], c[12]))
+def _forward_factory(real):
+    def forward(c, tile, work, spectrum, stride, rows):
+        buffer = work + c.buffer
+        simd.call(c.columns_forward, (tile, c.pitch, work, c.vector, buffer, c.columns_forward_factors, c.pairs))
+        simd.call(c.rows_forward, (work, c.vector, spectrum, stride, buffer, c.rows_forward_factors, c.groups))
 
     return forward
 
 
 def _inverse_factory(real):
-    def inverse(context, tile, work, spectrum, stride, rows):
-        c = simd.pointer(np.int64, context)
-        buffer = work + c[10]
-        simd.call(c[3], (work, c[9], spectrum, stride, buffer, c[7], c[12]))
-        simd.call(c[2], (tile, c[8], work, c[9], buffer, c[6], c[11]))
+    def inverse(c, tile, work, spectrum, stride, rows):
+        buffer = work + c.buffer
+        simd.call(c.rows_inverse, (work, c.vector, spectrum, stride, buffer, c.rows_inverse_factors, c.groups))
+        simd.call(c.columns_inverse, (tile, c.pitch, work, c.vector, buffer, c.columns_inverse_factors, c.pairs))
 
     return inverse
 
 
-_forward = Callback(_factory, _SIGNATURE)
-_inverse = Callback(_inverse_factory, _SIGNATURE)
+_forward = Callback(_forward_factory, signature(_CONTEXT))
+_inverse = Callback(_inverse_factory, signature(_CONTEXT))
 
 
 @functools.cache
@@ -329,12 +317,12 @@ def planar(real: type, height: int, width: int) -> Transform:
         _step(_columns_inverse, height), _step(_rows_inverse, width),
     ]  # fmt: skip
     context = np.array(
-        [
+        (
             *(step.address(real) for step in steps),
             *(table.ctypes.data for table in tables),
             shape.pitch * np.dtype(real).itemsize, vector, 2 * pairs * vector, pairs, groups,
-        ],
-        np.int64,
+        ),
+        _CONTEXT,
     )  # fmt: skip
     _contexts.append((context, tables, steps))
     buffer = max(height, -(-width // lanes) * lanes) * 2 * lanes
