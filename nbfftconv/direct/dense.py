@@ -11,6 +11,7 @@ import math
 import numpy as np
 
 from nbfftconv import jit, scratch, simd, threads
+from nbfftconv.direct.block import OutputBlock, block_kernel
 from nbfftconv.direct.gather import clear_lanes, gather_lanes
 from nbfftconv.geometry import AXIS_NUMBERS, ConvGeometry
 from nbfftconv.simd import VECTOR_BYTES
@@ -58,41 +59,17 @@ def _block(rows: int, vectors: int):
                     sums[i * vectors + j] = v.multiply_add(weight, pixels[j], sums[i * vectors + j])
             return [v.add(x, v.scale(size, v.integer(vectors))), v.add(w, v.integer(_ROWS * v.itemsize)), *sums]
 
-        # Rows that there are none of repeat the last one, and are written before it.
-        last = v.subtract(rows_left, v.integer(1))
-        target = [v.add(y, v.scale(y_row, v.minimum(v.integer(i), last))) for i in range(rows)]
-        inside = [v.between(v.integer(j * v.lanes), v.integer(0), end) for j in range(vectors)]
-        begun = [v.between(v.integer(j * v.lanes), first, end) for j in range(vectors)]
-        for i in range(rows):
-            for j in range(vectors):
-                v.prefetch(at(target[i], j), write=True)
+        output = OutputBlock(v, y, y_row, first, end, rows_left, rows, vectors)
         _, _, *sums = v.repeat(depth, [x, w, *[v.zero()] * (rows * vectors)], step)
-        for i in range(rows):
-            start = v.broadcast(v.add(bias, v.scale(v.integer(v.itemsize), v.minimum(v.integer(i), last))))
-            for j in range(vectors):
-                before = v.plus(v.load_some(at(target[i], j), begun[j]), start)
-                sums[i * vectors + j] = v.plus(before, sums[i * vectors + j])
-        for clip in (False, True):
-            with v.when(relu, int(clip)):
-                for i in reversed(range(rows)):
-                    for j in range(vectors):
-                        value = sums[i * vectors + j]
-                        v.store_some(v.clip(value) if clip else value, at(target[i], j), inside[j])
+        biases = [v.broadcast(v.add(bias, v.scale(v.integer(v.itemsize), row))) for row in output.rows]
+        output.add(sums, biases, relu)
 
     return emit
 
 
-def _emit_product(v, *arguments):
-    *operands, rows, vectors = arguments
-    for i in (_ROWS // 2, _ROWS):
-        for j in range(1, _VECTORS + 1):
-            with v.when(rows, i), v.when(vectors, j):
-                _block(i, j)(v, *operands)
-
-
 # (x, w, bias, y, y_row, depth, first, end, rows_left, relu, rows, vectors): Y[:rows, :end] = W · X, plus the bias, plus
 # what Y holds from pixel `first` on; of `rows`, _ROWS or half as many, only `rows_left` are in memory.
-_product = simd.kernel(_emit_product, "product", 12)
+_product = block_kernel(_block, _ROWS, _VECTORS, "product", 12)
 
 
 @jit.njit()

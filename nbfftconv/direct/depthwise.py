@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from nbfftconv import jit, scratch, simd, threads
+from nbfftconv.direct.block import OutputBlock, block_kernel
 from nbfftconv.direct.gather import clear_lanes, gather_lanes
 from nbfftconv.geometry import AXIS_NUMBERS, ConvGeometry
 from nbfftconv.simd import VECTOR_BYTES
@@ -88,41 +89,16 @@ def _block(rows: int, vectors: int):
                 entry, *sums = v.repeat(count, [entry, *sums], run(taps, x, w))
             return [v.add(x, x_channel), v.add(w, w_channel), *sums]
 
-        # Rows that there are none of repeat the last one, and are written before it.
-        last = v.subtract(rows_left, v.integer(1))
-        target = [v.add(y, v.scale(y_row, v.minimum(v.integer(i), last))) for i in range(rows)]
-        inside = [v.between(v.integer(j * v.lanes), v.integer(0), end) for j in range(vectors)]
-        begun = [v.between(v.integer(j * v.lanes), first, end) for j in range(vectors)]
-        for place in target:
-            for j in range(vectors):
-                v.prefetch(at(place, j), write=True)
+        output = OutputBlock(v, y, y_row, first, end, rows_left, rows, vectors)
         _, _, *sums = v.repeat(channels, [x, w, *[v.zero()] * (rows * vectors)], channel)
-        start = v.broadcast(bias)
-        for i in range(rows):
-            for j in range(vectors):
-                before = v.plus(v.load_some(at(target[i], j), begun[j]), start)
-                sums[i * vectors + j] = v.plus(before, sums[i * vectors + j])
-        for clip in (False, True):
-            with v.when(relu, int(clip)):
-                for i in reversed(range(rows)):
-                    for j in range(vectors):
-                        value = sums[i * vectors + j]
-                        v.store_some(v.clip(value) if clip else value, at(target[i], j), inside[j])
+        output.add(sums, [v.broadcast(bias)] * rows, relu)
 
     return emit
 
 
-def _emit_windows(v, *arguments):
-    *operands, rows, vectors = arguments
-    for i in (_ROWS // 2, _ROWS):
-        for j in range(1, _VECTORS + 1):
-            with v.when(rows, i), v.when(vectors, j):
-                _block(i, j)(v, *operands)
-
-
 # (x, x_channel, row_step, w, w_channel, tap_step, channels, table, runs of 4, 3, 2 and 1 taps, bias, y, y_row, first,
 # end, rows_left, relu, rows, vectors): as `_product` in `dense`, of the windows that `table` describes.
-_windows = simd.kernel(_emit_windows, "windows", 21)
+_windows = block_kernel(_block, _ROWS, _VECTORS, "windows", 21)
 
 
 @jit.njit()

@@ -137,11 +137,12 @@ class Call:
         record["largest"] = largest = factors + 64
         record["strip"] = strip = largest + 64
         end = strip + (work if self.lanes > 1 else 0)
-        record["slot"] = slot = end + (self._fuse(end) if plan.fused else 0)
+        record["slot"] = slot = end + (self._describe_fused(end) if plan.fused else 0)
         self.point("outliers", self._outliers)
-        self._borrow("scratch", areas * slot)[...] = 0  # what lies between rows is looked at for outliers too
+        memory = self._borrow("scratch", areas * slot).reshape(areas, slot // itemsize)
+        memory[:, work // itemsize : factors // itemsize] = 0  # as transforms expect their work
 
-    def _fuse(self, begin: int) -> int:
+    def _describe_fused(self, begin: int) -> int:
         """Describe the spectra of a fused pass in a thread's memory from `begin`; return their bytes."""
         record, units = self.record, self.block_units
         record["steps"], record["block_units"] = self.steps, units
@@ -156,15 +157,16 @@ class Call:
             sizes.append(units * unit)
         return sum(sizes)
 
-    def fuse(self) -> int:
-        """Return the work items of a fused pass."""
+    @property
+    def fused_items(self) -> int:
+        """Work items of a fused pass."""
         units, share = int(self.record["units"]), int(self.record["share"])
         return self.groups * -(-self.group_filters // share) * -(-units // self.block_units)
 
-    def use_weight(self, spectra: Spectra) -> None:
-        """Point the record to the kernels' spectra."""
-        self.point("weight_spectra", spectra.array)
-        self.record["weight_unit"], self.record["weight_step_bytes"] = spectra.unit, spectra.step
+    def use_spectra(self, name: str, spectra: Spectra) -> None:
+        """Point the record to the "input", "weight" or "output" spectra."""
+        self.point(f"{name}_spectra", spectra.array)
+        self.record[f"{name}_unit"], self.record[f"{name}_step_bytes"] = spectra.unit, spectra.step
 
     def _describe(self, geometry: ConvGeometry) -> None:
         record, grid = self.record, self.plan.grid
@@ -216,9 +218,9 @@ class Call:
             array = self._borrow(f"{name}_spectra", units * unit)
         else:
             array = scratch.aligned(units * unit).view(self.plan.dtype)
-            self.point(f"{name}_spectra", array)
-        self.record[f"{name}_unit"], self.record[f"{name}_step_bytes"] = unit, step
-        return Spectra(array, unit, step)
+        spectra = Spectra(array, unit, step)
+        self.use_spectra(name, spectra)
+        return spectra
 
     def block_spectra(self) -> tuple[Spectra, Spectra]:
         """Make room for the input's and the output's spectra of a block of tiles."""

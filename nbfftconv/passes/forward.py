@@ -171,9 +171,8 @@ def forward(
         call.record["relu"] = relu
         call.record["stream"] = output.nbytes > _STREAMED_BYTES
         if plan.fused:
-            call.use_weight(weight_spectra)
-            items = call.fuse()
-            call.run(_input_to_output["filters" if call.lanes > 1 else "frequencies"], items)
+            call.use_spectra("weight", weight_spectra)
+            call.run(_input_to_output["filters" if call.lanes > 1 else "frequencies"], call.fused_items)
             return call.met_outliers
 
         input_spectra, output_spectra = call.block_spectra()

@@ -49,21 +49,20 @@ def _write(v, source, pitch, target, row, rows, count, factors, relu, stream):
     size, itemsize = v.integer(VECTOR_BYTES), v.integer(v.itemsize)
     scale, bias = v.broadcast(factors), v.broadcast(v.add(factors, itemsize))
 
-    for clip, store in ((False, v.store_line), (True, v.store_line), (False, v.stream_line), (True, v.stream_line)):
-
-        def factored(value, clip=clip):
+    def write(clip, store):
+        def factored(value):
             value = v.multiply_add(value, scale, bias)
             return v.clip(value) if clip else value
 
-        def line(source, target, store=store, factored=factored):
+        def line(source, target):
             store(factored(v.load(source)), target)
             return [v.add(source, size), v.add(target, size)]
 
-        def some(source, target, count, factored=factored):
+        def some(source, target, count):
             mask = v.between(v.integer(0), v.integer(0), count)
             v.store_some(factored(v.load_some(source, mask)), target, mask)
 
-        def write_row(source, target, line=line, some=some):
+        def write_row(source, target):
             line_begin = v.scale(v.divide(v.add(target, v.integer(VECTOR_BYTES - 1)), size), size)
             head = v.minimum(v.divide(v.subtract(line_begin, target), itemsize), count)
             some(source, target, head)
@@ -73,8 +72,12 @@ def _write(v, source, pitch, target, row, rows, count, factors, relu, stream):
             some(at, to, v.subtract(v.subtract(count, head), v.scale(lines, v.integer(v.lanes))))
             return [v.add(source, pitch), v.add(target, row)]
 
-        with v.when(relu, int(clip)), v.when(stream, int(store == v.stream_line)):
-            v.repeat(rows, [source, target], write_row)
+        v.repeat(rows, [source, target], write_row)
+
+    for is_streamed, store in enumerate((v.store_line, v.stream_line)):
+        for clip in (False, True):
+            with v.when(stream, is_streamed), v.when(relu, int(clip)):
+                write(clip, store)
 
 
 def _add(v, source, target, begin, end, vectors):
