@@ -1,8 +1,8 @@
 """Forward passes of the layers in layers.py: this engine against PyTorch, ONNX Runtime and SciPy.
 
-The kernels' spectra are cached, as a `Conv2d` layer keeps them. Each engine has a process of its own, whose idle
-threads do not spin; engines take turns in rounds, so that one computes at a time and all see the same noise. A
-ratio is the median time of the faster peer by that of this engine. SciPy takes part on the layer with one channel.
+The kernels' spectra are cached, as a `Conv2d` layer keeps them. Engines take turns, each in a process of its own (see
+`rounds`). A ratio is the median time of the faster peer by that of this engine. SciPy takes part on the layer with one
+channel.
 
 Then, in another process, the time of each stage of this engine. Its roofline is the larger of two times: its operations
 at the rate of NumPy's matrix product, and the arrays that it reads or writes, once each, at the rate of copying, both
@@ -18,24 +18,20 @@ import importlib.metadata
 import importlib.util
 import json
 import math
-import multiprocessing
 import os
 import statistics
 import sys
-import time
 from collections import defaultdict
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from contextlib import ExitStack
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from layers import KINDS, LAYERS, Layer
+from rounds import TURN, difference, hold_threads, medians, new_process, race, seconds_of, table
 
 OURS = "nbfftconv"
-TURN = 0.3  # seconds of one engine's turn, or one call
-BUDGET = 10.0  # seconds of one engine on one layer: a slower one sits the other rounds out
 TOLERANCE = {"float32": 1e-5, "float64": 1e-12}  # of the difference between two engines, in the 2-norm
 HELD_BY = ("NUMBA_CPU_NAME", "ONEDNN_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY", "OPENBLAS_CORETYPE")
 Convolution = Callable[[], Any]
@@ -104,32 +100,10 @@ def scipy_oaconvolve(layer: Layer, x: np.ndarray, weight: np.ndarray, threads: i
 ENGINES = {OURS: this_engine, "torch": pytorch, "onnxruntime": onnx_runtime, "scipy": scipy_oaconvolve}
 REQUIRES = {"torch": ["torch"], "onnxruntime": ["onnxruntime", "onnx"], "scipy": ["scipy"]}
 
-_convolve: Convolution  # what the process times
-_calls: int  # of a turn
 
-
-def seconds_of(function: Callable[[], Any]) -> float:
-    """Time one call, and the release of what it returns."""
-    start = time.perf_counter()
-    function()
-    return time.perf_counter() - start
-
-
-def prepare(engine: str, layer: Layer, dtype: str, threads: int) -> tuple[np.ndarray, float]:
-    """Set the process up for one engine and layer; return the output, and the time of a call as it warms up."""
-    global _convolve, _calls
-    _convolve = ENGINES[engine](layer, *layer.arrays(dtype), threads)
-    output = _convolve()
-    output = np.array(output.numpy() if hasattr(output, "numpy") else output)
-    first = seconds_of(_convolve)
-    _calls = 1 + min(20, int(TURN / first))
-    return output, first
-
-
-def take_turn() -> list[float]:
-    """Return the times of some calls; the first, on cold caches, does not count unless it is the only one."""
-    times = [seconds_of(_convolve) for _ in range(_calls)]
-    return times[1:] or times
+def operations(engine: str, layer: Layer, dtype: str, threads: int) -> dict[str, Convolution]:
+    """Return what a process of one engine times."""
+    return {"forward": ENGINES[engine](layer, *layer.arrays(dtype), threads)}
 
 
 def measure_stages(layer: Layer, dtype: str, threads: int) -> dict[str, Any]:
@@ -220,55 +194,28 @@ def engines_for(layer: Layer, engines: list[str]) -> list[str]:
     return [name for name in engines if name != "scipy" or layer.channels == layer.filters == 1]
 
 
-def new_process() -> ProcessPoolExecutor:
-    """Return a process that imports nothing but this file."""
-    return ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
-
-
 def compare(layer: Layer, engines: list[str], dtype: str, threads: int, rounds: int) -> dict[str, Any]:
     """Time the engines on a layer in interleaved rounds, compare their outputs, and time this engine's stages."""
-    outputs, times = {}, {}
-    with ExitStack() as stack:
-        processes = {name: stack.enter_context(new_process()) for name in engines}
-        for name, process in processes.items():
-            outputs[name], first = process.submit(prepare, name, layer, dtype, threads).result()
-            times[name] = [first] if first > BUDGET else []
-        for _ in range(rounds):
-            for name, process in processes.items():
-                if sum(times[name]) < BUDGET:
-                    times[name] += process.submit(take_turn).result()
+    arguments = {name: (operations, (name, layer, dtype, threads)) for name in engines}
+    outputs, times = (of_operation["forward"] for of_operation in race(arguments, rounds))
     with new_process() as process:
         profile = process.submit(measure_stages, layer, dtype, threads).result()
-    medians = {name: statistics.median(values) for name, values in times.items()}
-    ours = outputs.pop(OURS)
-    norm = np.linalg.norm(ours)
-    differences = {
-        name: float(np.linalg.norm(output.reshape(ours.shape) - ours) / norm) for name, output in outputs.items()
-    }
-    peer = min(outputs, key=lambda name: medians[name])
+    seconds = medians(times)
+    (ours,) = outputs.pop(OURS)
+    differences = {name: difference(ours, output) for name, (output,) in outputs.items()}
+    peer = min(outputs, key=seconds.__getitem__)
     return {
         "layer": layer.name,
         "kind": layer.kind,
         "threads": threads,
-        "seconds": medians,
+        "seconds": seconds,
         "samples": times,
         "differences": differences,
-        "outputs_agree": all(difference <= TOLERANCE[dtype] for difference in differences.values()),
+        "outputs_agree": all(value <= TOLERANCE[dtype] for value in differences.values()),
         "faster_peer": peer,
-        "ratio": medians[peer] / medians[OURS],
+        "ratio": seconds[peer] / seconds[OURS],
         **profile,
     }
-
-
-def table(header: list[str], rows: list[list[str]]) -> str:
-    """Return a table in Markdown that also reads well as it is; figures are in all columns but the first."""
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
-    aligned = [
-        [cells[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(cells[1:], widths[1:], strict=True))]
-        for cells in (header, rule, *rows)
-    ]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in aligned) + "\n"
 
 
 def ratio_table(results: list[dict], engines: list[str]) -> str:
@@ -380,7 +327,6 @@ def main() -> int:
 
     if os.getloadavg()[0] > 0.5:
         print("OTHER PROCESSES COMPUTE: ratios at more than 1 thread will mean little", file=sys.stderr)
-    os.environ["OMP_WAIT_POLICY"] = "passive"
     document: dict[str, Any] = {
         "dtype": args.dtype,
         "rounds": args.rounds,
@@ -391,7 +337,7 @@ def main() -> int:
         "results": [],
     }
     for threads in document["threads"]:
-        os.environ["OMP_NUM_THREADS"] = str(threads)
+        hold_threads(threads)
         for layer in layers:
             row = compare(layer, engines_for(layer, engines), args.dtype, threads, args.rounds)
             document["results"].append(row)

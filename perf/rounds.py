@@ -1,0 +1,107 @@
+"""What the benchmarks share: engines that take turns, each in a process of its own, and tables in Markdown.
+
+Idle threads of an engine do not spin, so that one computes at a time; in rounds, all see the same noise.
+"""
+
+import multiprocessing
+import os
+import statistics
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
+from typing import Any
+
+import numpy as np
+
+TURN = 0.3  # seconds of one engine's turn, or one call
+BUDGET = 10.0  # seconds of one engine on one operation: a slower one sits the other rounds out
+Operations = dict[str, Callable[[], Any]]
+
+_operations: Operations  # what the process times
+_repeats: dict[str, int]  # calls of a turn
+
+
+def seconds_of(function: Callable[[], Any]) -> float:
+    """Time one call, and the release of what it returns."""
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start
+
+
+def new_process() -> ProcessPoolExecutor:
+    """Return a process that imports nothing but the file of what it is given to do."""
+    return ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
+
+
+def hold_threads(threads: int) -> None:
+    """Set the environment of the processes to come: so many threads, and idle ones do not spin."""
+    os.environ["OMP_WAIT_POLICY"] = "passive"
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+
+
+def _arrays(output: Any) -> tuple[np.ndarray, ...]:
+    outputs = output if isinstance(output, tuple) else (output,)
+    return tuple(np.array(each.numpy() if hasattr(each, "numpy") else each) for each in outputs)
+
+
+def _prepare(make: Callable[..., Operations], arguments: tuple) -> dict[str, tuple[tuple[np.ndarray, ...], float]]:
+    """Make the operations of this process; return the output of each, and the time of a call as it warms up."""
+    global _operations, _repeats
+    _operations, _repeats, results = make(*arguments), {}, {}
+    for name, operation in _operations.items():
+        start = time.perf_counter()
+        output = _arrays(operation())
+        first = time.perf_counter() - start
+        if first < BUDGET:
+            first = seconds_of(operation)
+        _repeats[name] = 1 + min(20, int(TURN / first))
+        results[name] = output, first
+    return results
+
+
+def _take_turn(name: str) -> list[float]:
+    """Return the times of some calls; the first, on cold caches, does not count unless it is the only one."""
+    times = [seconds_of(_operations[name]) for _ in range(_repeats[name])]
+    return times[1:] or times
+
+
+def race(
+    engines: dict[str, tuple[Callable[..., Operations], tuple]], rounds: int
+) -> tuple[dict[str, dict[str, tuple[np.ndarray, ...]]], dict[str, dict[str, list[float]]]]:
+    """Time the operations of each engine, a function and its arguments; return outputs and times by operation."""
+    outputs: dict[str, dict] = {}
+    times: dict[str, dict] = {}
+    with ExitStack() as stack:
+        processes = {name: stack.enter_context(new_process()) for name in engines}
+        for name, process in processes.items():
+            for operation, (output, first) in process.submit(_prepare, *engines[name]).result().items():
+                outputs.setdefault(operation, {})[name] = output
+                times.setdefault(operation, {})[name] = [first] if first > BUDGET else []
+        for _ in range(rounds):
+            for operation, samples in times.items():
+                for name, process in processes.items():
+                    if name in samples and sum(samples[name]) < BUDGET:
+                        samples[name] += process.submit(_take_turn, operation).result()
+    return outputs, times
+
+
+def medians(times: dict[str, list[float]]) -> dict[str, float]:
+    """Return each engine's median time."""
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def difference(ours: np.ndarray, other: np.ndarray) -> float:
+    """Return the relative difference of two results in the 2-norm."""
+    return float(np.linalg.norm(other.reshape(ours.shape) - ours) / np.linalg.norm(ours))
+
+
+def table(header: list[str], rows: list[list[str]]) -> str:
+    """Return a table in Markdown that also reads well as it is; figures are in all columns but the first."""
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
+    aligned = [
+        [cells[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(cells[1:], widths[1:], strict=True))]
+        for cells in (header, rule, *rows)
+    ]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in aligned) + "\n"
