@@ -149,7 +149,7 @@ class Choice:
     shares: int = 1
 
     @classmethod
-    def of(cls, geometry: ConvGeometry, name: str, grid: TileGrid, direction: str, dtype: np.dtype) -> "Choice":
+    def of(cls, geometry: ConvGeometry, name: str, grid: TileGrid, dtype: np.dtype) -> "Choice":
         """Return the choice with all but its blocking."""
         height, width = grid.vertical.tile, grid.horizontal.tile
         filters, channels = geometry.weight_size[:2]
@@ -157,9 +157,7 @@ class Choice:
         layout = LAYOUTS[name](dtype.type, height, width)
         lanes = layout.lanes
         units = -(-grid.tiles // lanes)
-        tile = lanes * height * layout.pitch * dtype.itemsize if direction == "grad_input" else 0
-        inputs = depth * geometry.groups
-        unit = layout.steps * (step_stride(inputs) + step_stride(filters)) + inputs * tile
+        unit = layout.steps * (step_stride(depth * geometry.groups) + step_stride(filters))
         lane_filters = geometry.groups * -(-filters // geometry.groups // lanes) * lanes
         weight = lane_filters // lanes * layout.steps * step_stride(depth)
         return cls(name, grid, dtype, layout, units, unit, weight, lane_filters, block_units=0)
@@ -195,7 +193,7 @@ def choices(
 ) -> Iterator[Choice]:
     """Yield what to choose from, as far as it fits the scratch limit."""
     for name, grid in _candidates(geometry, transform, tile):
-        choice = Choice.of(geometry, name, grid, direction, dtype)
+        choice = Choice.of(geometry, name, grid, dtype)
         fused = choice.fuse(geometry, limit) if direction == "forward" else None
         if fused:
             yield fused

@@ -32,8 +32,8 @@ _RECORD = np.dtype(
             for array in ("input", "weight", "output")
             for name in ("spectra", "unit", "step_bytes")  # address, and bytes from one to the next
         ),
-        # of grad_input: inverse transforms, `unit_tiles` bytes for each unit and channel; strips of a channel
-        *((name, np.int64) for name in ("tiles", "unit_tiles", "strips")),
+        # of grad_input: parts of the tiles, and whether a part clears the gradient before it adds tiles
+        *((name, np.int64) for name in ("parts", "clear")),
         # the transform; of `scratch`, `slot` bytes are a thread's: the tiles of a unit, `tile` bytes each with rows of
         # `pitch` scalars, `work` bytes behind them the transform's work, and a cache line for the factors of a row
         *((name, np.int64) for name in ("forward", "inverse", "context", "scratch", "slot", "tile", "pitch", "work")),
@@ -227,14 +227,9 @@ class Call:
         units = self.block_units
         return self._spectra("input", units, self.depth, True), self._spectra("output", units, self.filters, True)
 
-    def weight_spectra(self) -> Spectra:
-        """Make room for the spectra of all kernels, which may outlive the call."""
-        return self._spectra("weight", self.groups * self.group_units, self.group_depth, False)
-
-    def block_tiles(self) -> None:
-        """Make room for the tiles of `grad_input`."""
-        self.record["unit_tiles"] = unit_tiles = self.lanes * int(self.record["tile"])
-        self._borrow("tiles", self.block_units * self.depth * unit_tiles)
+    def weight_spectra(self, borrow: bool = False) -> Spectra:
+        """Make room for the spectra of all kernels, which outlive the call unless it is borrowed."""
+        return self._spectra("weight", self.groups * self.group_units, self.group_depth, borrow)
 
     def tile_matrix(self, spectra: Spectra, group_channels: int, row: str, column: str) -> Matrix:
         """Return spectra of tiles as an operand; `row` and `column` name the index that each of its indices is."""

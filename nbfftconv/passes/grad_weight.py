@@ -7,7 +7,7 @@ kept.
 import numpy as np
 
 from nbfftconv import simd
-from nbfftconv.accumulate import add_conjugate_product
+from nbfftconv.accumulate import conjugate_product
 from nbfftconv.geometry import ConvGeometry
 from nbfftconv.passes.call import Call, stage
 from nbfftconv.passes.spectra import channel_position, filter_of, input_to_spectra, output_to_spectra
@@ -62,8 +62,7 @@ def grad_weight(
     """
     with Call(plan, geometry) as call:
         input_spectra, output_spectra = call.block_spectra()
-        weight_spectra = call.weight_spectra()
-        weight_spectra.array[...] = 0
+        weight_spectra = call.weight_spectra(borrow=True)
         call.point("input", input)
         call.point("output", grad_output)
         call.point("weight", result)
@@ -75,6 +74,6 @@ def grad_weight(
             input_to_spectra(call, units)
             output_to_spectra(call, units)
             shape = call.groups, call.group_filters, call.group_depth, units, call.steps
-            add_conjugate_product(g, x, w, shape, call.slots)
+            conjugate_product(g, x, w, shape, call.slots, add=call.record["first_unit"] > 0)
         call.run(_spectra_to_weight, call.groups * call.group_units * call.group_depth)
         return call.met_outliers

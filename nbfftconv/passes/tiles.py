@@ -80,14 +80,20 @@ def _write(v, source, pitch, target, row, rows, count, factors, relu, stream):
                 write(clip, store)
 
 
-def _add(v, source, target, begin, end, vectors):
-    def step(source, target, first):
+def _add(v, source, pitch, target, row, rows, begin, end, vectors, scale):
+    size, factor = v.integer(VECTOR_BYTES), v.broadcast(scale)
+
+    def column(source, target, first):
         mask = v.between(first, begin, end)
-        v.store_some(v.plus(v.load_some(target, mask), v.load(source)), target, mask)
-        size = v.integer(VECTOR_BYTES)
+
+        def samples(source, target):
+            v.store_some(v.multiply_add(v.load(source), factor, v.load_some(target, mask)), target, mask)
+            return [v.add(source, pitch), v.add(target, row)]
+
+        v.repeat(rows, [source, target], samples)
         return [v.add(source, size), v.add(target, size), v.add(first, v.integer(v.lanes))]
 
-    v.repeat(vectors, [source, target, v.integer(0)], step)
+    v.repeat(vectors, [source, target, v.integer(0)], column)
 
 
 #: ``(source, row, target, pitch, above, inside, below, begin, end, vectors, ahead, largest)``: whole vectors of a tile
@@ -101,5 +107,6 @@ copy_tile = simd.kernel(_copy, "copy_tile", 7)
 #: times factors[0], plus factors[1], clipped if `relu` is 1; past the caches if `stream` is 1. Whole lines are written,
 #: so that none is read before: on one core 20 GB/s instead of 8.
 write_rows = simd.kernel(_write, "write_rows", 9)
-#: ``(source, target, begin, end, vectors)``: a row, target += source for begin .. end - 1.
-add_row = simd.kernel(_add, "add_row", 5)
+#: ``(source, pitch, target, row, rows, begin, end, vectors, scale)``: samples begin .. end - 1 of `rows` rows, added
+#: times the scalar at `scale`.
+add_tile = simd.kernel(_add, "add_tile", 9)
