@@ -22,6 +22,7 @@ import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -42,6 +43,7 @@ _SIDES = {"codelet": codelets.SIDES, "planar": planar.SIDES}
 # cache for the next. If those of the kernels, read once a block, are larger, as large, but not more than the limit.
 _BLOCK_BYTES = 24 * 2**20
 _LARGEST_BLOCK_BYTES = 96 * 2**20
+_LARGEST_SUMMED_BYTES = 160 * 2**20
 #: The largest tile side that is tried, unless the kernel or the caller asks for more.
 LARGEST_TILE = 512
 
@@ -70,6 +72,8 @@ _READ_RATE = 6 / 25
 _WRITE_RATE = 8 / 25
 _SPECTRA_RATE = 8 / 25
 _STREAM_RATE = 33 / 25
+# Products of so many units of tiles take as long as the sums over their lanes.
+_LANE_SUMS = 2
 # Scalars of input and output of direct convolution.
 _DENSE_MOVE_RATE = 5 / 25
 _WINDOW_MOVE_RATE = 4 / 25
@@ -167,9 +171,12 @@ class Choice:
         """Blocks of units."""
         return -(-self.units // self.block_units)
 
-    def staged(self, limit: int) -> "Choice":
+    def staged(self, direction: str, limit: int) -> "Choice":
         """Stage after stage, each over as many units as fit the limits."""
-        size = min(limit, max(_BLOCK_BYTES, min(self.weight, _LARGEST_BLOCK_BYTES)))
+        streamed = min(self.weight, _LARGEST_BLOCK_BYTES)
+        if direction == "grad_weight":  # read and written, and summed up over lanes, with every block
+            streamed = min(4 * self.weight, _LARGEST_SUMMED_BYTES)
+        size = min(limit, max(_BLOCK_BYTES, streamed))
         units = max(1, min(self.units, size // self.unit))
         blocks = max(1, -(-self.units // units))
         units = max(1, -(-self.units // blocks))
@@ -198,7 +205,7 @@ def choices(
         if fused:
             yield fused
         if choice.unit <= limit:
-            yield choice.staged(limit)
+            yield choice.staged(direction, limit)
 
 
 def _tile_sides(outputs: int, taps: int) -> list[int]:
@@ -256,9 +263,18 @@ def _whole(count: int, block: int) -> int:
     return -(-count // block) * block
 
 
+class FftCost(NamedTuple):
+    """Seconds of a choice: the input, output and kernels to spectra or back, the products, and what is fixed."""
+
+    input: float
+    output: float
+    weight: float
+    rest: float
+
+
 def fft_cost(
     geometry: ConvGeometry, choice: Choice, direction: str, weight_is_transformed: bool, machine: Machine
-) -> float:
+) -> FftCost:
     """Return the seconds of a choice."""
     grid, layout = choice.grid, choice.layout
     height, width = grid.vertical.tile, grid.horizontal.tile
@@ -278,25 +294,26 @@ def fft_cost(
     transform *= slow / machine.flops
     transform += _TILE_ROW * height + _TRANSFORM_CALL / layout.lanes
     tiles = choice.units * layout.lanes
-    inputs = depth * geometry.groups
-    transforms = tiles * (inputs * choice.shares + filters)
-    if not weight_is_transformed or direction == "grad_weight":
-        transforms += choice.lane_filters * depth
     spectrum = layout.steps * COMPLEX_BYTES  # of a unit
+    through_cache = 0 if choice.fused else choice.units * spectrum / (machine.bandwidth * _SPECTRA_RATE)
+
+    def both_ways(channels: int, size: tuple[int, ...], rate: float, times: int = 1) -> float:
+        moved = times * itemsize * math.prod(size) / (machine.bandwidth * rate)
+        return times * channels * tiles * transform + moved + channels * through_cache
+
     multiply_adds = layout.steps * lanes * choice.units * filters * depth
     products = 8 * multiply_adds * slow / (machine.flops * _PRODUCT_RATES[choice.name])
-    # One unit of tiles leaves registers empty.
-    products *= 1 + 0.2 / choice.block_units
-    read, written = (itemsize * math.prod(size) for size in (geometry.input_size, geometry.output_size))
-    through_cache = 0 if choice.fused else choice.units * spectrum * (inputs + filters)
-    return (
-        transforms * transform
-        + products
-        + (read * choice.shares) / (machine.bandwidth * _READ_RATE)
-        + written / (machine.bandwidth * _WRITE_RATE)
-        + through_cache / (machine.bandwidth * _SPECTRA_RATE)
-        + choice.weight * choice.blocks / (machine.bandwidth * _STREAM_RATE)
-        + (0 if weight_is_transformed else choice.weight / (machine.bandwidth * _SPECTRA_RATE))
-        + _BLOCK * (1 if choice.fused else choice.blocks)
-        + _FFT_CALL
+    # One unit of tiles leaves registers empty, or the sums over the lanes of few tiles take as long as the products.
+    is_reduced = direction == "grad_weight" and layout.lanes > 1
+    products *= 1 + (_LANE_SUMS if is_reduced else 0.2) / choice.block_units
+    streamed = choice.weight * choice.blocks / (machine.bandwidth * _STREAM_RATE)
+    weight = 0.0
+    if not weight_is_transformed or direction == "grad_weight":
+        weight = choice.lane_filters * depth * transform + choice.weight / (machine.bandwidth * _SPECTRA_RATE)
+    blocks = _BLOCK * (1 if choice.fused else choice.blocks)
+    return FftCost(
+        both_ways(depth * geometry.groups, geometry.input_size, _READ_RATE, choice.shares),
+        both_ways(filters, geometry.output_size, _WRITE_RATE),
+        weight,
+        products + (2 if direction == "grad_weight" else 1) * streamed + blocks + _FFT_CALL,
     )

@@ -10,6 +10,7 @@ import numpy as np
 
 from nbfftconv import direct, outliers
 from nbfftconv.geometry import ConvGeometry
+from nbfftconv.passes.backward import backward as fft_backward
 from nbfftconv.passes.call import Spectra
 from nbfftconv.passes.forward import forward as fft_forward
 from nbfftconv.passes.grad_input import grad_input as fft_grad_input
@@ -39,6 +40,14 @@ class Kernels:
         return cls(weight, *transform_weight(plan, weight))
 
 
+@dataclass(frozen=True)
+class KeptInput:
+    """The input's spectra, kept for the backward pass, and whether outliers were taken as zero."""
+
+    spectra: Spectra
+    has_outliers: bool
+
+
 def forward(
     plan: ConvPlan,
     geometry: ConvGeometry,
@@ -47,14 +56,19 @@ def forward(
     bias: np.ndarray | None,
     relu: bool,
     output: np.ndarray,
-) -> None:
-    """Convolve `input` into `output`, add the bias, and clip negative values if `relu`."""
+    keep: bool = False,
+) -> KeptInput | None:
+    """Convolve `input` into `output`, add the bias, and clip negative values if `relu`.
+
+    With `keep`, return the input's spectra; `plan` is then one of a step that shares them.
+    """
     if plan.algorithm == "direct":
         direct.forward(geometry, input, kernels.weight, kernels.packed, bias, relu, output)
-        return
-    has_outliers = fft_forward(plan, geometry, input, kernels.spectra, bias, relu, output) or kernels.has_outliers
-    if not has_outliers:
-        return
+        return None
+    has_outliers, spectra = fft_forward(plan, geometry, input, kernels.spectra, bias, relu, output, keep)
+    kept = KeptInput(spectra, has_outliers) if keep else None
+    if not (has_outliers or kernels.has_outliers):
+        return kept
     if relu:  # what is to be added comes before the clipping
         fft_forward(plan, geometry, input, kernels.spectra, bias, False, output)
     with np.errstate(all="ignore"):
@@ -62,6 +76,7 @@ def forward(
             direct.forward(geometry, input, kernels.weight, kernels.packed, bias, relu, output)
         elif relu:
             np.maximum(output, 0, out=output)
+    return kept
 
 
 def grad_input(
@@ -71,8 +86,13 @@ def grad_input(
     if plan.algorithm == "direct":
         direct.grad_input(geometry, result, kernels.weight, grad_output)
         return
-    has_outliers = fft_grad_input(plan, geometry, kernels.spectra, grad_output, result) or kernels.has_outliers
-    if has_outliers and not outliers.correct_grad_input(geometry, result, kernels.weight, grad_output):
+    if fft_grad_input(plan, geometry, kernels.spectra, grad_output, result) or kernels.has_outliers:
+        _correct_grad_input(geometry, kernels, grad_output, result)
+
+
+def _correct_grad_input(geometry: ConvGeometry, kernels: Kernels, grad_output: np.ndarray, result: np.ndarray) -> None:
+    """Add the products of outliers."""
+    if not outliers.correct_grad_input(geometry, result, kernels.weight, grad_output):
         direct.grad_input(geometry, result, kernels.weight, grad_output)
 
 
@@ -82,7 +102,37 @@ def grad_weight(
     """Compute the gradient with respect to the kernels into `result`."""
     if plan.algorithm == "direct":
         direct.grad_weight(geometry, input, result, grad_output)
-        return
-    has_outliers = fft_grad_weight(plan, geometry, input, grad_output, result)
-    if has_outliers and not outliers.correct_grad_weight(geometry, input, result, grad_output):
+    elif fft_grad_weight(plan, geometry, input, grad_output, result):
+        _correct_grad_weight(geometry, input, grad_output, result)
+
+
+def _correct_grad_weight(
+    geometry: ConvGeometry, input: np.ndarray, grad_output: np.ndarray, result: np.ndarray
+) -> None:
+    """Add the products of outliers."""
+    if not outliers.correct_grad_weight(geometry, input, result, grad_output):
         direct.grad_weight(geometry, input, result, grad_output)
+
+
+def backward(
+    plan: ConvPlan,
+    geometry: ConvGeometry,
+    input: np.ndarray,
+    kept: KeptInput | None,
+    kernels: Kernels,
+    grad_output: np.ndarray,
+    grad_input: np.ndarray,
+    grad_weight: np.ndarray,
+) -> np.ndarray:
+    """Compute the gradients with respect to input and kernels, and return that with respect to the bias, in float64.
+
+    `plan` is one of a step that shares spectra.
+    """
+    has_outliers, grad_bias = fft_backward(
+        plan, geometry, input, kept and kept.spectra, kernels.spectra, grad_output, grad_input, grad_weight
+    )
+    if has_outliers or kernels.has_outliers:
+        _correct_grad_input(geometry, kernels, grad_output, grad_input)
+    if has_outliers or (kept is not None and kept.has_outliers):
+        _correct_grad_weight(geometry, input, grad_output, grad_weight)
+    return grad_output.sum(axis=(0, 2, 3), dtype=np.float64) if has_outliers else grad_bias

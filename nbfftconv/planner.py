@@ -284,4 +284,4 @@ def _costed(
     """Yield what fits the limits of memory, with its cost."""
     for choice in choices(geometry, direction, dtype, transform, tile, limit):
         if choice.weight <= WEIGHT_SPECTRA_LIMIT or algorithm != "auto":
-            yield fft_cost(geometry, choice, direction, weight_is_transformed, machine), choice
+            yield sum(fft_cost(geometry, choice, direction, weight_is_transformed, machine)), choice

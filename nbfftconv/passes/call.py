@@ -74,6 +74,10 @@ class Spectra:
     unit: int
     step: int
 
+    def from_unit(self, first: int) -> "Spectra":
+        """Return the spectra without those of the first units."""
+        return Spectra(self.array[first * self.unit // self.array.itemsize :], self.unit, self.step)
+
 
 class Call:
     """One pass under way: its record, and what keeps the record's addresses alive. A context manager.
@@ -146,7 +150,7 @@ class Call:
         """Describe the spectra of a fused pass in a thread's memory from `begin`; return their bytes."""
         record, units = self.record, self.block_units
         record["steps"], record["block_units"] = self.steps, units
-        record["units"] = -(-self.plan.grid.tiles // self.lanes)
+        record["units"] = self.all_units
         record["share"] = share = filters_of_share(self.group_filters, self.group_depth, self.lanes)
         rows = min(ROWS, share)
         sizes = []
@@ -156,6 +160,16 @@ class Call:
             record[f"{name}_unit"] = unit = self.steps * step_stride(channels)
             sizes.append(units * unit)
         return sum(sizes)
+
+    @property
+    def all_units(self) -> int:
+        """Units of tiles of the batch."""
+        return -(-self.plan.grid.tiles // self.lanes)
+
+    @property
+    def first_unit(self) -> int:
+        """First unit of the block under way."""
+        return int(self.record["first_unit"])
 
     @property
     def fused_items(self) -> int:
@@ -210,26 +224,29 @@ class Call:
         slots = self.transform_slots if transforms else self.slots
         threads.run(stage.address(self.real), self.record.ctypes.data, items, slots)
 
-    def _spectra(self, name: str, units: int, channels: int, borrow: bool) -> Spectra:
+    def _spectra(self, name: str, units: int, channels: int, is_kept: bool) -> Spectra:
         """Make room for the "input", "weight" or "output" spectra of some units and channels."""
         step = step_stride(channels)
         unit = self.steps * step
-        if borrow:
-            array = self._borrow(f"{name}_spectra", units * unit)
+        if is_kept:
+            array = scratch.lend(units * unit).view(self.plan.dtype)
         else:
-            array = scratch.aligned(units * unit).view(self.plan.dtype)
+            array = self._borrow(f"{name}_spectra", units * unit)
         spectra = Spectra(array, unit, step)
         self.use_spectra(name, spectra)
         return spectra
 
-    def block_spectra(self) -> tuple[Spectra, Spectra]:
-        """Make room for the input's and the output's spectra of a block of tiles."""
-        units = self.block_units
-        return self._spectra("input", units, self.depth, True), self._spectra("output", units, self.filters, True)
+    def input_spectra(self, is_kept: bool = False) -> Spectra:
+        """Make room for the input's spectra of a block of tiles, or, to outlive the call, of all tiles."""
+        return self._spectra("input", self.all_units if is_kept else self.block_units, self.depth, is_kept)
 
-    def weight_spectra(self, borrow: bool = False) -> Spectra:
-        """Make room for the spectra of all kernels, which outlive the call unless it is borrowed."""
-        return self._spectra("weight", self.groups * self.group_units, self.group_depth, borrow)
+    def output_spectra(self) -> Spectra:
+        """Make room for the output's spectra of a block of tiles."""
+        return self._spectra("output", self.block_units, self.filters, is_kept=False)
+
+    def weight_spectra(self, is_kept: bool = False) -> Spectra:
+        """Make room for the spectra of all kernels, to outlive the call if `is_kept`."""
+        return self._spectra("weight", self.groups * self.group_units, self.group_depth, is_kept)
 
     def tile_matrix(self, spectra: Spectra, group_channels: int, row: str, column: str) -> Matrix:
         """Return spectra of tiles as an operand; `row` and `column` name the index that each of its indices is."""
@@ -258,8 +275,7 @@ class Call:
 
     def blocks(self) -> Iterator[int]:
         """Set the record to one block of tiles after the other, yielding the number of its units."""
-        all_units = -(-self.plan.grid.tiles // self.lanes)
-        for first in range(0, all_units, self.block_units):
-            units = min(self.block_units, all_units - first)
+        for first in range(0, self.all_units, self.block_units):
+            units = min(self.block_units, self.all_units - first)
             self.record["first_unit"], self.record["units"] = first, units
             yield units

@@ -97,6 +97,35 @@ def _add(real):
 _spectra_to_input = stage(_add)
 
 
+def begin(call: Call, result: np.ndarray) -> None:
+    """Make `result` ready for tiles to be added."""
+    vertical, horizontal = call.plan.grid.vertical, call.plan.grid.horizontal
+    call.record["clear"] = are_neighbours = vertical.input_step == horizontal.input_step == 1
+    if not are_neighbours:  # of samples that are apart, a pixel is one tile row's after another's, or none's
+        result[...] = 0
+
+
+def add(
+    call: Call,
+    weight_spectra: Spectra,
+    output_spectra: Spectra,
+    input_spectra: Spectra,
+    units: int,
+    result: np.ndarray,
+) -> None:
+    """Add a block of tiles to `result`; the spectra of its gradient are left in `input_spectra`."""
+    w = call.weight_matrix(weight_spectra, filter_axis="column")
+    g = call.tile_matrix(output_spectra, call.group_filters, row="unit", column="channel")
+    x = call.tile_matrix(input_spectra, call.group_depth, row="channel", column="unit")
+    shape = call.groups, call.group_depth, units, call.group_filters, call.steps
+    product(w, g, x, shape, call.slots)
+    call.use_spectra("input", input_spectra)
+    call.point("input", result)
+    rows = -(-units * call.lanes // call.plan.grid.horizontal.count)
+    call.record["parts"] = parts = min(rows, -(-_ITEMS // call.depth))
+    call.run(_spectra_to_input, call.depth * parts)
+
+
 def grad_input(
     plan: ConvPlan,
     geometry: ConvGeometry,
@@ -109,22 +138,10 @@ def grad_input(
     Parameters are as in `nbfftconv.passes.forward.forward`.
     """
     with Call(plan, geometry) as call:
-        input_spectra, output_spectra = call.block_spectra()
-        call.point("input", result)
+        output_spectra, input_spectra = call.output_spectra(), call.input_spectra()
         call.point("output", grad_output)
-        vertical, horizontal = plan.grid.vertical, plan.grid.horizontal
-        call.record["clear"] = are_neighbours = vertical.input_step == horizontal.input_step == 1
-        if not are_neighbours:  # of samples that are apart, a pixel is one tile row's after another's, or none's
-            result[...] = 0
-
-        w = call.weight_matrix(weight_spectra, filter_axis="column")
-        g = call.tile_matrix(output_spectra, call.group_filters, row="unit", column="channel")
-        x = call.tile_matrix(input_spectra, call.group_depth, row="channel", column="unit")
+        begin(call, result)
         for units in call.blocks():
             output_to_spectra(call, units)
-            shape = call.groups, call.group_depth, units, call.group_filters, call.steps
-            product(w, g, x, shape, call.slots)
-            rows = -(-units * call.lanes // horizontal.count)
-            call.record["parts"] = parts = min(rows, -(-_ITEMS // call.depth))
-            call.run(_spectra_to_input, call.depth * parts)
+            add(call, weight_spectra, output_spectra, input_spectra, units, result)
         return call.met_outliers

@@ -215,7 +215,7 @@ def transform_weight(plan: ConvPlan, weight: np.ndarray) -> tuple[Spectra, bool]
     `weight` is C-contiguous, of the plan's dtype and size.
     """
     with Call(plan, plan.geometry) as call:
-        spectra = call.weight_spectra()
+        spectra = call.weight_spectra(is_kept=True)
         call.point("weight", weight)
         call.run(_weight_to_spectra, call.groups * call.group_units * call.group_depth)
         return spectra, call.met_outliers
