@@ -117,6 +117,8 @@ class Choice:
 
     Attributes
     ----------
+    geometry : ConvGeometry
+    direction : str
     name : str
     grid : TileGrid
     dtype : numpy.dtype
@@ -136,6 +138,8 @@ class Choice:
         Parts of a group's filters for each of which the input is transformed anew.
     """
 
+    geometry: ConvGeometry
+    direction: str
     name: str
     grid: TileGrid
     dtype: np.dtype
@@ -162,7 +166,7 @@ class Choice:
         unit = layout.steps * (step_stride(inputs) + step_stride(filters)) + inputs * tile
         lane_filters = geometry.groups * -(-filters // geometry.groups // lanes) * lanes
         weight = lane_filters // lanes * layout.steps * step_stride(depth)
-        return cls(name, grid, dtype, layout, units, unit, weight, lane_filters, block_units=0)
+        return cls(geometry, direction, name, grid, dtype, layout, units, unit, weight, lane_filters, block_units=0)
 
     @property
     def blocks(self) -> int:
@@ -177,9 +181,10 @@ class Choice:
         units = max(1, -(-self.units // blocks))
         return dataclasses.replace(self, block_units=units)
 
-    def fuse(self, geometry: ConvGeometry, limit: int) -> "Choice | None":
+    def fuse(self, limit: int) -> "Choice | None":
         """All stages of a block by one thread, if one fits a core's cache."""
-        filters, depth = geometry.weight_size[0] // geometry.groups, geometry.weight_size[1] * self.grid.channel_phases
+        filters, channels = self.geometry.weight_size[0] // self.geometry.groups, self.geometry.weight_size[1]
+        depth = channels * self.grid.channel_phases
         share = filters_of_share(filters, depth, self.layout.lanes)
         unit = self.layout.steps * (step_stride(depth) + step_stride(min(ROWS, share)))
         tiles = 2 * self.layout.lanes * self.grid.vertical.tile * self.layout.pitch * self.dtype.itemsize
@@ -196,7 +201,7 @@ def choices(
     """Yield what to choose from, as far as it fits the scratch limit."""
     for name, grid in _candidates(geometry, transform, tile):
         choice = Choice.of(geometry, name, grid, direction, dtype)
-        fused = choice.fuse(geometry, limit) if direction == "forward" else None
+        fused = choice.fuse(limit) if direction == "forward" else None
         if fused:
             yield fused
         if choice.unit <= limit:
@@ -258,11 +263,9 @@ def _whole(count: int, block: int) -> int:
     return -(-count // block) * block
 
 
-def fft_cost(
-    geometry: ConvGeometry, choice: Choice, direction: str, weight_is_transformed: bool, machine: Machine
-) -> float:
+def fft_cost(choice: Choice, weight_is_transformed: bool, machine: Machine) -> float:
     """Return the seconds of a choice."""
-    grid, layout = choice.grid, choice.layout
+    geometry, direction, grid, layout = choice.geometry, choice.direction, choice.grid, choice.layout
     height, width = grid.vertical.tile, grid.horizontal.tile
     itemsize = choice.dtype.itemsize
     lanes = simd.lanes(choice.dtype.type)
