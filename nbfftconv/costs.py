@@ -121,6 +121,8 @@ class Choice:
 
     Attributes
     ----------
+    geometry : ConvGeometry
+    direction : str
     name : str
     grid : TileGrid
     dtype : numpy.dtype
@@ -140,6 +142,8 @@ class Choice:
         Parts of a group's filters for each of which the input is transformed anew.
     """
 
+    geometry: ConvGeometry
+    direction: str
     name: str
     grid: TileGrid
     dtype: np.dtype
@@ -153,7 +157,7 @@ class Choice:
     shares: int = 1
 
     @classmethod
-    def of(cls, geometry: ConvGeometry, name: str, grid: TileGrid, dtype: np.dtype) -> "Choice":
+    def of(cls, geometry: ConvGeometry, direction: str, name: str, grid: TileGrid, dtype: np.dtype) -> "Choice":
         """Return the choice with all but its blocking."""
         height, width = grid.vertical.tile, grid.horizontal.tile
         filters, channels = geometry.weight_size[:2]
@@ -164,17 +168,17 @@ class Choice:
         unit = layout.steps * (step_stride(depth * geometry.groups) + step_stride(filters))
         lane_filters = geometry.groups * -(-filters // geometry.groups // lanes) * lanes
         weight = lane_filters // lanes * layout.steps * step_stride(depth)
-        return cls(name, grid, dtype, layout, units, unit, weight, lane_filters, block_units=0)
+        return cls(geometry, direction, name, grid, dtype, layout, units, unit, weight, lane_filters, block_units=0)
 
     @property
     def blocks(self) -> int:
         """Blocks of units."""
         return -(-self.units // self.block_units)
 
-    def staged(self, direction: str, limit: int) -> "Choice":
+    def staged(self, limit: int) -> "Choice":
         """Stage after stage, each over as many units as fit the limits."""
         streamed = min(self.weight, _LARGEST_BLOCK_BYTES)
-        if direction == "grad_weight":  # read and written, and summed up over lanes, with every block
+        if self.direction == "grad_weight":  # read and written, and summed up over lanes, with every block
             streamed = min(4 * self.weight, _LARGEST_SUMMED_BYTES)
         size = min(limit, max(_BLOCK_BYTES, streamed))
         units = max(1, min(self.units, size // self.unit))
@@ -182,9 +186,10 @@ class Choice:
         units = max(1, -(-self.units // blocks))
         return dataclasses.replace(self, block_units=units)
 
-    def fuse(self, geometry: ConvGeometry, limit: int) -> "Choice | None":
+    def fuse(self, limit: int) -> "Choice | None":
         """All stages of a block by one thread, if one fits a core's cache."""
-        filters, depth = geometry.weight_size[0] // geometry.groups, geometry.weight_size[1] * self.grid.channel_phases
+        filters, channels = self.geometry.weight_size[0] // self.geometry.groups, self.geometry.weight_size[1]
+        depth = channels * self.grid.channel_phases
         share = filters_of_share(filters, depth, self.layout.lanes)
         unit = self.layout.steps * (step_stride(depth) + step_stride(min(ROWS, share)))
         tiles = 2 * self.layout.lanes * self.grid.vertical.tile * self.layout.pitch * self.dtype.itemsize
@@ -200,12 +205,12 @@ def choices(
 ) -> Iterator[Choice]:
     """Yield what to choose from, as far as it fits the scratch limit."""
     for name, grid in _candidates(geometry, transform, tile):
-        choice = Choice.of(geometry, name, grid, dtype)
-        fused = choice.fuse(geometry, limit) if direction == "forward" else None
+        choice = Choice.of(geometry, direction, name, grid, dtype)
+        fused = choice.fuse(limit) if direction == "forward" else None
         if fused:
             yield fused
         if choice.unit <= limit:
-            yield choice.staged(direction, limit)
+            yield choice.staged(limit)
 
 
 def _tile_sides(outputs: int, taps: int) -> list[int]:
@@ -272,11 +277,9 @@ class FftCost(NamedTuple):
     rest: float
 
 
-def fft_cost(
-    geometry: ConvGeometry, choice: Choice, direction: str, weight_is_transformed: bool, machine: Machine
-) -> FftCost:
+def fft_cost(choice: Choice, weight_is_transformed: bool, machine: Machine) -> FftCost:
     """Return the seconds of a choice."""
-    grid, layout = choice.grid, choice.layout
+    geometry, direction, grid, layout = choice.geometry, choice.direction, choice.grid, choice.layout
     height, width = grid.vertical.tile, grid.horizontal.tile
     itemsize = choice.dtype.itemsize
     lanes = simd.lanes(choice.dtype.type)

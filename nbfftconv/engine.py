@@ -17,23 +17,31 @@ from nbfftconv.passes.grad_input import grad_input as fft_grad_input
 from nbfftconv.passes.grad_weight import grad_weight as fft_grad_weight
 from nbfftconv.passes.spectra import transform_weight
 from nbfftconv.plan import ConvPlan
+from nbfftconv.transpose import transpose
 
 
 @dataclass(frozen=True)
 class Kernels:
     """Kernels as a plan needs them: with their spectra for its tiles, or in the order that direct convolution reads.
 
-    Where direct convolution reads them as they are, `packed` is None.
+    Where direct convolution reads them as they are, `packed` is None. For a plan with a transposed one, `transposed`
+    has the kernels that this one needs, unless its direct convolution would multiply values that are not finite by the
+    zeros of its padding, which are not in the gradient.
     """
 
     weight: np.ndarray
     spectra: Spectra | None = None
     has_outliers: bool = False
     packed: np.ndarray | None = None
+    transposed: "Kernels | None" = None
 
     @classmethod
     def of(cls, plan: ConvPlan, weight: np.ndarray) -> "Kernels":
-        """Transform or pack `weight` for `plan`."""
+        """Transpose, transform or pack `weight` for `plan`."""
+        if plan.transposed is not None:
+            if plan.algorithm == "direct" and not np.isfinite(weight).all():
+                return cls(weight)
+            return cls(weight, transposed=cls.of(plan.transposed, transpose(weight, plan.geometry.groups)))
         if plan.algorithm == "direct":
             is_read_packed = plan.direction == "forward"
             return cls(weight, packed=direct.pack(plan.geometry, weight) if is_read_packed else None)
@@ -46,6 +54,24 @@ class KeptInput:
 
     spectra: Spectra
     has_outliers: bool
+
+
+def _convolve(
+    plan: ConvPlan,
+    geometry: ConvGeometry,
+    input: np.ndarray,
+    kernels: Kernels,
+    bias: np.ndarray | None,
+    relu: bool,
+    output: np.ndarray,
+    keep: bool = False,
+) -> tuple[bool, KeptInput | None]:
+    """Convolve as `forward`; tell whether outliers were taken as zero."""
+    if plan.algorithm == "direct":
+        direct.forward(geometry, input, kernels.weight, kernels.packed, bias, relu, output)
+        return False, None
+    has_outliers, spectra = fft_forward(plan, geometry, input, kernels.spectra, bias, relu, output, keep)
+    return has_outliers or kernels.has_outliers, KeptInput(spectra, has_outliers) if keep else None
 
 
 def forward(
@@ -62,12 +88,8 @@ def forward(
 
     With `keep`, return the input's spectra; `plan` is then one of a step that shares them.
     """
-    if plan.algorithm == "direct":
-        direct.forward(geometry, input, kernels.weight, kernels.packed, bias, relu, output)
-        return None
-    has_outliers, spectra = fft_forward(plan, geometry, input, kernels.spectra, bias, relu, output, keep)
-    kept = KeptInput(spectra, has_outliers) if keep else None
-    if not (has_outliers or kernels.has_outliers):
+    has_outliers, kept = _convolve(plan, geometry, input, kernels, bias, relu, output, keep)
+    if not has_outliers:
         return kept
     if relu:  # what is to be added comes before the clipping
         fft_forward(plan, geometry, input, kernels.spectra, bias, False, output)
@@ -83,10 +105,17 @@ def grad_input(
     plan: ConvPlan, geometry: ConvGeometry, kernels: Kernels, grad_output: np.ndarray, result: np.ndarray
 ) -> None:
     """Compute the gradient with respect to the input into `result`."""
-    if plan.algorithm == "direct":
+    transposed = kernels.transposed
+    if transposed is not None:
+        forward_plan = plan.transposed.resized(geometry.transposed())
+        pass_geometry = forward_plan.geometry
+        has_outliers, _ = _convolve(forward_plan, pass_geometry, grad_output, transposed, None, False, result)
+    elif plan.algorithm == "direct":
         direct.grad_input(geometry, result, kernels.weight, grad_output)
         return
-    if fft_grad_input(plan, geometry, kernels.spectra, grad_output, result) or kernels.has_outliers:
+    else:
+        has_outliers = fft_grad_input(plan, geometry, kernels.spectra, grad_output, result) or kernels.has_outliers
+    if has_outliers:
         _correct_grad_input(geometry, kernels, grad_output, result)
 
 

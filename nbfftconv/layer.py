@@ -193,7 +193,7 @@ def _frozen(array: np.ndarray) -> np.ndarray:
 
 def _transformed(cache: dict[tuple, engine.Kernels], plan: ConvPlan, weight: np.ndarray) -> engine.Kernels:
     """Return the kernels as `plan` needs them, from `cache` if they were transformed or packed before."""
-    key: tuple[Any, ...] = (plan.dtype, plan.algorithm, plan.transform, plan.tile)
+    key: tuple[Any, ...] = (plan.dtype, plan.algorithm, plan.transform, plan.tile, plan.transposed is None)
     if plan.algorithm == "direct":  # a gradient does not read them as the forward pass does
         key += (plan.direction,)
     kernels = cache.get(key)
