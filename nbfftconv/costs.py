@@ -171,6 +171,12 @@ class Choice:
         return cls(geometry, direction, name, grid, dtype, layout, units, unit, weight, lane_filters, block_units=0)
 
     @property
+    def input_bytes(self) -> int:
+        """Bytes of the input's spectra, of all tiles."""
+        depth = self.geometry.input_size[1] * self.grid.channel_phases
+        return self.units * self.layout.steps * step_stride(depth)
+
+    @property
     def blocks(self) -> int:
         """Blocks of units."""
         return -(-self.units // self.block_units)

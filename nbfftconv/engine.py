@@ -155,7 +155,7 @@ def backward(
 ) -> np.ndarray:
     """Compute the gradients with respect to input and kernels, and return that with respect to the bias, in float64.
 
-    `plan` is one of a step that shares spectra.
+    `plan` is that for the kernels, whose blocks are larger, of a step that shares spectra.
     """
     has_outliers, grad_bias = fft_backward(
         plan, geometry, input, kept and kept.spectra, kernels.spectra, grad_output, grad_input, grad_weight

@@ -107,3 +107,24 @@ class ConvPlan:
             f"\n  scratch {self.scratch_bytes} bytes, kernels' spectra {self.weight_spectra_bytes} bytes"
             f"\n  because {self.reason})"
         )
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """How a training step of one convolution is computed. Made by `nbfftconv.planner.make_step_plan`.
+
+    Attributes
+    ----------
+    forward, grad_weight, grad_input : ConvPlan
+    shares_spectra : bool
+        Whether one tile grid serves all three passes: the kernels' spectra are made once, and those of the output's
+        gradient.
+    keeps_input_spectra : bool
+        Whether those of the input are, too, and kept from the forward pass on.
+    """
+
+    forward: ConvPlan
+    grad_weight: ConvPlan
+    grad_input: ConvPlan
+    shares_spectra: bool = False
+    keeps_input_spectra: bool = False

@@ -8,6 +8,7 @@ Candidates may be measured instead; then the automatic choice is the winner that
 """
 
 import functools
+import math
 import warnings
 from collections import defaultdict
 from collections.abc import Iterator
@@ -22,7 +23,7 @@ from nbfftconv.costs import LAYOUTS, Choice, choices, direct_cost, fft_cost
 from nbfftconv.direct import packed_bytes, scratch_bytes
 from nbfftconv.geometry import ConvGeometry, Padding, pair
 from nbfftconv.machine import Machine, get_machine
-from nbfftconv.plan import DIRECTIONS, ConvPlan
+from nbfftconv.plan import DIRECTIONS, ConvPlan, StepPlan
 from nbfftconv.scratch import get_scratch_limit
 
 ALGORITHMS = ("auto", "fft", "direct")
@@ -251,6 +252,53 @@ def _plan_of_winner(
     if plan.weight_spectra_bytes > WEIGHT_SPECTRA_LIMIT:
         raise ValueError(f"the kernels' spectra take {plan.weight_spectra_bytes} bytes")
     return replace(plan, reason=reason)
+
+
+def make_step_plan(geometry: ConvGeometry, dtype: np.dtype, algorithm: str, spectra_limit: int) -> StepPlan:
+    """Return the plan of a training step, from memory if it was made before.
+
+    `spectra_limit` is the number of bytes that the input's spectra may take between the passes.
+    """
+    winners = profile.get_profile().winners if algorithm == "auto" else {}
+    is_measured = any(profile.Problem.of(geometry, direction, dtype, False) in winners for direction in DIRECTIONS)
+    problem = geometry, dtype, algorithm, spectra_limit, get_scratch_limit(), get_machine()
+    if is_measured or (step := _shared_step(*problem)) is None:
+        return StepPlan(*(make_plan(geometry, direction, dtype, algorithm) for direction in DIRECTIONS))
+    return step
+
+
+@functools.lru_cache(maxsize=1024)
+def _shared_step(
+    geometry: ConvGeometry, dtype: np.dtype, algorithm: str, spectra_limit: int, limit: int, machine: Machine
+) -> StepPlan | None:
+    """Return the cheapest step of passes that share spectra, None if passes that share nothing are cheaper."""
+    if algorithm == "direct" or (algorithm == "auto" and geometry.weight_size[2:] == (1, 1)):
+        return None
+    apart = 0.0
+    for direction in DIRECTIONS:
+        costed = _costed(geometry, direction, dtype, algorithm, "auto", None, False, True, limit, machine)
+        costs = [cost for cost, _ in costed]
+        if algorithm == "auto":
+            costs.append(direct_cost(*_ways(geometry, direction, True)[0], dtype, False, machine))
+        apart += min(costs, default=math.inf)
+    least, best = apart, None
+    passes = [choices(geometry, direction, dtype, "auto", None, limit) for direction in DIRECTIONS]
+    staged = [[choice for choice in of_pass if not choice.fused] for of_pass in passes]
+    for step in zip(*staged, strict=True):
+        if step[0].weight > WEIGHT_SPECTRA_LIMIT and algorithm == "auto":
+            continue
+        forward, grad_weight, grad_input = (fft_cost(choice, False, machine) for choice in step)
+        keeps = step[0].input_bytes <= spectra_limit
+        shared = grad_weight.output + grad_input.weight + keeps * grad_weight.input
+        if (cost := sum(forward) + sum(grad_weight) + sum(grad_input) - shared) < least:
+            least, best = cost, (step, keeps)
+    if best is None:
+        return None
+    step, keeps = best
+    reason = f"the model expects {least * 1e3:.3g} ms for a step that shares spectra, {apart * 1e3:.3g} ms for one "
+    reason += "that does not, on one core"
+    plans = (_fft_plan(geometry, choice.direction, choice, reason) for choice in step)
+    return StepPlan(*plans, shares_spectra=True, keeps_input_spectra=keeps)
 
 
 _Way = tuple[ConvGeometry, str]
