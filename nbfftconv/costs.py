@@ -7,7 +7,8 @@ In seconds of one core, whose rates are fractions of the figures of `nbfftconv.m
 - the products cost 8 operations for every frequency, tile, filter and channel of its group, at the rate of the
   micro-kernel, and reading the kernels' spectra once a block of tiles; lanes without a tile cost the same;
 - spectra that a stage leaves to the next one pass through the last-level cache, those of a fused pass do not;
-- input and output are read and written once, the input once for every share of the filters if fused;
+- input and output are read and written once, the input once for every share of the filters if fused, and its gradient
+  as often as tiles overlap;
 - direct convolution costs 2 operations a multiply-add, lanes without a pixel included, and the arrays once; for
   groups of many filters, also the pixels gathered for every tap, and packing the kernels; its gradients, a fixed time
   for every row of pixels under every tap;
@@ -306,9 +307,9 @@ def fft_cost(choice: Choice, weight_is_transformed: bool, machine: Machine) -> F
     spectrum = layout.steps * COMPLEX_BYTES  # of a unit
     through_cache = 0 if choice.fused else choice.units * spectrum / (machine.bandwidth * _SPECTRA_RATE)
 
-    def both_ways(channels: int, size: tuple[int, ...], rate: float, times: int = 1) -> float:
+    def both_ways(channels: int, size: tuple[int, ...], rate: float, times: float = 1) -> float:
         moved = times * itemsize * math.prod(size) / (machine.bandwidth * rate)
-        return times * channels * tiles * transform + moved + channels * through_cache
+        return channels * tiles * transform + moved + channels * through_cache
 
     multiply_adds = layout.steps * lanes * choice.units * filters * depth
     products = 8 * multiply_adds * slow / (machine.flops * _PRODUCT_RATES[choice.name])
@@ -320,8 +321,10 @@ def fft_cost(choice: Choice, weight_is_transformed: bool, machine: Machine) -> F
     if not weight_is_transformed or direction == "grad_weight":
         weight = choice.lane_filters * depth * transform + choice.weight / (machine.bandwidth * _SPECTRA_RATE)
     blocks = _BLOCK * (1 if choice.fused else choice.blocks)
+    cores = grid.vertical.core * grid.horizontal.core
+    overlap = samples / cores if direction == "grad_input" else 1
     return FftCost(
-        both_ways(depth * geometry.groups, geometry.input_size, _READ_RATE, choice.shares),
+        choice.shares * both_ways(depth * geometry.groups, geometry.input_size, _READ_RATE, overlap),
         both_ways(filters, geometry.output_size, _WRITE_RATE),
         weight,
         products + (2 if direction == "grad_weight" else 1) * streamed + blocks + _FFT_CALL,

@@ -5,7 +5,7 @@ import numpy as np
 from nbfftconv import jit, scratch, simd, threads
 
 #: Filters and channels of a work item, whose kernels share the cache lines that are read and written.
-_BLOCK = 16
+_BLOCK = 32
 
 _RECORD = np.dtype(
     [
