@@ -329,8 +329,7 @@ def _record(geometry: ConvGeometry, dtype: np.dtype) -> np.ndarray | None:
     fields["filter_chunks"] = chunks = max(-(-blocks // _MOST_BLOCKS), min(-(-_ITEMS // others), blocks // _FEWEST_BLOCKS))
     fields["parts"] = parts = max(1, min(fields["bands"], -(-_ITEMS // (others * chunks))))
 
-    pixels = image_core * y_core * x_core
-    block = -(-pixels // -(-pixels // _PIXELS))
+    block = min(_PIXELS, image_core * y_core * x_core)
     item_taps = -(-fields["tap_blocks"] // tap_chunks) * _TAPS
     # `_scatter` reads whole vectors of taps.
     fields["item"] = (-(-blocks // chunks) * item_taps + lanes) * _VECTORS * VECTOR_BYTES
