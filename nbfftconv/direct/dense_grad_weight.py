@@ -97,10 +97,13 @@ def _transpose_block(v, source, source_step, left, count, target, target_step):
 
     def step(source, target, count):
         inside = v.between(v.integer(0), v.integer(0), count)
+        for row in rows:  # for the next block of pixels
+            v.prefetch(v.add(v.add(source, row), v.integer(_PIXELS * v.itemsize)), level=2)
         for i, pixel in enumerate(v.transpose([v.load_some(v.add(source, row), inside) for row in rows])):
             v.store(pixel, v.add(target, v.scale(target_step, v.integer(i))))
         lanes = v.integer(v.lanes)
-        return [v.add(source, v.integer(VECTOR_BYTES)), v.add(target, v.scale(target_step, lanes)), v.subtract(count, lanes)]
+        target = v.add(target, v.scale(target_step, lanes))
+        return [v.add(source, v.integer(VECTOR_BYTES)), target, v.subtract(count, lanes)]
 
     blocks = v.divide(v.add(count, v.integer(v.lanes - 1)), v.integer(v.lanes))
     v.repeat(blocks, [source, target, count], step)
@@ -326,7 +329,8 @@ def _record(geometry: ConvGeometry, dtype: np.dtype) -> np.ndarray | None:
     fields["tap_chunks"] = tap_chunks = -(-fields["tap_blocks"] // (most_taps // _TAPS))
     fields["filter_blocks"] = blocks = -(-fields["vectors"] // _VECTORS)
     others = geometry.groups * tap_chunks
-    fields["filter_chunks"] = chunks = max(-(-blocks // _MOST_BLOCKS), min(-(-_ITEMS // others), blocks // _FEWEST_BLOCKS))
+    wanted = -(-_ITEMS // (others * max(1, fields["bands"])))
+    fields["filter_chunks"] = chunks = max(-(-blocks // _MOST_BLOCKS), min(wanted, blocks // _FEWEST_BLOCKS))
     fields["parts"] = parts = max(1, min(fields["bands"], -(-_ITEMS // (others * chunks))))
 
     block = min(_PIXELS, image_core * y_core * x_core)
