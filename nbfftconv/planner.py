@@ -19,7 +19,7 @@ import numpy as np
 from nbfftconv import measure as measuring
 from nbfftconv import profile
 from nbfftconv.costs import LAYOUTS, Choice, choices, direct_cost, fft_cost
-from nbfftconv.direct import packed_bytes, scratch_bytes
+from nbfftconv.direct import grad_weight_bytes, packed_bytes, scratch_bytes
 from nbfftconv.geometry import ConvGeometry, Padding, pair
 from nbfftconv.machine import Machine, get_machine
 from nbfftconv.plan import DIRECTIONS, ConvPlan
@@ -251,6 +251,8 @@ def _direct_plan(geometry: ConvGeometry, direction: str, dtype: np.dtype, reason
     scratch, weight = 0, 0
     if direction == "forward":
         scratch, weight = scratch_bytes(geometry, dtype), packed_bytes(geometry, dtype)
+    elif direction == "grad_weight":
+        scratch, weight = grad_weight_bytes(geometry, dtype)
     return ConvPlan(geometry, direction, dtype, "direct", None, None, False, 0, scratch, weight, reason)
 
 

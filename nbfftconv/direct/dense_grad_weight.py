@@ -33,8 +33,9 @@ _ITEMS = 24
 _WINDOW_BYTES, _COLUMNS = 2**19, 128
 #: ... and where the smallest band's would take more than this, because of a large dilation, `gradients` is the way.
 _MOST_BYTES = 2**21
-#: Fewer filters in a group leave too many lanes without one.
-_FEWEST_FILTERS = 4
+#: So it is for groups of fewer filters, whose lanes would be empty, and of fewer weights, for which little is gained
+#: from what is gathered.
+_FEWEST_FILTERS, _FEWEST_WEIGHTS = 2, 32
 
 _RECORD = np.dtype(
     [
@@ -155,6 +156,21 @@ def _gather_window(real, itemsize, lanes, r, plane, y, x, rows, columns, window)
 
 
 @jit.njit()
+def _list_pixels(itemsize, r, window, rows, columns, begin, end, table):
+    """Fill a table with the places in the window of pixels begin .. end - 1 of a band."""
+    places = simd.pointer(np.int64, table)
+    image, rest = begin // (rows * columns), begin % (rows * columns)
+    y, x = rest // columns, rest % columns
+    for i in range(end - begin):
+        places[i] = window + image * r.image + y * r.y_stride * r.row + x * r.x_stride * itemsize
+        x += 1
+        if x == columns:
+            x, y = 0, y + 1
+            if y == rows:
+                y, image = 0, image + 1
+
+
+@jit.njit()
 def _gather_gradient(real, itemsize, lanes, r, plane, n, y, x, rows, columns, begin, end, vector, vectors, target):
     """Gather pixels begin .. end - 1 of a band as [pixel][filter], of `vectors` vectors of filters of a group."""
     pixels = r.y_output * r.x_output
@@ -207,7 +223,7 @@ def _grad_weight(real):
     def dense_grad_weight(r, slot, begin, end):
         window = r.scratch + slot * r.slot
         gradient, pixel_table, tap_table = window + r.gradient, window + r.pixel_table, window + r.tap_table
-        pixel_places, tap_places = simd.pointer(np.int64, pixel_table), simd.pointer(np.int64, tap_table)
+        tap_places = simd.pointer(np.int64, tap_table)
         kernel = r.y_kernel * r.x_kernel
         for part_item in range(begin, end):
             item, part = part_item // r.parts, part_item % r.parts
@@ -242,11 +258,7 @@ def _grad_weight(real):
                 parts = -(-pixels // _PIXELS)
                 for pixel_block in range(parts):
                     p, stop = _share(pixels, pixel_block, parts)
-                    for i in range(stop - p):
-                        image, rest = (p + i) // (rows * columns), (p + i) % (rows * columns)
-                        oy, ox = rest // columns, rest % columns
-                        place = window + image * r.image + oy * r.y_stride * r.row
-                        pixel_places[i] = place + ox * r.x_stride * itemsize
+                    _list_pixels(itemsize, r, window, rows, columns, p, stop, pixel_table)
                     block_sums = sums
                     for block in range(first_block, last_block):
                         vector, last_vector = _share(r.vectors, block, r.filter_blocks)
@@ -294,10 +306,10 @@ def _record(geometry: ConvGeometry, dtype: np.dtype) -> np.ndarray | None:
     """Return the record with all numbers, and no address; None where `gradients` is the way."""
     y, x = (_axis(geometry.axis_numbers(axis)) for axis in (0, 1))
     filters, channels = geometry.weight_size[0] // geometry.groups, geometry.weight_size[1]
-    if filters < _FEWEST_FILTERS:
-        return None
     kernel = y["kernel"] * x["kernel"]
-    lanes, itemsize, images = simd.lanes(dtype.type), dtype.itemsize, geometry.input_size[0]
+    if filters < _FEWEST_FILTERS or filters * channels * kernel < _FEWEST_WEIGHTS:
+        return None
+    lanes, images = simd.lanes(dtype.type), geometry.input_size[0]
     fields: dict[str, Any] = {
         "images": images, "groups": geometry.groups, "channels": channels, "filters": filters,
         "taps": channels * kernel, "tap_blocks": -(-channels * kernel // _TAPS), "vectors": -(-filters // lanes),
@@ -365,6 +377,17 @@ def sums_bytes(geometry: ConvGeometry, dtype: np.dtype) -> int:
     """Bytes of the sums of all parts; none where there is one, whose sums are in the thread's scratch memory."""
     record = _record(geometry, dtype)
     return int(record["parts"] * record["part"]) if record["parts"] > 1 else 0
+
+
+def work(geometry: ConvGeometry, dtype: np.dtype) -> tuple[int, int]:
+    """Products, with those of lanes without a filter and taps that there are none of, and scalars gathered."""
+    record = _record(geometry, dtype)
+    images, _, height, width = geometry.output_size
+    pixels = geometry.groups * images * height * width
+    filters = int(record["vectors"]) * simd.lanes(dtype.type)
+    windows = int(record["groups"] * record["tap_chunks"] * record["filter_chunks"] * record["bands"])
+    gathered = windows * int(record["gradient"]) // dtype.itemsize + pixels * filters * int(record["tap_chunks"])
+    return pixels * filters * int(record["tap_blocks"]) * _TAPS, gathered
 
 
 def grad_weight(geometry: ConvGeometry, x: np.ndarray, dw: np.ndarray, g: np.ndarray) -> None:
