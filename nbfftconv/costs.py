@@ -11,7 +11,7 @@ In seconds of one core, whose rates are fractions of the figures of `nbfftconv.m
   as often as tiles overlap;
 - direct convolution costs 2 operations a multiply-add, lanes without a pixel included, and the arrays once; for
   groups of many filters, also the pixels gathered for every tap, and packing the kernels; its gradients, a fixed time
-  for every row of pixels under every tap;
+  for every row of pixels under every tap, or, with respect to the kernels of groups of many filters, what is gathered;
 - a call, a block of tiles and the call of a transform have fixed costs.
 
 Rates are fitted to 180 plans of the layers of `perf/layers.py`, measured on one thread.
@@ -29,7 +29,7 @@ import numpy as np
 
 from nbfftconv import simd
 from nbfftconv.accumulate import COLUMNS, ROWS
-from nbfftconv.direct import depthwise
+from nbfftconv.direct import dense_grad_weight, depthwise
 from nbfftconv.geometry import ConvGeometry
 from nbfftconv.machine import Machine
 from nbfftconv.plan import filters_of_share
@@ -64,8 +64,10 @@ _PRODUCT_RATES = {"fftw": 100 / 165, "codelet": 185 / 165, "planar": 98 / 165}
 _DENSE_RATE = 145 / 165
 _WINDOW_RATE = 115 / 165
 _GRADIENT_RATE = 9 / 165
+_GRAD_WEIGHT_RATE = 152 / 165
 # Scalars that direct convolution gathers or packs, as well.
 _GATHER_RATE = 5 / 165
+_GRAD_WEIGHT_GATHER_RATE = 3.7 / 165
 _PACK_RATE = 0.7 / 165
 # Fractions of its `bandwidth`, as measured where that is 25e9: of arrays read and written, of spectra that go through
 # the last-level cache, of kernels' spectra.
@@ -248,6 +250,14 @@ def direct_cost(
     """Return the seconds of direct convolution."""
     flops, slow = machine.flops, dtype.itemsize / 4
     images, filters, height, width = geometry.output_size
+    if direction == "grad_weight" and dense_grad_weight.fits(geometry, dtype):
+        products, gathered = dense_grad_weight.work(geometry, dtype)
+        return (
+            _DIRECT_CALL
+            + 2 * slow * products / (flops * _GRAD_WEIGHT_RATE)
+            + slow * gathered / (flops * _GRAD_WEIGHT_GATHER_RATE)
+            + dtype.itemsize * math.prod(geometry.weight_size) / (machine.bandwidth * _WRITE_RATE)
+        )
     if direction != "forward":
         rows = geometry.multiply_adds / width
         return _DIRECT_CALL + slow * (2 * geometry.multiply_adds / (flops * _GRADIENT_RATE) + _GRADIENT_ROW * rows)

@@ -44,7 +44,8 @@ class ConvPlan:
         Memory for the spectra of a block of tiles; the spectra of the kernels come on top of it. Of direct
         convolution, memory of each thread for the pixels that it gathers.
     weight_spectra_bytes : int
-        Memory for the spectra of the kernels, or of their gradient. Of direct convolution, for the packed kernels.
+        Memory for the spectra of the kernels, or of their gradient. Of direct convolution, for the packed kernels, or
+        for sums of their gradient that are added up at the end.
     reason : str
         Why this was chosen.
     transposed : ConvPlan or None
@@ -96,7 +97,7 @@ class ConvPlan:
             head += "\n  run as the forward pass of the transposed problem"
         if self.grid is None:
             return (
-                f"{head}\n  algorithm direct, scratch {self.scratch_bytes} bytes a thread, packed kernels "
+                f"{head}\n  algorithm direct, scratch {self.scratch_bytes} bytes a thread, kernels "
                 f"{self.weight_spectra_bytes} bytes\n  because {self.reason})"
             )
         rows, columns = self.tiles

@@ -20,7 +20,7 @@ import numpy as np
 from nbfftconv import measure as measuring
 from nbfftconv import profile
 from nbfftconv.costs import LAYOUTS, Choice, choices, direct_cost, fft_cost
-from nbfftconv.direct import packed_bytes, scratch_bytes
+from nbfftconv.direct import grad_weight_bytes, packed_bytes, scratch_bytes
 from nbfftconv.geometry import ConvGeometry, Padding, pair
 from nbfftconv.machine import Machine, get_machine
 from nbfftconv.plan import DIRECTIONS, ConvPlan, StepPlan
@@ -314,6 +314,8 @@ def _direct_plan(geometry: ConvGeometry, direction: str, dtype: np.dtype, way: _
     scratch, weight = 0, 0
     if way[1] == "forward":
         scratch, weight = scratch_bytes(way[0], dtype), packed_bytes(way[0], dtype)
+    elif direction == "grad_weight":
+        scratch, weight = grad_weight_bytes(geometry, dtype)
     plan = ConvPlan(*way, dtype, "direct", None, None, False, 0, scratch, weight, reason)
     return plan if way[1] == direction else plan.as_grad_input(geometry)
 
