@@ -135,6 +135,17 @@ class _Loan:
 def result(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     """Return an uninitialised array, of memory that is used again if it is large and within the bound."""
     nbytes = math.prod(shape) * dtype.itemsize
-    if not _SMALL_RESULT <= nbytes <= _limit:
-        return np.empty(shape, dtype)
+    return _lent(nbytes, shape, dtype) if _is_worth_keeping(nbytes) else np.empty(shape, dtype)
+
+
+def lasting(nbytes: int) -> np.ndarray:
+    """Return uninitialised bytes that begin at a cache line, of memory that is used again like that of a result."""
+    return _lent(nbytes, (nbytes,), np.dtype(np.uint8)) if _is_worth_keeping(nbytes) else aligned(nbytes)
+
+
+def _is_worth_keeping(nbytes: int) -> bool:
+    return _SMALL_RESULT <= nbytes <= _limit
+
+
+def _lent(nbytes: int, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     return np.asarray(_Loan(borrow(nbytes, spare=0.1), shape, dtype))

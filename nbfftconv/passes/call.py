@@ -27,6 +27,7 @@ _RECORD = np.dtype(
         *((name, np.int64) for name in ("input", "weight", "output", "bias")),
         # spectra; a unit is `lanes` tiles or filters, whose spectra for one channel are made together
         ("lanes", np.int64),
+        ("steps", np.int64),
         *(
             (f"{array}_{name}", np.int64)
             for array in ("input", "weight", "output")
@@ -39,9 +40,11 @@ _RECORD = np.dtype(
         *((name, np.int64) for name in ("forward", "inverse", "context", "scratch", "slot", "tile", "pitch", "work")),
         ("factors", np.int64),
         ("strip", np.int64),  # tiles of a unit side by side, freed of what is not wanted
+        # of the kernels: where each thread finishes a spectrum before it is written past the caches; 0 if it is not
+        ("finished", np.int64),
         ("largest", np.int64),  # a vector of the largest magnitudes of a unit
         # of a fused pass, in the scratch memory of a thread: spectra of a block of units for a share of the filters
-        *((name, np.int64) for name in ("slot_input", "slot_output", "block_units", "share", "steps")),
+        *((name, np.int64) for name in ("slot_input", "slot_output", "block_units", "share")),
         # `outliers[slot]` is set where a stage met an outlier
         ("outliers", np.int64),
         # those of all groups; every channel has `channel_phases` spectra
@@ -53,6 +56,9 @@ _RECORD = np.dtype(
 )
 
 stage = jit.stage(_RECORD)
+
+#: As much of a core's own cache may hold a spectrum until it is written.
+_FINISHED_BYTES = 2**18
 
 
 def _whole_lines(nbytes: int) -> int:
@@ -128,7 +134,7 @@ class Call:
         record["forward"], record["inverse"], record["context"] = (
             transform.forward, transform.inverse, transform.context,
         )  # fmt: skip
-        record["lanes"], record["pitch"] = layout.lanes, layout.pitch
+        record["lanes"], record["pitch"], record["steps"] = layout.lanes, layout.pitch, layout.steps
         itemsize = plan.dtype.itemsize
         tile = plan.tile[0] * layout.pitch * itemsize
         work = _whole_lines(self.lanes * tile)
@@ -145,7 +151,7 @@ class Call:
     def _describe_fused(self, begin: int) -> int:
         """Describe the spectra of a fused pass in a thread's memory from `begin`; return their bytes."""
         record, units = self.record, self.block_units
-        record["steps"], record["block_units"] = self.steps, units
+        record["block_units"] = units
         record["units"] = -(-self.plan.grid.tiles // self.lanes)
         record["share"] = share = filters_of_share(self.group_filters, self.group_depth, self.lanes)
         rows = min(ROWS, share)
@@ -217,7 +223,7 @@ class Call:
         if borrow:
             array = self._borrow(f"{name}_spectra", units * unit)
         else:
-            array = scratch.aligned(units * unit).view(self.plan.dtype)
+            array = scratch.lasting(units * unit).view(self.plan.dtype)
         spectra = Spectra(array, unit, step)
         self.use_spectra(name, spectra)
         return spectra
@@ -228,8 +234,14 @@ class Call:
         return self._spectra("input", units, self.depth, True), self._spectra("output", units, self.filters, True)
 
     def weight_spectra(self) -> Spectra:
-        """Make room for the spectra of all kernels, which may outlive the call."""
+        """Make room for the spectra of all kernels, which may outlive the call; it is used again when they are gone."""
         return self._spectra("weight", self.groups * self.group_units, self.group_depth, False)
+
+    def finish_apart(self) -> None:
+        """Make room for each thread to finish a spectrum in its cache, if that is not too large for it."""
+        nbytes = self.steps * COMPLEX_BYTES
+        if nbytes <= _FINISHED_BYTES:
+            self._borrow("finished", max(self.slots, self.transform_slots) * nbytes)
 
     def block_tiles(self) -> None:
         """Make room for the tiles of `grad_input`."""
