@@ -132,16 +132,20 @@ class _Loan:
             _take_back(self._memory)
 
 
-def lend(nbytes: int) -> np.ndarray:
-    """Return uninitialised bytes that begin at a cache line, of memory that is used again if it is within the bound."""
-    if nbytes > _limit:
-        return aligned(nbytes)
-    return np.asarray(_Loan(borrow(nbytes, spare=0.1), (nbytes,), np.dtype(np.uint8)))
-
-
 def result(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     """Return an uninitialised array, of memory that is used again if it is large and within the bound."""
     nbytes = math.prod(shape) * dtype.itemsize
-    if not _SMALL_RESULT <= nbytes <= _limit:
-        return np.empty(shape, dtype)
-    return lend(nbytes).view(dtype).reshape(shape)
+    return _lent(nbytes, shape, dtype) if _is_worth_keeping(nbytes) else np.empty(shape, dtype)
+
+
+def lasting(nbytes: int) -> np.ndarray:
+    """Return uninitialised bytes that begin at a cache line, of memory that is used again like that of a result."""
+    return _lent(nbytes, (nbytes,), np.dtype(np.uint8)) if _is_worth_keeping(nbytes) else aligned(nbytes)
+
+
+def _is_worth_keeping(nbytes: int) -> bool:
+    return _SMALL_RESULT <= nbytes <= _limit
+
+
+def _lent(nbytes: int, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    return np.asarray(_Loan(borrow(nbytes, spare=0.1), shape, dtype))

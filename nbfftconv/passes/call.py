@@ -27,6 +27,7 @@ _RECORD = np.dtype(
         *((name, np.int64) for name in ("input", "weight", "output", "bias")),
         # spectra; a unit is `lanes` tiles or filters, whose spectra for one channel are made together
         ("lanes", np.int64),
+        ("steps", np.int64),
         *(
             (f"{array}_{name}", np.int64)
             for array in ("input", "weight", "output")
@@ -39,9 +40,11 @@ _RECORD = np.dtype(
         *((name, np.int64) for name in ("forward", "inverse", "context", "scratch", "slot", "tile", "pitch", "work")),
         ("factors", np.int64),
         ("strip", np.int64),  # tiles of a unit side by side, freed of what is not wanted
+        # of the kernels: where each thread finishes a spectrum before it is written past the caches; 0 if it is not
+        ("finished", np.int64),
         ("largest", np.int64),  # a vector of the largest magnitudes of a unit
         # of a fused pass, in the scratch memory of a thread: spectra of a block of units for a share of the filters
-        *((name, np.int64) for name in ("slot_input", "slot_output", "block_units", "share", "steps")),
+        *((name, np.int64) for name in ("slot_input", "slot_output", "block_units", "share")),
         # `outliers[slot]` is set where a stage met an outlier
         ("outliers", np.int64),
         # those of all groups; every channel has `channel_phases` spectra
@@ -53,6 +56,9 @@ _RECORD = np.dtype(
 )
 
 stage = jit.stage(_RECORD)
+
+#: As much of a core's own cache may hold a spectrum until it is written.
+_FINISHED_BYTES = 2**18
 
 
 def _whole_lines(nbytes: int) -> int:
@@ -132,7 +138,7 @@ class Call:
         record["forward"], record["inverse"], record["context"] = (
             transform.forward, transform.inverse, transform.context,
         )  # fmt: skip
-        record["lanes"], record["pitch"] = layout.lanes, layout.pitch
+        record["lanes"], record["pitch"], record["steps"] = layout.lanes, layout.pitch, layout.steps
         itemsize = plan.dtype.itemsize
         tile = plan.tile[0] * layout.pitch * itemsize
         work = _whole_lines(self.lanes * tile)
@@ -149,8 +155,7 @@ class Call:
     def _describe_fused(self, begin: int) -> int:
         """Describe the spectra of a fused pass in a thread's memory from `begin`; return their bytes."""
         record, units = self.record, self.block_units
-        record["steps"], record["block_units"] = self.steps, units
-        record["units"] = self.all_units
+        record["block_units"], record["units"] = units, self.all_units
         record["share"] = share = filters_of_share(self.group_filters, self.group_depth, self.lanes)
         rows = min(ROWS, share)
         sizes = []
@@ -229,7 +234,7 @@ class Call:
         step = step_stride(channels)
         unit = self.steps * step
         if is_kept:
-            array = scratch.lend(units * unit).view(self.plan.dtype)
+            array = scratch.lasting(units * unit).view(self.plan.dtype)
         else:
             array = self._borrow(f"{name}_spectra", units * unit)
         spectra = Spectra(array, unit, step)
@@ -247,6 +252,12 @@ class Call:
     def weight_spectra(self, is_kept: bool = False) -> Spectra:
         """Make room for the spectra of all kernels, to outlive the call if `is_kept`."""
         return self._spectra("weight", self.groups * self.group_units, self.group_depth, is_kept)
+
+    def finish_apart(self) -> None:
+        """Make room for each thread to finish a spectrum in its cache, if that is not too large for it."""
+        nbytes = self.steps * COMPLEX_BYTES
+        if nbytes <= _FINISHED_BYTES:
+            self._borrow("finished", max(self.slots, self.transform_slots) * nbytes)
 
     def tile_matrix(self, spectra: Spectra, group_channels: int, row: str, column: str) -> Matrix:
         """Return spectra of tiles as an operand; `row` and `column` name the index that each of its indices is."""

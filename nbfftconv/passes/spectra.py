@@ -10,10 +10,15 @@ from nbfftconv import simd
 from nbfftconv.jit import njit
 from nbfftconv.outliers import WORDS
 from nbfftconv.passes.call import Call, Spectra, stage
-from nbfftconv.passes.tiles import gather_tile
+from nbfftconv.passes.tiles import gather_tiles, stream_steps
 from nbfftconv.plan import ConvPlan
 from nbfftconv.simd import VECTOR_BYTES
 from nbfftconv.transforms import COMPLEX_BYTES
+
+#: Kernels' spectra of more bytes would not be found in the caches of a core, but drive out what is there.
+_STREAMED_BYTES = 4 * 2**20
+#: Kernels are fetched so many bytes before they are gathered: a unit reads as many places as it has filters.
+_FETCHED_AHEAD = 256
 
 
 @njit()
@@ -32,12 +37,12 @@ def gather(
     source = plane + ((y0 + above * y_step) * width + x0) * itemsize
     if x_step == 1:
         ahead = height * width * itemsize  # the same tile of the next channel comes next
-        gather_tile(real, (
-            source, y_step * width * itemsize, tile, pitch * itemsize, above, inside, tile_height - above - inside,
-            begin, end, vectors, ahead, largest,
+        gather_tiles(real, (
+            source, 0, y_step * width * itemsize, tile, 0, pitch * itemsize, 1,
+            above, inside, tile_height - above - inside, begin, end, vectors, ahead, largest,
         ))  # fmt: skip
         return
-    gather_tile(real, (plane, 0, tile, pitch * itemsize, tile_height, 0, 0, 0, 0, vectors, 0, largest))
+    gather_tiles(real, (plane, 0, 0, tile, 0, pitch * itemsize, 1, tile_height, 0, 0, 0, 0, vectors, 0, largest))
     most = simd.pointer(real, largest)
     for i in range(inside):
         pixels = simd.pointer(real, source + i * y_step * width * itemsize)
@@ -168,6 +173,33 @@ def filter_of(r, unit, lane):
     return unit // r.group_units * group_filters + min(within, group_filters - 1), within < group_filters
 
 
+@njit()
+def gather_filters(real, itemsize, r, unit, index, tiles, largest):
+    """Fill the tiles of a unit with its filters' taps for one channel of the stride-1 problem."""
+    c, y_tap, x_tap = channel_position(r, index)
+    group_channels, group_filters = r.channels // r.groups, r.filters // r.groups
+    k, _ = filter_of(r, unit, 0)
+    filters = min(r.lanes, group_filters - unit % r.group_units * r.lanes)
+    filter_bytes = group_channels * r.y_kernel * r.x_kernel * itemsize
+    plane = r.weight + k * filter_bytes + c * r.y_kernel * r.x_kernel * itemsize
+    height = r.y_taps if r.lanes > 1 else r.y_tile  # the transforms of a single tile read all rows
+    if r.x_tap_step > 1:
+        for lane in range(r.lanes):
+            gather(
+                real, itemsize, plane + min(lane, filters - 1) * filter_bytes, r.y_kernel, r.x_kernel,
+                y_tap, r.y_tap_step, r.y_taps if lane < filters else 0, x_tap, r.x_tap_step, r.x_taps, height, r.pitch,
+                tiles + lane * r.tile, largest,
+            )  # fmt: skip
+        return
+    rows = min(r.y_taps, (r.y_kernel - y_tap + r.y_tap_step - 1) // r.y_tap_step)
+    for count, first, inside in ((filters, 0, rows), (r.lanes - filters, filters, 0)):
+        gather_tiles(real, (
+            plane + y_tap * r.x_kernel * itemsize, filter_bytes, r.y_tap_step * r.x_kernel * itemsize,
+            tiles + first * r.tile, r.tile, r.pitch * itemsize, count, 0, inside, height - inside, 0, r.x_taps,
+            r.pitch * itemsize // VECTOR_BYTES, _FETCHED_AHEAD, largest,
+        ))  # fmt: skip
+
+
 def _weight(real):
     word, limit = WORDS[real]
     itemsize = np.dtype(real).itemsize
@@ -177,19 +209,15 @@ def _weight(real):
         depth = r.channels // r.groups * r.channel_phases
         for item in range(begin, end):
             unit, index = item // depth, item % depth
-            c, y_tap, x_tap = channel_position(r, index)
-            largest = begin_unit(real, itemsize, r, slot)
-            for lane in range(r.lanes):
-                k, exists = filter_of(r, unit, lane)
-                plane = r.weight + (k * (r.channels // r.groups) + c) * r.y_kernel * r.x_kernel * itemsize
-                rows = r.y_taps if exists else 0
-                gather(
-                    real, itemsize, plane, r.y_kernel, r.x_kernel,
-                    y_tap, r.y_tap_step, rows, x_tap, r.x_tap_step, r.x_taps, r.y_tile, r.pitch,
-                    tiles + lane * r.tile, largest,
-                )  # fmt: skip
-            spectrum = r.weight_spectra + unit * r.weight_unit + index * COMPLEX_BYTES
-            transform_unit(real, word, limit, itemsize, r, slot, spectrum, r.weight_step_bytes, r.y_taps)
+            gather_filters(real, itemsize, r, unit, index, tiles, begin_unit(real, itemsize, r, slot))
+            spectrum, stride = r.weight_spectra + unit * r.weight_unit + index * COMPLEX_BYTES, r.weight_step_bytes
+            if r.finished == 0:
+                transform_unit(real, word, limit, itemsize, r, slot, spectrum, stride, r.y_taps)
+            else:
+                finished = r.finished + slot * r.steps * COMPLEX_BYTES
+                transform_unit(real, word, limit, itemsize, r, slot, finished, COMPLEX_BYTES, r.y_taps)
+                stream_steps(real, (finished, spectrum, stride, r.steps))
+        simd.fence()
 
     return weight_to_spectra
 
@@ -217,5 +245,7 @@ def transform_weight(plan: ConvPlan, weight: np.ndarray) -> tuple[Spectra, bool]
     with Call(plan, plan.geometry) as call:
         spectra = call.weight_spectra(is_kept=True)
         call.point("weight", weight)
+        if spectra.array.nbytes > _STREAMED_BYTES:
+            call.finish_apart()
         call.run(_weight_to_spectra, call.groups * call.group_units * call.group_depth)
         return spectra, call.met_outliers
