@@ -33,8 +33,9 @@ _RECORD = np.dtype(
             for array in ("input", "weight", "output")
             for name in ("spectra", "unit", "step_bytes")  # address, and bytes from one to the next
         ),
-        # of grad_input: parts of the tiles, and whether a part clears the gradient before it adds tiles
-        *((name, np.int64) for name in ("parts", "clear")),
+        # of grad_input: parts of the tiles, and whether a part clears the gradient before it adds tiles; where a thread
+        # sums up an image, `plane` bytes from one to the next, or 0
+        *((name, np.int64) for name in ("parts", "clear", "planes", "plane")),
         # the transform; of `scratch`, `slot` bytes are a thread's: the tiles of a unit, `tile` bytes each with rows of
         # `pitch` scalars, `work` bytes behind them the transform's work, and a cache line for the factors of a row
         *((name, np.int64) for name in ("forward", "inverse", "context", "scratch", "slot", "tile", "pitch", "work")),
@@ -258,6 +259,11 @@ class Call:
         nbytes = self.steps * COMPLEX_BYTES
         if nbytes <= _FINISHED_BYTES:
             self._borrow("finished", max(self.slots, self.transform_slots) * nbytes)
+
+    def borrow_planes(self, nbytes: int) -> None:
+        """Make room for each thread to sum up one channel of an image, of so many bytes."""
+        self.record["plane"] = plane = _whole_lines(nbytes)
+        self._borrow("planes", max(self.slots, self.transform_slots) * plane)
 
     def tile_matrix(self, spectra: Spectra, group_channels: int, row: str, column: str) -> Matrix:
         """Return spectra of tiles as an operand; `row` and `column` name the index that each of its indices is."""

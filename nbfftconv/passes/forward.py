@@ -18,7 +18,7 @@ from nbfftconv.simd import VECTOR_BYTES
 from nbfftconv.transforms import COMPLEX_BYTES
 
 #: An output larger than this would not be found in the caches of a core, but drive out what is there.
-_STREAMED_BYTES = 4 * 2**20
+STREAMED_BYTES = 4 * 2**20
 
 
 @njit()
@@ -179,7 +179,7 @@ def forward(
         if bias is not None:
             call.point("bias", bias)
         call.record["relu"] = relu
-        call.record["stream"] = output.nbytes > _STREAMED_BYTES
+        call.record["stream"] = output.nbytes > STREAMED_BYTES
         if plan.fused:
             call.use_spectra("weight", weight_spectra)
             call.run(_input_to_output["filters" if call.lanes > 1 else "frequencies"], call.fused_items)

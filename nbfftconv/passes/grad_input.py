@@ -3,8 +3,11 @@
 The adjoint of the forward pass: gradient tiles of T - taps + 1 samples, zero-padded to T, each add T samples to the
 gradient. A work item is one channel, or, of few channels, some rows of its tiles; it alone writes the samples of those
 rows, and transforms the tiles above that reach into them once more. So nothing races, every sample is summed tile after
-tile in their order, and the sum does not depend on the threads.
+tile in their order, and the sum does not depend on the threads. An image whose tiles are all one item's is summed up in
+the cache, and written once.
 """
+
+import math
 
 import numpy as np
 
@@ -13,19 +16,22 @@ from nbfftconv.accumulate import product
 from nbfftconv.geometry import ConvGeometry
 from nbfftconv.jit import njit
 from nbfftconv.passes.call import Call, Spectra, stage
+from nbfftconv.passes.forward import STREAMED_BYTES
 from nbfftconv.passes.spectra import channel_position, output_to_spectra, tile_position
-from nbfftconv.passes.tiles import add_tile
+from nbfftconv.passes.tiles import add_tile, write_rows
 from nbfftconv.plan import ConvPlan
 from nbfftconv.simd import VECTOR_BYTES
 from nbfftconv.transforms import COMPLEX_BYTES
 
 #: Work items, enough for many threads: fewer channels than that are cut into parts.
 _ITEMS = 24
+#: Images of at most so many bytes a channel are summed up in the second-level cache of a core.
+_PLANE_BYTES = 2**20
 
 
 @njit()
 def _clear_rows(real, r, plane, begin, end):
-    """Set rows of pixels to zero, of those that there are."""
+    """Set those rows of pixels to zero that there are."""
     pixels = simd.pointer(real, plane)
     for at in range(max(0, begin) * r.x_input, min(r.y_input, end) * r.x_input):
         pixels[at] = real(0)
@@ -39,6 +45,8 @@ def _add(real):
         factors = tiles + r.factors
         scale = simd.pointer(real, factors)
         scale[0] = real(1) / real(r.y_tile * r.x_tile)
+        scale[2], scale[3] = real(1), real(0)  # of what is summed up
+        grid_tiles = r.x_count * r.y_count
         first_tile = r.first_unit * r.lanes
         last_tile = min(first_tile + r.units * r.lanes, r.all_tiles)
         # rows of tiles, counted over all images and phases
@@ -60,12 +68,15 @@ def _add(real):
                 simd.call(r.inverse, (r.context, tiles, tiles + r.work, spectrum, r.input_step_bytes, r.y_tile))
                 for tile in range(max(from_tile, unit * r.lanes), min(to_tile, (unit + 1) * r.lanes)):
                     image, y_phase, x_phase, row, column = tile_position(r, tile)
-                    plane = r.input + (image * r.channels + channel) * r.y_input * r.x_input * itemsize
+                    pixels = r.y_input * r.x_input
+                    result = r.input + (image * r.channels + channel) * pixels * itemsize
+                    this_grid = tile // grid_tiles
+                    is_whole = from_tile <= this_grid * grid_tiles and (this_grid + 1) * grid_tiles <= to_tile
+                    plane = r.planes + slot * r.plane if r.planes != 0 and is_whole else result
                     y0 = y_step * row * r.y_core + r.y_stride * y_phase + r.y_dilation * y_tap - r.y_before
                     x0 = x_step * column * r.x_core + r.x_stride * x_phase + r.x_dilation * x_tap - r.x_before
                     # samples of the tile that are this item's, and inside the image
                     above, below = 0, r.y_tile
-                    this_grid = tile // (r.x_count * r.y_count)
                     if part > 0 and this_grid == grid:
                         above = max(0, (own - grid * r.y_count - row) * r.y_core)
                     if part < r.parts - 1 and this_grid == end_grid:
@@ -84,12 +95,15 @@ def _add(real):
                             source, r.pitch * itemsize, target, y_step * r.x_input * itemsize, below - above,
                             first, last, (r.x_tile * itemsize + VECTOR_BYTES - 1) // VECTOR_BYTES, factors,
                         ))  # fmt: skip
-                        continue
-                    for i in range(below - above):
-                        samples = simd.pointer(real, source + i * r.pitch * itemsize)
-                        pixels = simd.pointer(real, target + i * y_step * r.x_input * itemsize)
-                        for j in range(first, last):
-                            pixels[j * x_step] += samples[j] * scale[0]
+                    else:
+                        for i in range(below - above):
+                            samples = simd.pointer(real, source + i * r.pitch * itemsize)
+                            row_pixels = simd.pointer(real, target + i * y_step * r.x_input * itemsize)
+                            for j in range(first, last):
+                                row_pixels[j * x_step] += samples[j] * scale[0]
+                    if plane != result and tile + 1 == (this_grid + 1) * grid_tiles:
+                        write_rows(real, (plane, 0, result, 0, 1, pixels, factors + 2 * itemsize, 0, r.stream))
+        simd.fence()
 
     return spectra_to_input
 
@@ -101,6 +115,10 @@ def begin(call: Call, result: np.ndarray) -> None:
     """Make `result` ready for tiles to be added."""
     vertical, horizontal = call.plan.grid.vertical, call.plan.grid.horizontal
     call.record["clear"] = are_neighbours = vertical.input_step == horizontal.input_step == 1
+    plane_bytes = math.prod(result.shape[2:]) * result.itemsize
+    if are_neighbours and plane_bytes <= _PLANE_BYTES:
+        call.borrow_planes(plane_bytes)
+    call.record["stream"] = result.nbytes > STREAMED_BYTES
     if not are_neighbours:  # of samples that are apart, a pixel is one tile row's after another's, or none's
         result[...] = 0
 
