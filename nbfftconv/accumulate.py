@@ -79,7 +79,7 @@ class _Kind:
     nested : bool
         Neighbours along r are lanes of A.
     reduce : bool
-        An entry of C is a scalar, to which the sum over the lanes is added.
+        An entry of C is a scalar, the sum over the lanes; those of neighbouring rows are neighbours.
     """
 
     name: str
@@ -125,6 +125,26 @@ def _block(kind: _Kind, rows: int, columns: int):
 
         mask = v.all_or_none(go_on)
 
+        def add_lane_sums(c, sums):
+            # neighbouring rows of a column, of real or of imaginary parts, and their place; some fill a vector
+            at_once = min(rows, v.lanes)
+            parts = [
+                (
+                    sums[2 * (i * columns + j) + part :: 2 * columns][:at_once],
+                    v.add(entry, v.integer(part * VECTOR_BYTES)),
+                )
+                for i in range(0, rows, at_once)
+                for j in range(columns)
+                for entry in [at(at(c, c_row, i), c_column, j)]
+                for part in range(2)
+            ]
+            in_vector = v.lanes // at_once
+            for first in range(0, len(parts), in_vector):
+                together = parts[first : first + in_vector]
+                total = v.lane_sums([value for values, _ in together for value in values])
+                for i, (_, address) in enumerate(together):
+                    v.add_part(total, i * at_once, at_once, address, go_on)
+
         def block(a, b, c):
             entries = [at(at(c, c_row, i), c_column, j) for i in range(rows) for j in range(columns)]
             sums = []
@@ -137,10 +157,12 @@ def _block(kind: _Kind, rows: int, columns: int):
                 _, _, _, _, *sums = v.repeat(blocks, [a, b, ahead, depth, *sums], depth_block)
             else:
                 _, _, _, *sums = v.repeat(depth, [a, b, ahead, *sums], add_products)
-            store = v.add_lanes if kind.reduce else v.store
-            for k, entry in enumerate(entries):
-                store(sums[2 * k], entry)
-                store(sums[2 * k + 1], v.add(entry, v.integer(VECTOR_BYTES)))
+            if kind.reduce:
+                add_lane_sums(c, sums)
+            else:
+                for k, entry in enumerate(entries):
+                    v.store(sums[2 * k], entry)
+                    v.store(sums[2 * k + 1], v.add(entry, v.integer(VECTOR_BYTES)))
             return [v.add(a, a_step), v.add(b, b_step), v.add(c, c_step)]
 
         v.repeat(steps, [a, b, c], block)
@@ -274,13 +296,13 @@ def product(a: Matrix, b: Matrix, c: Matrix, shape: tuple[int, ...], slots: int)
     _run("product" if a.lane_axis is None else "nested_scalar_product", a, b, c, shape, slots)
 
 
-def conjugate_product(a: Matrix, b: Matrix, c: Matrix, shape: tuple[int, ...], slots: int) -> None:
-    """C = conj(A) · B; parameters as in `product`, but the entries of A may be lanes along i."""
-    name = "conjugate_product" if a.lane_axis is None else "scalar_conjugate_product"
-    _run(name, a, b, c, shape, slots)
+def conjugate_product(a: Matrix, b: Matrix, c: Matrix, shape: tuple[int, ...], slots: int, add: bool = False) -> None:
+    """C = conj(A) · B, or C += conj(A) · B.
 
-
-def add_conjugate_product(a: Matrix, b: Matrix, c: Matrix, shape: tuple[int, ...], slots: int) -> None:
-    """C += conj(A) · B; parameters as in `product`, but entries of C may be lanes along i, sums over lanes."""
-    name = "conjugate_product" if c.lane_axis is None else "reduced_conjugate_product"
-    _run(name, a, b, c, shape, slots, add=True)
+    Parameters are as in `product`, but the entries of A, or those of C as sums over the lanes, may be lanes along i.
+    """
+    if c.lane_axis is not None:
+        name = "reduced_conjugate_product"
+    else:
+        name = "conjugate_product" if a.lane_axis is None else "scalar_conjugate_product"
+    _run(name, a, b, c, shape, slots, add)

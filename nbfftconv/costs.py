@@ -7,10 +7,11 @@ In seconds of one core, whose rates are fractions of the figures of `nbfftconv.m
 - the products cost 8 operations for every frequency, tile, filter and channel of its group, at the rate of the
   micro-kernel, and reading the kernels' spectra once a block of tiles; lanes without a tile cost the same;
 - spectra that a stage leaves to the next one pass through the last-level cache, those of a fused pass do not;
-- input and output are read and written once, the input once for every share of the filters if fused;
+- input and output are read and written once, the input once for every share of the filters if fused, and its gradient
+  as often as tiles overlap;
 - direct convolution costs 2 operations a multiply-add, lanes without a pixel included, and the arrays once; for
   groups of many filters, also the pixels gathered for every tap, and packing the kernels; its gradients, a fixed time
-  for every row of pixels under every tap;
+  for every row of pixels under every tap, or, with respect to the kernels of groups of many filters, what is gathered;
 - a call, a block of tiles and the call of a transform have fixed costs.
 
 Rates are fitted to 180 plans of the layers of `perf/layers.py`, measured on one thread.
@@ -22,12 +23,13 @@ import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from nbfftconv import simd
 from nbfftconv.accumulate import COLUMNS, ROWS
-from nbfftconv.direct import depthwise
+from nbfftconv.direct import dense_grad_weight, depthwise
 from nbfftconv.geometry import ConvGeometry
 from nbfftconv.machine import Machine
 from nbfftconv.plan import filters_of_share
@@ -42,6 +44,7 @@ _SIDES = {"codelet": codelets.SIDES, "planar": planar.SIDES}
 # cache for the next. If those of the kernels, read once a block, are larger, as large, but not more than the limit.
 _BLOCK_BYTES = 24 * 2**20
 _LARGEST_BLOCK_BYTES = 96 * 2**20
+_LARGEST_SUMMED_BYTES = 160 * 2**20
 #: The largest tile side that is tried, unless the kernel or the caller asks for more.
 LARGEST_TILE = 512
 
@@ -61,8 +64,10 @@ _PRODUCT_RATES = {"fftw": 100 / 165, "codelet": 185 / 165, "planar": 98 / 165}
 _DENSE_RATE = 145 / 165
 _WINDOW_RATE = 115 / 165
 _GRADIENT_RATE = 9 / 165
+_GRAD_WEIGHT_RATE = 152 / 165
 # Scalars that direct convolution gathers or packs, as well.
 _GATHER_RATE = 5 / 165
+_GRAD_WEIGHT_GATHER_RATE = 3.7 / 165
 _PACK_RATE = 0.7 / 165
 # Fractions of its `bandwidth`, as measured where that is 25e9: of arrays read and written, of spectra that go through
 # the last-level cache, of kernels' spectra.
@@ -70,6 +75,8 @@ _READ_RATE = 6 / 25
 _WRITE_RATE = 8 / 25
 _SPECTRA_RATE = 8 / 25
 _STREAM_RATE = 33 / 25
+# Products of so many units of tiles take as long as the sums over their lanes.
+_LANE_SUMS = 2
 # Scalars of input and output of direct convolution.
 _DENSE_MOVE_RATE = 5 / 25
 _WINDOW_MOVE_RATE = 4 / 25
@@ -117,6 +124,8 @@ class Choice:
 
     Attributes
     ----------
+    geometry : ConvGeometry
+    direction : str
     name : str
     grid : TileGrid
     dtype : numpy.dtype
@@ -136,6 +145,8 @@ class Choice:
         Parts of a group's filters for each of which the input is transformed anew.
     """
 
+    geometry: ConvGeometry
+    direction: str
     name: str
     grid: TileGrid
     dtype: np.dtype
@@ -149,7 +160,7 @@ class Choice:
     shares: int = 1
 
     @classmethod
-    def of(cls, geometry: ConvGeometry, name: str, grid: TileGrid, direction: str, dtype: np.dtype) -> "Choice":
+    def of(cls, geometry: ConvGeometry, direction: str, name: str, grid: TileGrid, dtype: np.dtype) -> "Choice":
         """Return the choice with all but its blocking."""
         height, width = grid.vertical.tile, grid.horizontal.tile
         filters, channels = geometry.weight_size[:2]
@@ -157,12 +168,16 @@ class Choice:
         layout = LAYOUTS[name](dtype.type, height, width)
         lanes = layout.lanes
         units = -(-grid.tiles // lanes)
-        tile = lanes * height * layout.pitch * dtype.itemsize if direction == "grad_input" else 0
-        inputs = depth * geometry.groups
-        unit = layout.steps * (step_stride(inputs) + step_stride(filters)) + inputs * tile
+        unit = layout.steps * (step_stride(depth * geometry.groups) + step_stride(filters))
         lane_filters = geometry.groups * -(-filters // geometry.groups // lanes) * lanes
         weight = lane_filters // lanes * layout.steps * step_stride(depth)
-        return cls(name, grid, dtype, layout, units, unit, weight, lane_filters, block_units=0)
+        return cls(geometry, direction, name, grid, dtype, layout, units, unit, weight, lane_filters, block_units=0)
+
+    @property
+    def input_bytes(self) -> int:
+        """Bytes of the input's spectra, of all tiles."""
+        depth = self.geometry.input_size[1] * self.grid.channel_phases
+        return self.units * self.layout.steps * step_stride(depth)
 
     @property
     def blocks(self) -> int:
@@ -171,15 +186,19 @@ class Choice:
 
     def staged(self, limit: int) -> "Choice":
         """Stage after stage, each over as many units as fit the limits."""
-        size = min(limit, max(_BLOCK_BYTES, min(self.weight, _LARGEST_BLOCK_BYTES)))
+        streamed = min(self.weight, _LARGEST_BLOCK_BYTES)
+        if self.direction == "grad_weight":  # read and written, and summed up over lanes, with every block
+            streamed = min(4 * self.weight, _LARGEST_SUMMED_BYTES)
+        size = min(limit, max(_BLOCK_BYTES, streamed))
         units = max(1, min(self.units, size // self.unit))
         blocks = max(1, -(-self.units // units))
         units = max(1, -(-self.units // blocks))
         return dataclasses.replace(self, block_units=units)
 
-    def fuse(self, geometry: ConvGeometry, limit: int) -> "Choice | None":
+    def fuse(self, limit: int) -> "Choice | None":
         """All stages of a block by one thread, if one fits a core's cache."""
-        filters, depth = geometry.weight_size[0] // geometry.groups, geometry.weight_size[1] * self.grid.channel_phases
+        filters, channels = self.geometry.weight_size[0] // self.geometry.groups, self.geometry.weight_size[1]
+        depth = channels * self.grid.channel_phases
         share = filters_of_share(filters, depth, self.layout.lanes)
         unit = self.layout.steps * (step_stride(depth) + step_stride(min(ROWS, share)))
         tiles = 2 * self.layout.lanes * self.grid.vertical.tile * self.layout.pitch * self.dtype.itemsize
@@ -195,8 +214,8 @@ def choices(
 ) -> Iterator[Choice]:
     """Yield what to choose from, as far as it fits the scratch limit."""
     for name, grid in _candidates(geometry, transform, tile):
-        choice = Choice.of(geometry, name, grid, direction, dtype)
-        fused = choice.fuse(geometry, limit) if direction == "forward" else None
+        choice = Choice.of(geometry, direction, name, grid, dtype)
+        fused = choice.fuse(limit) if direction == "forward" else None
         if fused:
             yield fused
         if choice.unit <= limit:
@@ -231,6 +250,14 @@ def direct_cost(
     """Return the seconds of direct convolution."""
     flops, slow = machine.flops, dtype.itemsize / 4
     images, filters, height, width = geometry.output_size
+    if direction == "grad_weight" and dense_grad_weight.fits(geometry, dtype):
+        products, gathered = dense_grad_weight.work(geometry, dtype)
+        return (
+            _DIRECT_CALL
+            + 2 * slow * products / (flops * _GRAD_WEIGHT_RATE)
+            + slow * gathered / (flops * _GRAD_WEIGHT_GATHER_RATE)
+            + dtype.itemsize * math.prod(geometry.weight_size) / (machine.bandwidth * _WRITE_RATE)
+        )
     if direction != "forward":
         rows = geometry.multiply_adds / width
         return _DIRECT_CALL + slow * (2 * geometry.multiply_adds / (flops * _GRADIENT_RATE) + _GRADIENT_ROW * rows)
@@ -258,11 +285,18 @@ def _whole(count: int, block: int) -> int:
     return -(-count // block) * block
 
 
-def fft_cost(
-    geometry: ConvGeometry, choice: Choice, direction: str, weight_is_transformed: bool, machine: Machine
-) -> float:
+class FftCost(NamedTuple):
+    """Seconds of a choice: the input, output and kernels to spectra or back, the products, and what is fixed."""
+
+    input: float
+    output: float
+    weight: float
+    rest: float
+
+
+def fft_cost(choice: Choice, weight_is_transformed: bool, machine: Machine) -> FftCost:
     """Return the seconds of a choice."""
-    grid, layout = choice.grid, choice.layout
+    geometry, direction, grid, layout = choice.geometry, choice.direction, choice.grid, choice.layout
     height, width = grid.vertical.tile, grid.horizontal.tile
     itemsize = choice.dtype.itemsize
     lanes = simd.lanes(choice.dtype.type)
@@ -280,25 +314,28 @@ def fft_cost(
     transform *= slow / machine.flops
     transform += _TILE_ROW * height + _TRANSFORM_CALL / layout.lanes
     tiles = choice.units * layout.lanes
-    inputs = depth * geometry.groups
-    transforms = tiles * (inputs * choice.shares + filters)
-    if not weight_is_transformed or direction == "grad_weight":
-        transforms += choice.lane_filters * depth
     spectrum = layout.steps * COMPLEX_BYTES  # of a unit
+    through_cache = 0 if choice.fused else choice.units * spectrum / (machine.bandwidth * _SPECTRA_RATE)
+
+    def both_ways(channels: int, size: tuple[int, ...], rate: float, times: float = 1) -> float:
+        moved = times * itemsize * math.prod(size) / (machine.bandwidth * rate)
+        return channels * tiles * transform + moved + channels * through_cache
+
     multiply_adds = layout.steps * lanes * choice.units * filters * depth
     products = 8 * multiply_adds * slow / (machine.flops * _PRODUCT_RATES[choice.name])
-    # One unit of tiles leaves registers empty.
-    products *= 1 + 0.2 / choice.block_units
-    read, written = (itemsize * math.prod(size) for size in (geometry.input_size, geometry.output_size))
-    through_cache = 0 if choice.fused else choice.units * spectrum * (inputs + filters)
-    return (
-        transforms * transform
-        + products
-        + (read * choice.shares) / (machine.bandwidth * _READ_RATE)
-        + written / (machine.bandwidth * _WRITE_RATE)
-        + through_cache / (machine.bandwidth * _SPECTRA_RATE)
-        + choice.weight * choice.blocks / (machine.bandwidth * _STREAM_RATE)
-        + (0 if weight_is_transformed else choice.weight / (machine.bandwidth * _SPECTRA_RATE))
-        + _BLOCK * (1 if choice.fused else choice.blocks)
-        + _FFT_CALL
+    # One unit of tiles leaves registers empty, or the sums over the lanes of few tiles take as long as the products.
+    is_reduced = direction == "grad_weight" and layout.lanes > 1
+    products *= 1 + (_LANE_SUMS if is_reduced else 0.2) / choice.block_units
+    streamed = choice.weight * choice.blocks / (machine.bandwidth * _STREAM_RATE)
+    weight = 0.0
+    if not weight_is_transformed or direction == "grad_weight":
+        weight = choice.lane_filters * depth * transform + choice.weight / (machine.bandwidth * _SPECTRA_RATE)
+    blocks = _BLOCK * (1 if choice.fused else choice.blocks)
+    cores = grid.vertical.core * grid.horizontal.core
+    overlap = samples / cores if direction == "grad_input" else 1
+    return FftCost(
+        choice.shares * both_ways(depth * geometry.groups, geometry.input_size, _READ_RATE, overlap),
+        both_ways(filters, geometry.output_size, _WRITE_RATE),
+        weight,
+        products + (2 if direction == "grad_weight" else 1) * streamed + blocks + _FFT_CALL,
     )

@@ -112,7 +112,7 @@ def conv2d(
         check_out(out, geometry.output_size, dtype)
     plan = _plan_for(plan, geometry, "forward", dtype)
     kernels = engine.Kernels.of(plan, compact(w, dtype))
-    return run_forward(plan, x, kernels, b, padding_mode, activation, out)
+    return run_forward(plan, x, kernels, b, padding_mode, activation, out)[0]
 
 
 def run_forward(
@@ -123,21 +123,21 @@ def run_forward(
     padding_mode: str,
     activation: str | None,
     out: np.ndarray | None = None,
-) -> np.ndarray:
-    """Run the forward pass on validated arguments."""
+    keep: bool = False,
+) -> tuple[np.ndarray, engine.KeptInput | None]:
+    """Run the forward pass on validated arguments; with `keep`, return the input's spectra, too."""
     geometry, dtype = plan.geometry, plan.dtype
-    x = compact(x, dtype)
     b = None if bias is None else compact(bias, dtype)
-    if padding_mode != "zeros":
-        x = padding_modes.pad(x, geometry, padding_mode)
-    run_geometry = geometry if padding_mode == "zeros" else geometry.with_padding_applied()
+    x = padding_modes.pad(compact(x, dtype), geometry, padding_mode)
     direct_out = out is not None and is_usable_out(out, x, kernels.weight, b)
     result = out if direct_out else scratch.result(geometry.output_size, dtype)
-    engine.forward(plan, run_geometry, x, kernels, b, activation == "relu", result)
+    kept = engine.forward(
+        plan, padding_modes.pass_geometry(geometry, padding_mode), x, kernels, b, activation == "relu", result, keep
+    )
     if out is None or direct_out:
-        return result
+        return result, kept
     out[...] = result
-    return out
+    return out, kept
 
 
 def conv2d_weight(
@@ -186,11 +186,9 @@ def conv2d_weight(
 def run_grad_weight(plan: ConvPlan, x: np.ndarray, g: np.ndarray, padding_mode: str) -> np.ndarray:
     """Run the pass on validated arguments."""
     geometry, dtype = plan.geometry, plan.dtype
-    x, g = compact(x, dtype), compact(g, dtype)
-    if padding_mode != "zeros":
-        x, geometry = padding_modes.pad(x, geometry, padding_mode), geometry.with_padding_applied()
+    x = padding_modes.pad(compact(x, dtype), geometry, padding_mode)
     result = scratch.result(geometry.weight_size, dtype)
-    engine.grad_weight(plan, geometry, x, g, result)
+    engine.grad_weight(plan, padding_modes.pass_geometry(geometry, padding_mode), x, compact(g, dtype), result)
     return result
 
 
@@ -240,13 +238,24 @@ def conv2d_input(
 
 def run_grad_input(plan: ConvPlan, kernels: engine.Kernels, g: np.ndarray, padding_mode: str) -> np.ndarray:
     """Run the pass on validated arguments."""
-    geometry, dtype = plan.geometry, plan.dtype
-    g = compact(g, dtype)
-    if padding_mode == "zeros":
-        result = scratch.result(geometry.input_size, dtype)
-        engine.grad_input(plan, geometry, kernels, g, result)
-        return result
-    padded = geometry.with_padding_applied()
-    result = scratch.result(padded.input_size, dtype)
-    engine.grad_input(plan, padded, kernels, g, result)
-    return padding_modes.fold(result, geometry, padding_mode)
+    geometry = padding_modes.pass_geometry(plan.geometry, padding_mode)
+    result = scratch.result(geometry.input_size, plan.dtype)
+    engine.grad_input(plan, geometry, kernels, compact(g, plan.dtype), result)
+    return padding_modes.fold(result, plan.geometry, padding_mode)
+
+
+def run_backward(
+    plan: ConvPlan,
+    x: np.ndarray,
+    kept: engine.KeptInput | None,
+    kernels: engine.Kernels,
+    g: np.ndarray,
+    padding_mode: str,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Run both gradients of a step that shares spectra; return those of input, kernels and bias."""
+    dtype, geometry = plan.dtype, padding_modes.pass_geometry(plan.geometry, padding_mode)
+    x = padding_modes.pad(compact(x, dtype), plan.geometry, padding_mode)
+    grad_input = scratch.result(geometry.input_size, dtype)
+    grad_weight = scratch.result(geometry.weight_size, dtype)
+    grad_bias = engine.backward(plan, geometry, x, kept, kernels, g, grad_input, grad_weight)
+    return padding_modes.fold(grad_input, plan.geometry, padding_mode), grad_weight, grad_bias.astype(dtype)

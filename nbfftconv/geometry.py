@@ -206,6 +206,20 @@ class ConvGeometry:
         size = (*self.input_size[:2], *self.padded_size)
         return replace(self, input_size=size, padding=((0, 0), (0, 0)))
 
+    def transposed(self) -> "ConvGeometry | None":
+        """Return the convolution that takes the output's gradient to the input's, None if there is none.
+
+        Its kernels are these with filters and channels of each group exchanged and both axes reversed. With a stride
+        there is none, nor with so much padding that its own would be negative.
+        """
+        filters, channels, *kernel = self.weight_size
+        extent = (d * (k - 1) for d, k in zip(self.dilation, kernel, strict=True))
+        padding = tuple((e - before, e - after) for e, (before, after) in zip(extent, self.padding, strict=True))
+        if self.stride != (1, 1) or min(map(min, padding)) < 0:
+            return None
+        weight_size = (channels * self.groups, filters // self.groups, *kernel)
+        return replace(self, input_size=self.output_size, weight_size=weight_size, padding=padding)
+
     @property
     def multiply_adds(self) -> int:
         """Multiplications of direct convolution, padding included."""

@@ -9,10 +9,17 @@ from numpy.typing import ArrayLike
 from nbfftconv import engine
 from nbfftconv import padding as padding_modes
 from nbfftconv.arrays import as_float4, check_shape, compact, result_type
-from nbfftconv.functional import check_activation, check_bias, run_forward, run_grad_input, run_grad_weight
+from nbfftconv.functional import (
+    check_activation,
+    check_bias,
+    run_backward,
+    run_forward,
+    run_grad_input,
+    run_grad_weight,
+)
 from nbfftconv.geometry import ConvGeometry, Padding, layer_numbers
-from nbfftconv.plan import ConvPlan
-from nbfftconv.planner import ALGORITHMS, make_plan
+from nbfftconv.plan import ConvPlan, StepPlan
+from nbfftconv.planner import ALGORITHMS, make_plan, make_step_plan
 
 
 class Conv2d:
@@ -40,6 +47,9 @@ class Conv2d:
         "auto", "fft" or "direct"; at first "auto".
     training : bool
         At first True. If False, a forward pass keeps nothing for `backward`.
+    spectra_limit : int
+        Bytes that the spectra of an input may take between a forward pass and `backward`, at first 256 MiB. If they
+        would take more, or with 0, only the input itself is kept, and transformed again.
 
     Raises
     ------
@@ -64,6 +74,7 @@ class Conv2d:
         self.stride, self.padding, self.dilation, self.groups = stride, padding, dilation, groups
         self.padding_mode, self.activation = padding_mode, activation
         self.training = True
+        self.spectra_limit = 2**28
         self.weight_grad: np.ndarray | None = None
         self.bias_grad: np.ndarray | None = None
         self._algorithm = "auto"
@@ -140,12 +151,23 @@ class Conv2d:
         )
         padding_modes.check(geometry, self.padding_mode)
         dtype = result_type(x, weight) if bias is None else result_type(x, weight, bias)
-        plan = self._plan(geometry, "forward", dtype)
-        result = run_forward(plan, x, _transformed(kernels, plan, weight), bias, self.padding_mode, self.activation)
-        self._last.forward = None
-        if self.training:
+        self._last.forward = None  # before there is more to keep
+        step = self._step(geometry, dtype) if self.training else None
+        plan = (
+            step.forward if step else make_plan(geometry, "forward", dtype, self._algorithm, weight_is_transformed=True)
+        )
+        result, kept = run_forward(
+            plan,
+            x,
+            _transformed(kernels, plan, weight),
+            bias,
+            self.padding_mode,
+            self.activation,
+            keep=step is not None and step.keeps_input_spectra,
+        )
+        if step:
             clipped = result <= 0 if self.activation == "relu" else None  # not a NaN, which passes
-            self._last.forward = geometry, dtype, x, clipped, weight, kernels
+            self._last.forward = geometry, dtype, x, kept, clipped, weight, kernels
         return result
 
     def backward(self, grad_output: ArrayLike) -> np.ndarray:
@@ -168,21 +190,29 @@ class Conv2d:
         last = getattr(self._last, "forward", None)
         if last is None:
             raise RuntimeError("backward needs a forward pass of the same thread, made with training = True")
-        geometry, dtype, x, clipped, weight, kernels = last
+        geometry, dtype, x, kept, clipped, weight, kernels = last
         g = as_float4("grad_output", grad_output)
         check_shape("grad_output", g, geometry.output_size, "the last forward pass")
-        dtype = np.promote_types(dtype, result_type(g))
-        g = compact(g, dtype)
+        result_dtype = np.promote_types(dtype, result_type(g))
+        g = compact(g, result_dtype)
         if clipped is not None:
-            g = np.where(clipped, dtype.type(0), g)
-        plan = self._plan(geometry, "grad_input", dtype)
-        grad_input = run_grad_input(plan, _transformed(kernels, plan, weight), g, self.padding_mode)
-        self.weight_grad = run_grad_weight(self._plan(geometry, "grad_weight", dtype), x, g, self.padding_mode)
-        self.bias_grad = None if self._bias is None else g.sum(axis=(0, 2, 3))
+            g = np.where(clipped, result_dtype.type(0), g)
+        step = self._step(geometry, result_dtype)
+        transformed = _transformed(kernels, step.grad_input, weight)
+        if step.shares_spectra:
+            kept = kept if result_dtype == dtype else None
+            grad_input, self.weight_grad, grad_bias = run_backward(
+                step.grad_weight, x, kept, transformed, g, self.padding_mode
+            )
+        else:
+            grad_input = run_grad_input(step.grad_input, transformed, g, self.padding_mode)
+            self.weight_grad = run_grad_weight(step.grad_weight, x, g, self.padding_mode)
+            grad_bias = None if self._bias is None else g.sum(axis=(0, 2, 3))
+        self.bias_grad = None if self._bias is None else grad_bias
         return grad_input
 
-    def _plan(self, geometry: ConvGeometry, direction: str, dtype: np.dtype) -> ConvPlan:
-        return make_plan(geometry, direction, dtype, self._algorithm, weight_is_transformed=not self.training)
+    def _step(self, geometry: ConvGeometry, dtype: np.dtype) -> StepPlan:
+        return make_step_plan(geometry, dtype, self._algorithm, self.spectra_limit)
 
 
 def _frozen(array: np.ndarray) -> np.ndarray:
@@ -193,7 +223,7 @@ def _frozen(array: np.ndarray) -> np.ndarray:
 
 def _transformed(cache: dict[tuple, engine.Kernels], plan: ConvPlan, weight: np.ndarray) -> engine.Kernels:
     """Return the kernels as `plan` needs them, from `cache` if they were transformed or packed before."""
-    key: tuple[Any, ...] = (plan.dtype, plan.algorithm, plan.transform, plan.tile)
+    key: tuple[Any, ...] = (plan.dtype, plan.algorithm, plan.transform, plan.tile, plan.transposed is None)
     if plan.algorithm == "direct":  # a gradient does not read them as the forward pass does
         key += (plan.direction,)
     kernels = cache.get(key)

@@ -1,4 +1,4 @@
-"""Padding modes other than zeros: the padded input, and the adjoint that folds its gradient back."""
+"""Padding modes: the padded input, and the adjoint that folds its gradient back. Passes pad with zeros themselves."""
 
 import numpy as np
 
@@ -25,13 +25,22 @@ def check(geometry: ConvGeometry, mode: str) -> None:
             )
 
 
+def pass_geometry(geometry: ConvGeometry, mode: str) -> ConvGeometry:
+    """Return the geometry that is left to a pass."""
+    return geometry if mode == "zeros" else geometry.with_padding_applied()
+
+
 def pad(input: np.ndarray, geometry: ConvGeometry, mode: str) -> np.ndarray:
-    """Return the padded input."""
+    """Return the input of a pass."""
+    if mode == "zeros":
+        return input
     return np.pad(input, ((0, 0), (0, 0), *geometry.padding), mode=_MODES[mode])
 
 
 def fold(grad_padded: np.ndarray, geometry: ConvGeometry, mode: str) -> np.ndarray:
-    """Return the gradient at the input from that at the padded input: every pixel adds to the one it copied."""
+    """Return the gradient at the input from that at a pass's input: every pixel adds to the one it copied."""
+    if mode == "zeros":
+        return grad_padded
     for axis in (2, 3):
         size = geometry.input_size[axis]
         before, after = geometry.padding[axis - 2]

@@ -1,11 +1,11 @@
 """ConvPlan: what the planner decided for one convolution."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from nbfftconv.geometry import ConvGeometry
-from nbfftconv.tiling import TileGrid
+from nbfftconv.tiling import TileGrid, axis_tiles
 
 DIRECTIONS = ("forward", "grad_weight", "grad_input")
 
@@ -44,9 +44,13 @@ class ConvPlan:
         Memory for the spectra of a block of tiles; the spectra of the kernels come on top of it. Of direct
         convolution, memory of each thread for the pixels that it gathers.
     weight_spectra_bytes : int
-        Memory for the spectra of the kernels, or of their gradient. Of direct convolution, for the packed kernels.
+        Memory for the spectra of the kernels, or of their gradient. Of direct convolution, for the packed kernels, or
+        for sums of their gradient that are added up at the end.
     reason : str
         Why this was chosen.
+    transposed : ConvPlan or None
+        Of "grad_input", if it is run as a forward pass: that pass's plan, for `ConvGeometry.transposed`, from which
+        all attributes are but geometry and direction.
     """
 
     geometry: ConvGeometry
@@ -60,6 +64,18 @@ class ConvPlan:
     scratch_bytes: int
     weight_spectra_bytes: int
     reason: str
+    transposed: "ConvPlan | None" = None
+
+    def as_grad_input(self, geometry: ConvGeometry) -> "ConvPlan":
+        """Return the plan of the gradient at the input of `geometry`, whose transposed problem this plan is for."""
+        return replace(self, geometry=geometry, direction="grad_input", transposed=self)
+
+    def resized(self, geometry: ConvGeometry) -> "ConvPlan":
+        """Return the plan for images of another size, with the same tile and the same kernels' spectra."""
+        if geometry == self.geometry or self.grid is None:
+            return replace(self, geometry=geometry)
+        vertical, horizontal = (axis_tiles(geometry, axis, side) for axis, side in enumerate(self.tile))
+        return replace(self, geometry=geometry, grid=TileGrid(vertical, horizontal, geometry.input_size[0]))
 
     @property
     def tile(self) -> tuple[int, int] | None:
@@ -77,9 +93,11 @@ class ConvPlan:
             f"ConvPlan({self.direction}, {self.dtype}: input {g.input_size}, weight {g.weight_size}, "
             f"stride {g.stride}, padding {g.padding}, dilation {g.dilation}, groups {g.groups}"
         )
+        if self.transposed is not None:
+            head += "\n  run as the forward pass of the transposed problem"
         if self.grid is None:
             return (
-                f"{head}\n  algorithm direct, scratch {self.scratch_bytes} bytes a thread, packed kernels "
+                f"{head}\n  algorithm direct, scratch {self.scratch_bytes} bytes a thread, kernels "
                 f"{self.weight_spectra_bytes} bytes\n  because {self.reason})"
             )
         rows, columns = self.tiles
@@ -90,3 +108,24 @@ class ConvPlan:
             f"\n  scratch {self.scratch_bytes} bytes, kernels' spectra {self.weight_spectra_bytes} bytes"
             f"\n  because {self.reason})"
         )
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """How a training step of one convolution is computed. Made by `nbfftconv.planner.make_step_plan`.
+
+    Attributes
+    ----------
+    forward, grad_weight, grad_input : ConvPlan
+    shares_spectra : bool
+        Whether one tile grid serves all three passes: the kernels' spectra are made once, and those of the output's
+        gradient.
+    keeps_input_spectra : bool
+        Whether those of the input are, too, and kept from the forward pass on.
+    """
+
+    forward: ConvPlan
+    grad_weight: ConvPlan
+    grad_input: ConvPlan
+    shares_spectra: bool = False
+    keeps_input_spectra: bool = False

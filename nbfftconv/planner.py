@@ -8,6 +8,7 @@ Candidates may be measured instead; then the automatic choice is the winner that
 """
 
 import functools
+import math
 import warnings
 from collections import defaultdict
 from collections.abc import Iterator
@@ -19,10 +20,10 @@ import numpy as np
 from nbfftconv import measure as measuring
 from nbfftconv import profile
 from nbfftconv.costs import LAYOUTS, Choice, choices, direct_cost, fft_cost
-from nbfftconv.direct import packed_bytes, scratch_bytes
+from nbfftconv.direct import grad_weight_bytes, packed_bytes, scratch_bytes
 from nbfftconv.geometry import ConvGeometry, Padding, pair
 from nbfftconv.machine import Machine, get_machine
-from nbfftconv.plan import DIRECTIONS, ConvPlan
+from nbfftconv.plan import DIRECTIONS, ConvPlan, StepPlan
 from nbfftconv.scratch import get_scratch_limit
 
 ALGORITHMS = ("auto", "fft", "direct")
@@ -141,22 +142,23 @@ def _measure(geometry: ConvGeometry, direction: str, dtype: np.dtype) -> None:
 def _promising(geometry: ConvGeometry, direction: str, dtype: np.dtype, weight_is_transformed: bool) -> list[ConvPlan]:
     """Return the plans that are worth measuring, first what the cost model chooses."""
     limit, machine = get_scratch_limit(), get_machine()
-    problem = geometry, direction, dtype, "auto", "auto", None, weight_is_transformed, limit, machine
+    problem = geometry, direction, dtype, "auto", "auto", None, weight_is_transformed, True, limit, machine
     first = _make_plan(*problem)
     if geometry.weight_size[2:] == (1, 1):
         return [first]
-    cost = direct_cost(geometry, direction, dtype, weight_is_transformed, machine)
-    costs = [(cost, _direct_plan(geometry, direction, dtype, ""))]
+    ways = _ways(geometry, direction, True)
+    cost = direct_cost(*ways[0], dtype, weight_is_transformed, machine)
+    costs = [(cost, _direct_plan(geometry, direction, dtype, ways[0], ""))]
     by_transform = defaultdict(list)
     for candidate in _costed(*problem):
         by_transform[candidate[1].name].append(candidate)
     for candidates in by_transform.values():
         candidates.sort(key=lambda candidate: candidate[0])
         by_tile = {}
-        for candidate in candidates:  # fused or not, as the plan for a tile is chosen
+        for candidate in candidates:  # fused or not, transposed or not, as the plan for a tile is chosen
             by_tile.setdefault((candidate[1].grid.vertical.tile, candidate[1].grid.horizontal.tile), candidate)
         for cost, choice in list(by_tile.values())[:_MEASURED_TILES]:
-            costs.append((cost, _fft_plan(geometry, direction, dtype, choice, "")))
+            costs.append((cost, _fft_plan(geometry, direction, choice, "")))
     least = min(cost for cost, _ in costs)
     return [first, *(plan for cost, plan in costs if cost <= _MEASURED_FACTOR * least)]
 
@@ -169,15 +171,18 @@ def make_plan(
     transform: str = "auto",
     tile: tuple[int, int] | None = None,
     weight_is_transformed: bool = False,
+    transposes: bool = True,
 ) -> ConvPlan:
     """Return the plan for a validated geometry, from memory if it was made before.
 
-    `weight_is_transformed` says that the kernels' spectra are kept from call to call, so that none pays for them.
+    `weight_is_transformed` says that the kernels' spectra are kept from call to call, so that none pays for them;
+    `transposes`, that a gradient at the input may be planned as a forward pass, of other spectra than those of the
+    geometry's own.
     """
     winner = None
-    if _is_free(algorithm, transform, tile) and (winners := profile.get_profile().winners):
+    if transposes and _is_free(algorithm, transform, tile) and (winners := profile.get_profile().winners):
         winner = winners.get(profile.Problem.of(geometry, direction, dtype, weight_is_transformed))
-    problem = geometry, direction, dtype, algorithm, transform, tile, weight_is_transformed
+    problem = geometry, direction, dtype, algorithm, transform, tile, weight_is_transformed, transposes
     return _make_plan(*problem, get_scratch_limit(), get_machine(), winner)
 
 
@@ -190,13 +195,15 @@ def _make_plan(
     transform: str,
     tile: tuple[int, int] | None,
     weight_is_transformed: bool,
+    transposes: bool,
     limit: int,
     machine: Machine,
     winner: profile.Winner | None = None,
 ) -> ConvPlan:
     problem = geometry, direction, dtype
+    direct_way = _ways(geometry, direction, transposes)[0]
     if algorithm == "direct":
-        return _direct_plan(*problem, "it was asked for")
+        return _direct_plan(*problem, direct_way, "it was asked for")
     if winner is not None:
         try:
             return _plan_of_winner(*problem, winner, weight_is_transformed, limit, machine)
@@ -204,8 +211,8 @@ def _make_plan(
             warnings.warn(f"ignored in the profile: {winner} for {geometry}: {error}", stacklevel=3)
     is_free = _is_free(algorithm, transform, tile)
     if is_free and geometry.weight_size[2:] == (1, 1):
-        return _direct_plan(*problem, "an FFT cannot save anything with a 1x1 kernel")
-    costed = _costed(*problem, algorithm, transform, tile, weight_is_transformed, limit, machine)
+        return _direct_plan(*problem, direct_way, "an FFT cannot save anything with a 1x1 kernel")
+    costed = _costed(*problem, algorithm, transform, tile, weight_is_transformed, transposes, limit, machine)
     best = min(costed, key=lambda candidate: candidate[0], default=None)
     if best is None:
         if not is_free:
@@ -214,12 +221,12 @@ def _make_plan(
                 f"{geometry.weight_size} do not fit the scratch limit of {limit} bytes; "
                 "see nbfftconv.scratch.set_scratch_limit"
             )
-        return _direct_plan(*problem, "no tile fits the limits of memory")
-    cost, direct = best[0], direct_cost(*problem, weight_is_transformed, machine)
+        return _direct_plan(*problem, direct_way, "no tile fits the limits of memory")
+    cost, direct = best[0], direct_cost(*direct_way, dtype, weight_is_transformed, machine)
     figures = f"the model expects {cost * 1e3:.3g} ms by FFT, {direct * 1e3:.3g} ms direct, on one core"
     if is_free and direct <= cost:
-        return _direct_plan(*problem, figures)
-    return _fft_plan(*problem, best[1], figures if is_free else "it was asked for")
+        return _direct_plan(*problem, direct_way, figures)
+    return _fft_plan(geometry, direction, best[1], figures if is_free else "it was asked for")
 
 
 def _plan_of_winner(
@@ -237,28 +244,87 @@ def _plan_of_winner(
         f"the cost model's choice took {winner.model_seconds * 1e3:.3g} ms"
     )
     if winner.algorithm == "direct":
-        return _direct_plan(geometry, direction, dtype, reason)
+        return _direct_plan(geometry, direction, dtype, _ways(geometry, direction, True)[0], reason)
     if winner.transform not in TRANSFORMS[1:]:
         raise ValueError(f"transform must be one of {', '.join(TRANSFORMS[1:])}, got {winner.transform!r}")
     chosen = "fft", winner.transform, winner.tile
-    plan = _make_plan(geometry, direction, dtype, *chosen, weight_is_transformed, limit, machine)
+    plan = _make_plan(geometry, direction, dtype, *chosen, weight_is_transformed, True, limit, machine)
     if plan.weight_spectra_bytes > WEIGHT_SPECTRA_LIMIT:
         raise ValueError(f"the kernels' spectra take {plan.weight_spectra_bytes} bytes")
     return replace(plan, reason=reason)
 
 
-def _direct_plan(geometry: ConvGeometry, direction: str, dtype: np.dtype, reason: str) -> ConvPlan:
+def make_step_plan(geometry: ConvGeometry, dtype: np.dtype, algorithm: str, spectra_limit: int) -> StepPlan:
+    """Return the plan of a training step, from memory if it was made before.
+
+    `spectra_limit` is the number of bytes that the input's spectra may take between the passes.
+    """
+    winners = profile.get_profile().winners if algorithm == "auto" else {}
+    is_measured = any(profile.Problem.of(geometry, direction, dtype, False) in winners for direction in DIRECTIONS)
+    problem = geometry, dtype, algorithm, spectra_limit, get_scratch_limit(), get_machine()
+    if is_measured or (step := _shared_step(*problem)) is None:
+        return StepPlan(*(make_plan(geometry, direction, dtype, algorithm) for direction in DIRECTIONS))
+    return step
+
+
+@functools.lru_cache(maxsize=1024)
+def _shared_step(
+    geometry: ConvGeometry, dtype: np.dtype, algorithm: str, spectra_limit: int, limit: int, machine: Machine
+) -> StepPlan | None:
+    """Return the cheapest step of passes that share spectra, None if passes that share nothing are cheaper."""
+    if algorithm == "direct" or (algorithm == "auto" and geometry.weight_size[2:] == (1, 1)):
+        return None
+    apart = 0.0
+    for direction in DIRECTIONS:
+        costed = _costed(geometry, direction, dtype, algorithm, "auto", None, False, True, limit, machine)
+        costs = [cost for cost, _ in costed]
+        if algorithm == "auto":
+            costs.append(direct_cost(*_ways(geometry, direction, True)[0], dtype, False, machine))
+        apart += min(costs, default=math.inf)
+    least, best = apart, None
+    passes = [choices(geometry, direction, dtype, "auto", None, limit) for direction in DIRECTIONS]
+    staged = [[choice for choice in of_pass if not choice.fused] for of_pass in passes]
+    for step in zip(*staged, strict=True):
+        if step[0].weight > WEIGHT_SPECTRA_LIMIT and algorithm == "auto":
+            continue
+        forward, grad_weight, grad_input = (fft_cost(choice, False, machine) for choice in step)
+        keeps = step[0].input_bytes <= spectra_limit
+        shared = grad_weight.output + grad_input.weight + keeps * grad_weight.input
+        if (cost := sum(forward) + sum(grad_weight) + sum(grad_input) - shared) < least:
+            least, best = cost, (step, keeps)
+    if best is None:
+        return None
+    step, keeps = best
+    reason = f"the model expects {least * 1e3:.3g} ms for a step that shares spectra, {apart * 1e3:.3g} ms for one "
+    reason += "that does not, on one core"
+    plans = (_fft_plan(geometry, choice.direction, choice, reason) for choice in step)
+    return StepPlan(*plans, shares_spectra=True, keeps_input_spectra=keeps)
+
+
+_Way = tuple[ConvGeometry, str]
+
+
+def _ways(geometry: ConvGeometry, direction: str, transposes: bool) -> list[_Way]:
+    """Return the passes, each a geometry and a direction, that compute the result; first that of direct convolution."""
+    transposed = geometry.transposed() if transposes and direction == "grad_input" else None
+    return [*([] if transposed is None else [(transposed, "forward")]), (geometry, direction)]
+
+
+def _direct_plan(geometry: ConvGeometry, direction: str, dtype: np.dtype, way: _Way, reason: str) -> ConvPlan:
     scratch, weight = 0, 0
-    if direction == "forward":
-        scratch, weight = scratch_bytes(geometry, dtype), packed_bytes(geometry, dtype)
-    return ConvPlan(geometry, direction, dtype, "direct", None, None, False, 0, scratch, weight, reason)
+    if way[1] == "forward":
+        scratch, weight = scratch_bytes(way[0], dtype), packed_bytes(way[0], dtype)
+    elif direction == "grad_weight":
+        scratch, weight = grad_weight_bytes(geometry, dtype)
+    plan = ConvPlan(*way, dtype, "direct", None, None, False, 0, scratch, weight, reason)
+    return plan if way[1] == direction else plan.as_grad_input(geometry)
 
 
-def _fft_plan(geometry: ConvGeometry, direction: str, dtype: np.dtype, choice: Choice, reason: str) -> ConvPlan:
-    return ConvPlan(
-        geometry,
-        direction,
-        dtype,
+def _fft_plan(geometry: ConvGeometry, direction: str, choice: Choice, reason: str) -> ConvPlan:
+    plan = ConvPlan(
+        choice.geometry,
+        choice.direction,
+        choice.dtype,
         "fft",
         choice.name,
         choice.grid,
@@ -268,6 +334,7 @@ def _fft_plan(geometry: ConvGeometry, direction: str, dtype: np.dtype, choice: C
         choice.weight,
         reason,
     )
+    return plan if choice.direction == direction else plan.as_grad_input(geometry)
 
 
 def _costed(
@@ -278,10 +345,12 @@ def _costed(
     transform: str,
     tile: tuple[int, int] | None,
     weight_is_transformed: bool,
+    transposes: bool,
     limit: int,
     machine: Machine,
 ) -> Iterator[tuple[float, Choice]]:
     """Yield what fits the limits of memory, with its cost."""
-    for choice in choices(geometry, direction, dtype, transform, tile, limit):
-        if choice.weight <= WEIGHT_SPECTRA_LIMIT or algorithm != "auto":
-            yield fft_cost(geometry, choice, direction, weight_is_transformed, machine), choice
+    for way in _ways(geometry, direction, transposes):
+        for choice in choices(*way, dtype, transform, tile, limit):
+            if choice.weight <= WEIGHT_SPECTRA_LIMIT or algorithm != "auto":
+                yield sum(fft_cost(choice, weight_is_transformed, machine)), choice

@@ -10,7 +10,7 @@ import pytest
 from compare import ERROR_BOUND
 
 from nbfftconv import simd
-from nbfftconv.accumulate import _DEPTH, _ITEM_ROWS, Matrix, add_conjugate_product, conjugate_product, product
+from nbfftconv.accumulate import _DEPTH, _ITEM_ROWS, Matrix, conjugate_product, product
 from nbfftconv.transforms import COMPLEX_BYTES, step_stride
 
 DEPTHS = (1, 15, 16, _DEPTH - 1, _DEPTH, _DEPTH + 1, 2 * _DEPTH + 1)
@@ -134,15 +134,16 @@ class TestProducts:
             assert nan_count(c.array) == rest
 
     def test_grad_weight(self, real, in_lanes, slots, rng):
-        """C += conj(A) · B over tiles, twice."""
+        """C = conj(A) · B over tiles, then C += conj(A) · B."""
         for groups, rows, columns, depth in itertools.islice(sizes(), slots - 1, None, 2):
             c = kernels(rng, real, groups, rows, columns, "row", in_lanes)
             rest = nan_count(c.array)
-            expected = c.entries()
-            for _ in range(2):
+            expected = 0
+            for add in (False, True):
                 a = tiles(rng, real, groups, depth, rows, "column", "row")
                 b = tiles(rng, real, groups, depth, columns, "column", "row")
-                add_conjugate_product(a.matrix, b.matrix, c.matrix, (groups, rows, columns, depth, STEPS), slots)
+                shape = groups, rows, columns, depth, STEPS
+                conjugate_product(a.matrix, b.matrix, c.matrix, shape, slots, add=add)
                 subscripts = "gsril,gsrjl->gsij" if in_lanes else "gsril,gsrjl->gsijl"
                 products = matmul(subscripts, a.entries().conj(), b.entries())
                 expected = expected + (products[..., None] if in_lanes else products)

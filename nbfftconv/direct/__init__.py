@@ -1,17 +1,18 @@
 """Direct convolution, for geometries where an FFT does not pay.
 
-The forward pass is in `dense` and, for groups of few filters, in `depthwise`. Every pair of a pixel and a tap is
+The forward pass is in `dense` and, for groups of few filters, in `depthwise`; the gradient with respect to the kernels
+is in `dense_grad_weight` and, for groups of few filters, in `gradients`. Every pair of a pixel and a tap is
 multiplied, also if the pixel is a zero of the padding: 0·inf is NaN. Arrays are C-contiguous, of one dtype and the
 geometry's sizes.
 """
 
 import numpy as np
 
-from nbfftconv.direct import dense, depthwise
-from nbfftconv.direct.gradients import grad_input, grad_weight
+from nbfftconv.direct import dense, dense_grad_weight, depthwise, gradients
+from nbfftconv.direct.gradients import grad_input
 from nbfftconv.geometry import ConvGeometry
 
-__all__ = ["forward", "grad_input", "grad_weight", "pack", "packed_bytes", "scratch_bytes"]
+__all__ = ["forward", "grad_input", "grad_weight", "grad_weight_bytes", "pack", "packed_bytes", "scratch_bytes"]
 
 
 def pack(geometry: ConvGeometry, w: np.ndarray) -> np.ndarray | None:
@@ -43,3 +44,18 @@ def forward(
         depthwise.forward(geometry, x, w, bias, relu, y)
     else:
         dense.forward(geometry, x, dense.pack(geometry, w) if packed is None else packed, bias, relu, y)
+
+
+def grad_weight_bytes(geometry: ConvGeometry, dtype: np.dtype) -> tuple[int, int]:
+    """Bytes of scratch memory of each thread of `grad_weight`, and of sums that it keeps until they are added up."""
+    if not dense_grad_weight.fits(geometry, dtype):
+        return 0, 0
+    return dense_grad_weight.scratch_bytes(geometry, dtype), dense_grad_weight.sums_bytes(geometry, dtype)
+
+
+def grad_weight(geometry: ConvGeometry, x: np.ndarray, dw: np.ndarray, g: np.ndarray) -> None:
+    """Compute the gradient with respect to the kernels into `dw`."""
+    if dense_grad_weight.fits(geometry, x.dtype):
+        dense_grad_weight.grad_weight(geometry, x, dw, g)
+    else:
+        gradients.grad_weight(geometry, x, dw, g)

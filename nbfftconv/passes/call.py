@@ -34,8 +34,9 @@ _RECORD = np.dtype(
             for array in ("input", "weight", "output")
             for name in ("spectra", "unit", "step_bytes")  # address, and bytes from one to the next
         ),
-        # of grad_input: inverse transforms, `unit_tiles` bytes for each unit and channel; strips of a channel
-        *((name, np.int64) for name in ("tiles", "unit_tiles", "strips")),
+        # of grad_input: parts of the tiles, and whether a part clears the gradient before it adds tiles; where a thread
+        # sums up an image, `plane` bytes from one to the next, or 0
+        *((name, np.int64) for name in ("parts", "clear", "planes", "plane")),
         # the transform; of `scratch`, `slot` bytes are a thread's: the tiles of a unit, `tile` bytes each with rows of
         # `pitch` scalars, `work` bytes behind them the transform's work, and a cache line for the factors of a row
         *((name, np.int64) for name in ("forward", "inverse", "context", "scratch", "slot", "tile", "pitch", "work")),
@@ -81,6 +82,10 @@ class Spectra:
     unit: int
     step: int
 
+    def from_unit(self, first: int) -> "Spectra":
+        """Return the spectra without those of the first units."""
+        return Spectra(self.array[first * self.unit // self.array.itemsize :], self.unit, self.step)
+
 
 class _Numbers:
     """What all calls of a plan have in common.
@@ -104,8 +109,8 @@ class _Numbers:
         Channels (with their phases) and filters of all groups: the spectra of a tile.
     lanes : int
         Tiles, or filters, in a unit.
-    group_units, block_units : int
-        Units of filters of a group, and of tiles of a block.
+    group_units, block_units, all_units : int
+        Units of filters of a group, and of tiles of a block and of the batch.
     steps : int
         Steps of a spectrum.
     slots, transform_slots : int
@@ -132,6 +137,7 @@ class _Numbers:
         self.lanes = layout.lanes
         self.group_units = -(-self.group_filters // self.lanes)
         self.block_units = -(-plan.block_tiles // self.lanes)
+        self.all_units = -(-grid.tiles // self.lanes)
         self.steps = layout.steps
 
         self.record = record = np.zeros((), _RECORD)
@@ -153,8 +159,7 @@ class _Numbers:
     def _describe_fused(self, begin: int) -> int:
         """Describe the spectra of a fused pass in a thread's memory from `begin`; return their bytes."""
         record, units = self.record, self.block_units
-        record["block_units"] = units
-        record["units"] = -(-self.plan.grid.tiles // self.lanes)
+        record["block_units"], record["units"] = units, self.all_units
         record["share"] = share = filters_of_share(self.group_filters, self.group_depth, self.lanes)
         rows = min(ROWS, share)
         sizes = []
@@ -206,6 +211,11 @@ class Call(_Numbers):
         memory[:, work:factors] = 0  # as transforms expect their work
 
     @property
+    def first_unit(self) -> int:
+        """First unit of the block under way."""
+        return int(self.record["first_unit"])
+
+    @property
     def fused_items(self) -> int:
         """Work items of a fused pass."""
         units, share = int(self.record["units"]), int(self.record["share"])
@@ -244,26 +254,29 @@ class Call(_Numbers):
         slots = self.transform_slots if transforms else self.slots
         threads.run(stage.address(self.real), self._record_address, items, slots)
 
-    def _spectra(self, name: str, units: int, channels: int, borrow: bool) -> Spectra:
+    def _spectra(self, name: str, units: int, channels: int, is_kept: bool) -> Spectra:
         """Make room for the "input", "weight" or "output" spectra of some units and channels."""
         step = step_stride(channels)
         unit = self.steps * step
-        if borrow:
-            array = self._borrow(f"{name}_spectra", units * unit)
-        else:
+        if is_kept:
             array = scratch.lasting(units * unit).view(self.plan.dtype)
+        else:
+            array = self._borrow(f"{name}_spectra", units * unit)
         spectra = Spectra(array, unit, step)
         self.use_spectra(name, spectra)
         return spectra
 
-    def block_spectra(self) -> tuple[Spectra, Spectra]:
-        """Make room for the input's and the output's spectra of a block of tiles."""
-        units = self.block_units
-        return self._spectra("input", units, self.depth, True), self._spectra("output", units, self.filters, True)
+    def input_spectra(self, is_kept: bool = False) -> Spectra:
+        """Make room for the input's spectra of a block of tiles, or, to outlive the call, of all tiles."""
+        return self._spectra("input", self.all_units if is_kept else self.block_units, self.depth, is_kept)
 
-    def weight_spectra(self) -> Spectra:
-        """Make room for the spectra of all kernels, which may outlive the call; it is used again when they are gone."""
-        return self._spectra("weight", self.groups * self.group_units, self.group_depth, False)
+    def output_spectra(self) -> Spectra:
+        """Make room for the output's spectra of a block of tiles."""
+        return self._spectra("output", self.block_units, self.filters, is_kept=False)
+
+    def weight_spectra(self, is_kept: bool = False) -> Spectra:
+        """Make room for the spectra of all kernels, to outlive the call if `is_kept`."""
+        return self._spectra("weight", self.groups * self.group_units, self.group_depth, is_kept)
 
     def finish_apart(self) -> None:
         """Make room for each thread to finish a spectrum in its cache, if that is not too large for it."""
@@ -271,10 +284,10 @@ class Call(_Numbers):
         if nbytes <= _FINISHED_BYTES:
             self._borrow("finished", self.areas * nbytes)
 
-    def block_tiles(self) -> None:
-        """Make room for the tiles of `grad_input`."""
-        self.record["unit_tiles"] = unit_tiles = self.lanes * int(self.record["tile"])
-        self._borrow("tiles", self.block_units * self.depth * unit_tiles)
+    def borrow_planes(self, nbytes: int) -> None:
+        """Make room for each thread to sum up one channel of an image, of so many bytes."""
+        self.record["plane"] = plane = _whole_lines(nbytes)
+        self._borrow("planes", self.areas * plane)
 
     def tile_matrix(self, spectra: Spectra, group_channels: int, row: str, column: str) -> Matrix:
         """Return spectra of tiles as an operand; `row` and `column` name the index that each of its indices is."""
@@ -303,8 +316,7 @@ class Call(_Numbers):
 
     def blocks(self) -> Iterator[int]:
         """Set the record to one block of tiles after the other, yielding the number of its units."""
-        all_units = -(-self.plan.grid.tiles // self.lanes)
-        for first in range(0, all_units, self.block_units):
-            units = min(self.block_units, all_units - first)
+        for first in range(0, self.all_units, self.block_units):
+            units = min(self.block_units, self.all_units - first)
             self.record["first_unit"], self.record["units"] = first, units
             yield units

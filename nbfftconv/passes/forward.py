@@ -18,7 +18,7 @@ from nbfftconv.simd import VECTOR_BYTES
 from nbfftconv.transforms import COMPLEX_BYTES
 
 #: An output larger than this would not be found in the caches of a core, but drive out what is there.
-_STREAMED_BYTES = 4 * 2**20
+STREAMED_BYTES = 4 * 2**20
 
 
 @njit()
@@ -147,8 +147,9 @@ def forward(
     bias: np.ndarray | None,
     relu: bool,
     output: np.ndarray,
-) -> bool:
-    """Convolve `input` into `output`; tell whether the input held outliers, which were taken as zero.
+    keep: bool = False,
+) -> tuple[bool, Spectra | None]:
+    """Convolve `input` into `output`.
 
     Parameters
     ----------
@@ -162,6 +163,15 @@ def forward(
     bias : numpy.ndarray or None
         (out channels,), contiguous.
     relu : bool
+    keep : bool
+        Whether to return the input's spectra; not with a fused plan.
+
+    Returns
+    -------
+    bool
+        Whether the input held outliers, which were taken as zero.
+    Spectra or None
+        The input's spectra, of all tiles.
     """
     with Call(plan, geometry) as call:
         call.point("input", input)
@@ -169,19 +179,21 @@ def forward(
         if bias is not None:
             call.point("bias", bias)
         call.record["relu"] = relu
-        call.record["stream"] = output.nbytes > _STREAMED_BYTES
+        call.record["stream"] = output.nbytes > STREAMED_BYTES
         if plan.fused:
             call.use_spectra("weight", weight_spectra)
             call.run(_input_to_output["filters" if call.lanes > 1 else "frequencies"], call.fused_items)
-            return call.met_outliers
+            return call.met_outliers, None
 
-        input_spectra, output_spectra = call.block_spectra()
+        input_spectra, output_spectra = call.input_spectra(is_kept=keep), call.output_spectra()
         w = call.weight_matrix(weight_spectra, filter_axis="row")
-        x = call.tile_matrix(input_spectra, call.group_depth, row="unit", column="channel")
         y = call.tile_matrix(output_spectra, call.group_filters, row="channel", column="unit")
         for units in call.blocks():
+            block = input_spectra.from_unit(call.first_unit if keep else 0)
+            call.use_spectra("input", block)
             input_to_spectra(call, units)
+            x = call.tile_matrix(block, call.group_depth, row="unit", column="channel")
             shape = call.groups, call.group_filters, units, call.group_depth, call.steps
             conjugate_product(w, x, y, shape, call.slots)
             call.run(_spectra_to_output, units * call.filters)
-        return call.met_outliers
+        return call.met_outliers, input_spectra if keep else None

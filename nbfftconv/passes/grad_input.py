@@ -1,93 +1,147 @@
 """Gradient at the input: dX^[f] = W^[f]^T · G^[f] per frequency, summed over the filters of a group; overlap-add.
 
 The adjoint of the forward pass: gradient tiles of T - taps + 1 samples, zero-padded to T, each add T samples to the
-gradient. Every sample is summed by one thread, tile after tile in their order, so nothing races and the sum does not
-depend on the threads.
+gradient. A work item is one channel, or, of few channels, some rows of its tiles; it alone writes the samples of those
+rows, and transforms the tiles above that reach into them once more. So nothing races, every sample is summed tile after
+tile in their order, and the sum does not depend on the threads. An image whose tiles are all one item's is summed up in
+the cache, and written once.
 """
+
+import math
 
 import numpy as np
 
 from nbfftconv import simd
 from nbfftconv.accumulate import product
 from nbfftconv.geometry import ConvGeometry
+from nbfftconv.jit import njit
 from nbfftconv.passes.call import Call, Spectra, stage
+from nbfftconv.passes.forward import STREAMED_BYTES
 from nbfftconv.passes.spectra import channel_position, output_to_spectra, tile_position
-from nbfftconv.passes.tiles import add_row
+from nbfftconv.passes.tiles import add_tile, write_rows
 from nbfftconv.plan import ConvPlan
 from nbfftconv.simd import VECTOR_BYTES
 from nbfftconv.transforms import COMPLEX_BYTES
 
+#: Work items, enough for many threads: fewer channels than that are cut into parts.
+_ITEMS = 24
+#: Images of at most so many bytes a channel are summed up in the second-level cache of a core.
+_PLANE_BYTES = 2**20
 
-def _tiles(real):
-    def spectra_to_tiles(r, slot, begin, end):
-        tiles = r.scratch + slot * r.slot
-        samples = simd.pointer(real, tiles)
-        scale = real(1) / real(r.y_tile * r.x_tile)
-        channels = r.channels * r.channel_phases
-        for item in range(begin, end):
-            spectrum = r.input_spectra + item // channels * r.input_unit + item % channels * COMPLEX_BYTES
-            simd.call(
-                r.inverse,
-                (r.context, tiles, tiles + r.work, spectrum, r.input_step_bytes, r.y_tile),
-            )
-            result = simd.pointer(real, r.tiles + item * r.unit_tiles)
-            for i in range(r.lanes * r.y_tile * r.pitch):
-                result[i] = samples[i] * scale
 
-    return spectra_to_tiles
+@njit()
+def _clear_rows(real, r, plane, begin, end):
+    """Set those rows of pixels to zero that there are."""
+    pixels = simd.pointer(real, plane)
+    for at in range(max(0, begin) * r.x_input, min(r.y_input, end) * r.x_input):
+        pixels[at] = real(0)
 
 
 def _add(real):
     itemsize = np.dtype(real).itemsize
 
-    def add_tiles_to_input(r, slot, begin, end):
-        channels = r.channels * r.channel_phases
-        grid = r.y_count * r.x_count  # the tiles of one phase of an image
+    def spectra_to_input(r, slot, begin, end):
+        tiles = r.scratch + slot * r.slot
+        factors = tiles + r.factors
+        scale = simd.pointer(real, factors)
+        scale[0] = real(1) / real(r.y_tile * r.x_tile)
+        scale[2], scale[3] = real(1), real(0)  # of what is summed up
+        grid_tiles = r.x_count * r.y_count
         first_tile = r.first_unit * r.lanes
         last_tile = min(first_tile + r.units * r.lanes, r.all_tiles)
-        first_grid = first_tile // grid
+        # rows of tiles, counted over all images and phases
+        first_row = first_tile // r.x_count
+        rows = (last_tile - 1) // r.x_count + 1 - first_row
+        reach = (r.y_taps - 1 + r.y_core - 1) // r.y_core
+        x_step, y_step = r.x_input_step, r.y_input_step
         for item in range(begin, end):
-            # a strip: the sample rows strip * core + [0, core) of one phase of one channel
-            strip = item % r.strips
-            index = item // r.strips % channels
-            first_of_grid = (first_grid + item // (r.strips * channels)) * grid
-            image, y_phase, x_phase, _, _ = tile_position(r, first_of_grid)
+            index, part = item // r.parts, item % r.parts
             channel, y_tap, x_tap = channel_position(r, index)
-            y0 = r.y_stride * y_phase + r.y_dilation * y_tap - r.y_before
-            x0 = r.x_stride * x_phase + r.x_dilation * x_tap - r.x_before
-            x_step = r.x_input_step
-            plane = r.input + (image * r.channels + channel) * r.y_input * r.x_input * itemsize
-            target = simd.pointer(real, plane)
-            for i in range(r.y_core):
-                sample_row = strip * r.y_core + i
-                y = y0 + sample_row * r.y_input_step
-                if y < 0 or y >= r.y_input:
-                    continue
-                for row in range(max(0, (sample_row - r.y_tile + r.y_core) // r.y_core), min(strip + 1, r.y_count)):
-                    for column in range(r.x_count):
-                        tile = first_of_grid + row * r.x_count + column
-                        if tile < first_tile or tile >= last_tile:
-                            continue
-                        unit, lane = (tile - first_tile) // r.lanes, tile % r.lanes
-                        tiles = r.tiles + (unit * channels + index) * r.unit_tiles + lane * r.tile
-                        samples = simd.pointer(real, tiles)
-                        source = (sample_row - row * r.y_core) * r.pitch
-                        x_start = x0 + column * r.x_core * x_step
-                        first = min(r.x_tile, max(0, (x_step - 1 - x_start) // x_step))
-                        last = max(first, min(r.x_tile, (r.x_input - x_start + x_step - 1) // x_step))
-                        at = y * r.x_input + x_start
-                        if x_step == 1:
-                            vectors = (r.x_tile * itemsize + VECTOR_BYTES - 1) // VECTOR_BYTES
-                            add_row(real, (tiles + source * itemsize, plane + at * itemsize, first, last, vectors))
-                        else:
+            own = first_row + rows * part // r.parts
+            own_end = first_row + rows * (part + 1) // r.parts
+            grid, end_grid = own // r.y_count, own_end // r.y_count
+            from_row = own if part == 0 else max(grid * r.y_count, own - reach)
+            from_tile = max(first_tile, from_row * r.x_count)
+            to_tile = min(last_tile, own_end * r.x_count)
+            for unit in range(from_tile // r.lanes, (to_tile + r.lanes - 1) // r.lanes):
+                spectrum = r.input_spectra + (unit - r.first_unit) * r.input_unit + index * COMPLEX_BYTES
+                simd.call(r.inverse, (r.context, tiles, tiles + r.work, spectrum, r.input_step_bytes, r.y_tile))
+                for tile in range(max(from_tile, unit * r.lanes), min(to_tile, (unit + 1) * r.lanes)):
+                    image, y_phase, x_phase, row, column = tile_position(r, tile)
+                    pixels = r.y_input * r.x_input
+                    result = r.input + (image * r.channels + channel) * pixels * itemsize
+                    this_grid = tile // grid_tiles
+                    is_whole = from_tile <= this_grid * grid_tiles and (this_grid + 1) * grid_tiles <= to_tile
+                    plane = r.planes + slot * r.plane if r.planes != 0 and is_whole else result
+                    y0 = y_step * row * r.y_core + r.y_stride * y_phase + r.y_dilation * y_tap - r.y_before
+                    x0 = x_step * column * r.x_core + r.x_stride * x_phase + r.x_dilation * x_tap - r.x_before
+                    # samples of the tile that are this item's, and inside the image
+                    above, below = 0, r.y_tile
+                    if part > 0 and this_grid == grid:
+                        above = max(0, (own - grid * r.y_count - row) * r.y_core)
+                    if part < r.parts - 1 and this_grid == end_grid:
+                        below = min(below, (own_end - end_grid * r.y_count - row) * r.y_core)
+                    if r.clear != 0 and column == 0:  # a row of tiles clears what none above it reaches
+                        new = above if row == 0 else max(above, r.y_tile - r.y_core)
+                        _clear_rows(real, r, plane, y0 + new, y0 + below)
+                    above = min(below, max(above, (y_step - 1 - y0) // y_step))
+                    below = max(above, min(below, (r.y_input - y0 + y_step - 1) // y_step))
+                    first = min(r.x_tile, max(0, (x_step - 1 - x0) // x_step))
+                    last = max(first, min(r.x_tile, (r.x_input - x0 + x_step - 1) // x_step))
+                    source = tiles + (tile - unit * r.lanes) * r.tile + above * r.pitch * itemsize
+                    target = plane + ((y0 + above * y_step) * r.x_input + x0) * itemsize
+                    if x_step == 1:
+                        add_tile(real, (
+                            source, r.pitch * itemsize, target, y_step * r.x_input * itemsize, below - above,
+                            first, last, (r.x_tile * itemsize + VECTOR_BYTES - 1) // VECTOR_BYTES, factors,
+                        ))  # fmt: skip
+                    else:
+                        for i in range(below - above):
+                            samples = simd.pointer(real, source + i * r.pitch * itemsize)
+                            row_pixels = simd.pointer(real, target + i * y_step * r.x_input * itemsize)
                             for j in range(first, last):
-                                target[at + j * x_step] += samples[source + j]
+                                row_pixels[j * x_step] += samples[j] * scale[0]
+                    if plane != result and tile + 1 == (this_grid + 1) * grid_tiles:
+                        write_rows(real, (plane, 0, result, 0, 1, pixels, factors + 2 * itemsize, 0, r.stream))
+        simd.fence()
 
-    return add_tiles_to_input
+    return spectra_to_input
 
 
-_spectra_to_tiles = stage(_tiles)
-_add_tiles_to_input = stage(_add)
+_spectra_to_input = stage(_add)
+
+
+def begin(call: Call, result: np.ndarray) -> None:
+    """Make `result` ready for tiles to be added."""
+    vertical, horizontal = call.plan.grid.vertical, call.plan.grid.horizontal
+    call.record["clear"] = are_neighbours = vertical.input_step == horizontal.input_step == 1
+    plane_bytes = math.prod(result.shape[2:]) * result.itemsize
+    if are_neighbours and plane_bytes <= _PLANE_BYTES:
+        call.borrow_planes(plane_bytes)
+    call.record["stream"] = result.nbytes > STREAMED_BYTES
+    if not are_neighbours:  # of samples that are apart, a pixel is one tile row's after another's, or none's
+        result[...] = 0
+
+
+def add(
+    call: Call,
+    weight_spectra: Spectra,
+    output_spectra: Spectra,
+    input_spectra: Spectra,
+    units: int,
+    result: np.ndarray,
+) -> None:
+    """Add a block of tiles to `result`; the spectra of its gradient are left in `input_spectra`."""
+    w = call.weight_matrix(weight_spectra, filter_axis="column")
+    g = call.tile_matrix(output_spectra, call.group_filters, row="unit", column="channel")
+    x = call.tile_matrix(input_spectra, call.group_depth, row="channel", column="unit")
+    shape = call.groups, call.group_depth, units, call.group_filters, call.steps
+    product(w, g, x, shape, call.slots)
+    call.use_spectra("input", input_spectra)
+    call.point("input", result)
+    rows = -(-units * call.lanes // call.plan.grid.horizontal.count)
+    call.record["parts"] = parts = min(rows, -(-_ITEMS // call.depth))
+    call.run(_spectra_to_input, call.depth * parts)
 
 
 def grad_input(
@@ -102,25 +156,10 @@ def grad_input(
     Parameters are as in `nbfftconv.passes.forward.forward`.
     """
     with Call(plan, geometry) as call:
-        input_spectra, output_spectra = call.block_spectra()
-        call.block_tiles()
-        call.point("input", result)
+        output_spectra, input_spectra = call.output_spectra(), call.input_spectra()
         call.point("output", grad_output)
-        result[...] = 0
-
-        w = call.weight_matrix(weight_spectra, filter_axis="column")
-        g = call.tile_matrix(output_spectra, call.group_filters, row="unit", column="channel")
-        x = call.tile_matrix(input_spectra, call.group_depth, row="channel", column="unit")
-        vertical, horizontal = plan.grid.vertical, plan.grid.horizontal
-        grid = vertical.count * horizontal.count
-        strips = vertical.count + -(-(vertical.taps - 1) // vertical.core)
-        call.record["strips"] = strips
+        begin(call, result)
         for units in call.blocks():
             output_to_spectra(call, units)
-            shape = call.groups, call.group_depth, units, call.group_filters, call.steps
-            product(w, g, x, shape, call.slots)
-            call.run(_spectra_to_tiles, units * call.depth)
-            first = int(call.record["first_unit"]) * call.lanes
-            last = min(first + units * call.lanes, plan.grid.tiles) - 1
-            call.run(_add_tiles_to_input, (last // grid - first // grid + 1) * call.depth * strips, transforms=False)
+            add(call, weight_spectra, output_spectra, input_spectra, units, result)
         return call.met_outliers

@@ -7,9 +7,9 @@ kept.
 import numpy as np
 
 from nbfftconv import simd
-from nbfftconv.accumulate import add_conjugate_product
+from nbfftconv.accumulate import conjugate_product
 from nbfftconv.geometry import ConvGeometry
-from nbfftconv.passes.call import Call, stage
+from nbfftconv.passes.call import Call, Spectra, stage
 from nbfftconv.passes.spectra import channel_position, filter_of, input_to_spectra, output_to_spectra
 from nbfftconv.plan import ConvPlan
 from nbfftconv.transforms import COMPLEX_BYTES
@@ -53,6 +53,23 @@ def _weight(real):
 _spectra_to_weight = stage(_weight)
 
 
+def accumulate(
+    call: Call, output_spectra: Spectra, input_spectra: Spectra, weight_spectra: Spectra, units: int
+) -> None:
+    """Add the products of a block of tiles to the gradient's spectra, which the first block begins."""
+    g = call.tile_matrix(output_spectra, call.group_filters, row="channel", column="unit")
+    x = call.tile_matrix(input_spectra, call.group_depth, row="channel", column="unit")
+    w = call.weight_matrix(weight_spectra, filter_axis="row")
+    shape = call.groups, call.group_filters, call.group_depth, units, call.steps
+    conjugate_product(g, x, w, shape, call.slots, add=call.first_unit > 0)
+
+
+def write(call: Call, result: np.ndarray) -> None:
+    """Transform the gradient's spectra back."""
+    call.point("weight", result)
+    call.run(_spectra_to_weight, call.groups * call.group_units * call.group_depth)
+
+
 def grad_weight(
     plan: ConvPlan, geometry: ConvGeometry, input: np.ndarray, grad_output: np.ndarray, result: np.ndarray
 ) -> bool:
@@ -61,20 +78,12 @@ def grad_weight(
     Parameters are as in `nbfftconv.passes.forward.forward`.
     """
     with Call(plan, geometry) as call:
-        input_spectra, output_spectra = call.block_spectra()
-        weight_spectra = call.weight_spectra()
-        weight_spectra.array[...] = 0
+        spectra = call.output_spectra(), call.input_spectra(), call.weight_spectra()
         call.point("input", input)
         call.point("output", grad_output)
-        call.point("weight", result)
-
-        g = call.tile_matrix(output_spectra, call.group_filters, row="channel", column="unit")
-        x = call.tile_matrix(input_spectra, call.group_depth, row="channel", column="unit")
-        w = call.weight_matrix(weight_spectra, filter_axis="row")
         for units in call.blocks():
             input_to_spectra(call, units)
             output_to_spectra(call, units)
-            shape = call.groups, call.group_filters, call.group_depth, units, call.steps
-            add_conjugate_product(g, x, w, shape, call.slots)
-        call.run(_spectra_to_weight, call.groups * call.group_units * call.group_depth)
+            accumulate(call, *spectra, units)
+        write(call, result)
         return call.met_outliers

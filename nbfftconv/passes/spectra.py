@@ -243,7 +243,7 @@ def transform_weight(plan: ConvPlan, weight: np.ndarray) -> tuple[Spectra, bool]
     `weight` is C-contiguous, of the plan's dtype and size.
     """
     with Call(plan, plan.geometry) as call:
-        spectra = call.weight_spectra()
+        spectra = call.weight_spectra(is_kept=True)
         call.point("weight", weight)
         if spectra.array.nbytes > _STREAMED_BYTES:
             call.finish_apart()

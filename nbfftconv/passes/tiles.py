@@ -97,14 +97,20 @@ def _stream(v, source, target, stride, steps):
     v.repeat(steps, [source, target], step)
 
 
-def _add(v, source, target, begin, end, vectors):
-    def step(source, target, first):
+def _add(v, source, pitch, target, row, rows, begin, end, vectors, scale):
+    size, factor = v.integer(VECTOR_BYTES), v.broadcast(scale)
+
+    def column(source, target, first):
         mask = v.between(first, begin, end)
-        v.store_some(v.plus(v.load_some(target, mask), v.load(source)), target, mask)
-        size = v.integer(VECTOR_BYTES)
+
+        def samples(source, target):
+            v.store_some(v.multiply_add(v.load(source), factor, v.load_some(target, mask)), target, mask)
+            return [v.add(source, pitch), v.add(target, row)]
+
+        v.repeat(rows, [source, target], samples)
         return [v.add(source, size), v.add(target, size), v.add(first, v.integer(v.lanes))]
 
-    v.repeat(vectors, [source, target, v.integer(0)], step)
+    v.repeat(vectors, [source, target, v.integer(0)], column)
 
 
 #: ``(source, source_step, row, target, target_step, pitch, tiles, above, inside, below, begin, end, vectors, ahead,
@@ -122,5 +128,6 @@ write_rows = simd.kernel(_write, "write_rows", 9)
 #: ``(source, target, stride, steps)``: a spectrum whose steps follow each other, to steps `stride` bytes apart, past
 #: the caches: on one core 19 GB/s instead of 4, where neighbouring channels fill a page for every step.
 stream_steps = simd.kernel(_stream, "stream_steps", 4)
-#: ``(source, target, begin, end, vectors)``: a row, target += source for begin .. end - 1.
-add_row = simd.kernel(_add, "add_row", 5)
+#: ``(source, pitch, target, row, rows, begin, end, vectors, scale)``: samples begin .. end - 1 of `rows` rows, added
+#: times the scalar at `scale`.
+add_tile = simd.kernel(_add, "add_tile", 9)

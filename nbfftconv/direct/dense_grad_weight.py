@@ -1,0 +1,405 @@
+"""The gradient with respect to the kernels, of groups of many filters: a matrix product whose lanes are filters.
+
+dW[k, i] = sum over p of G[k, p] · X[i, p], where i = (c, u, v), p is an output pixel of any image, and X[i, p] the
+pixel, or the zero of the padding, that p has under tap (u, v) in channel c. A work item is some filters and some taps
+of a group. It goes through its pixels band by band: the input under a band is gathered, once for all taps, with zeros
+for the padding, then block by block of pixels the gradient, transposed so that filters are neighbours. Where that
+makes few work items, each is cut into parts, of as many bands, whose sums are added up at the end. Neither bands nor
+parts depend on the threads.
+"""
+
+import functools
+import math
+from typing import Any
+
+import numpy as np
+
+from nbfftconv import jit, scratch, simd, threads
+from nbfftconv.direct.gather import clear_lanes, gather_lanes
+from nbfftconv.geometry import AXIS_NUMBERS, ConvGeometry
+from nbfftconv.simd import VECTOR_BYTES
+
+# The block of dW in registers: taps, and vectors of filters. G takes as many registers, and a pixel one.
+_TAPS, _VECTORS = (9, 3) if simd.REGISTERS == 32 else (4, 3)
+#: Pixels of a block: as much of G under one block of filters as the L1 cache holds.
+_PIXELS = 128
+#: Taps of a work item, at most: more share the transposed gradient, until their sums leave the L2 cache; ...
+_MOST_TAPS = 576
+#: ... and blocks of filters, which share the gathered input; as few as this for as many items as _ITEMS, enough for
+#: many threads.
+_MOST_BLOCKS, _FEWEST_BLOCKS = 4, 2
+_ITEMS = 24
+#: The input under a band is meant to take so many bytes, and is so many columns of the output wide, at most, ...
+_WINDOW_BYTES, _COLUMNS = 2**19, 128
+#: ... and where the smallest band's would take more than this, because of a large dilation, `gradients` is the way.
+_MOST_BYTES = 2**21
+#: So it is for groups of fewer filters, whose lanes would be empty, and of fewer weights, for which little is gained
+#: from what is gathered.
+_FEWEST_FILTERS, _FEWEST_WEIGHTS = 2, 32
+
+_RECORD = np.dtype(
+    [
+        *((name, np.int64) for name in ("input", "weight", "output", "scratch", "slot")),
+        # channels, filters and taps of a group; sums of a part of all items, and of an item
+        *((name, np.int64) for name in ("images", "groups", "channels", "filters", "taps", "sums", "part", "item")),
+        # vectors of filters, in blocks, in chunks; blocks of taps, in chunks; parts of the bands
+        *((name, np.int64) for name in ("vectors", "filter_blocks", "filter_chunks", "tap_blocks", "tap_chunks")),
+        *((name, np.int64) for name in ("bands", "parts", "image_core", "y_core", "x_core", "y_count", "x_count")),
+        # bytes of the window's rows, channels and images, and where what follows it in a slot begins
+        *((name, np.int64) for name in ("row", "plane", "image", "gradient", "pixel_table", "tap_table", "slot_sums")),
+        # every so many pixels of the input are in the window, in which strides and dilations are divided by that
+        *((f"{axis}_{name}", np.int64) for axis in "yx" for name in (*AXIS_NUMBERS, "step")),
+    ]
+)
+_stage = jit.stage(_RECORD)
+
+
+def _product_block(vectors: int):
+    """Return the emitter of a block of taps × vectors of filters."""
+
+    def emit(v, pixels, taps, g, sums, count):
+        offsets = [v.integer_at(v.add(taps, v.integer(8 * i))) for i in range(_TAPS)]
+        places = [v.add(sums, v.integer(i * VECTOR_BYTES)) for i in range(_TAPS * vectors)]
+        for place in places:
+            v.prefetch(place, write=True)
+
+        def step(pixel, g, *totals):
+            totals = list(totals)
+            x = v.integer_at(pixel)
+            filters = [v.load(v.add(g, v.integer(j * VECTOR_BYTES))) for j in range(vectors)]
+            for i in range(_TAPS):
+                value = v.broadcast(v.add(x, offsets[i]))
+                for j in range(vectors):
+                    totals[i * vectors + j] = v.multiply_add(value, filters[j], totals[i * vectors + j])
+            return [v.add(pixel, v.integer(8)), v.add(g, v.integer(vectors * VECTOR_BYTES)), *totals]
+
+        _, _, *totals = v.repeat(count, [pixels, g, *[v.zero()] * (_TAPS * vectors)], step)
+        for place, total in zip(places, totals, strict=True):
+            v.store(v.plus(v.load(place), total), place)
+
+    return emit
+
+
+def _product_blocks(v, *arguments):
+    *operands, vectors_used = arguments
+    for vectors in range(1, _VECTORS + 1):
+        with v.when(vectors_used, vectors):
+            _product_block(vectors)(v, *operands)
+
+
+def _rows(v, step, left):
+    """Distances of as many rows as a vector has lanes; rows that there are none of repeat the last of `left`."""
+    last = v.subtract(left, v.integer(1))
+    return [v.scale(step, v.minimum(v.integer(i), last)) for i in range(v.lanes)]
+
+
+def _transpose_block(v, source, source_step, left, count, target, target_step):
+    rows = _rows(v, source_step, left)
+
+    def step(source, target, count):
+        inside = v.between(v.integer(0), v.integer(0), count)
+        for row in rows:  # for the next block of pixels
+            v.prefetch(v.add(v.add(source, row), v.integer(_PIXELS * v.itemsize)), level=2)
+        for i, pixel in enumerate(v.transpose([v.load_some(v.add(source, row), inside) for row in rows])):
+            v.store(pixel, v.add(target, v.scale(target_step, v.integer(i))))
+        lanes = v.integer(v.lanes)
+        target = v.add(target, v.scale(target_step, lanes))
+        return [v.add(source, v.integer(VECTOR_BYTES)), target, v.subtract(count, lanes)]
+
+    blocks = v.divide(v.add(count, v.integer(v.lanes - 1)), v.integer(v.lanes))
+    v.repeat(blocks, [source, target, count], step)
+
+
+def _scatter_block(v, sums, sums_step, part, parts, left, count, target, target_step):
+    def step(sums, *totals):
+        values = [v.load(v.add(sums, v.scale(sums_step, v.integer(i)))) for i in range(v.lanes)]
+        return [v.add(sums, part), *(v.plus(total, value) for total, value in zip(totals, values, strict=True))]
+
+    _, *totals = v.repeat(parts, [sums, *[v.zero()] * v.lanes], step)
+    inside = v.between(v.integer(0), v.integer(0), count)
+    rows = zip(v.transpose(totals), _rows(v, target_step, left), strict=True)
+    for total, row in reversed(list(rows)):  # the last row that there is comes after those that repeat it
+        v.store_some(total, v.add(target, row), inside)
+
+
+# (pixels, taps, g, sums, count, vectors): add to sums[tap][filter] the products of `count` vectors g[pixel][filter]
+# with the scalars at pixels[pixel] + taps[tap], two tables of int64.
+_product = simd.kernel(_product_blocks, "weight_product", 6)
+# (source, source_step, left, count, target, target_step): `left` rows, at most as many as a vector has lanes, of
+# `count` scalars as `count` vectors; up to a whole number of vectors of scalars are written.
+_transpose = simd.kernel(_transpose_block, "transpose_pixels", 6)
+# (sums, sums_step, part, parts, left, count, target, target_step): the transposed sum over parts of `count` vectors,
+# at most as many as their lanes, as `left` rows of `count` scalars.
+_scatter = simd.kernel(_scatter_block, "scatter_weight", 8)
+
+
+@jit.njit()
+def _share(count, part, parts):
+    """Range of one of `parts` parts of `count`."""
+    return count * part // parts, count * (part + 1) // parts
+
+
+@jit.njit()
+def _gather_window(real, itemsize, lanes, r, plane, y, x, rows, columns, window):
+    """Gather the pixels of a channel from row `y` and column `x` of its plane on."""
+    above = max(0, min((r.y_step - 1 - y) // r.y_step, rows))
+    below = max(above, min((r.y_input - y + r.y_step - 1) // r.y_step, rows))
+    source = plane + (y + above * r.y_step) * r.x_input * itemsize
+    for i in range((columns + lanes - 1) // lanes):
+        target = window + i * VECTOR_BYTES
+        clear_lanes(real, target, r.row, 0, lanes, above)
+        gather_lanes(
+            real, itemsize, source, r.y_step * r.x_input * itemsize, r.x_input, x + i * lanes * r.x_step, r.x_step,
+            target + above * r.row, r.row, 0, lanes, below - above,
+        )  # fmt: skip
+        clear_lanes(real, target + below * r.row, r.row, 0, lanes, rows - below)
+
+
+@jit.njit()
+def _list_pixels(itemsize, r, window, rows, columns, begin, end, table):
+    """Fill a table with the places in the window of pixels begin .. end - 1 of a band."""
+    places = simd.pointer(np.int64, table)
+    image, rest = begin // (rows * columns), begin % (rows * columns)
+    y, x = rest // columns, rest % columns
+    for i in range(end - begin):
+        places[i] = window + image * r.image + y * r.y_stride * r.row + x * r.x_stride * itemsize
+        x += 1
+        if x == columns:
+            x, y = 0, y + 1
+            if y == rows:
+                y, image = 0, image + 1
+
+
+@jit.njit()
+def _gather_gradient(real, itemsize, lanes, r, plane, n, y, x, rows, columns, begin, end, vector, vectors, target):
+    """Gather pixels begin .. end - 1 of a band as [pixel][filter], of `vectors` vectors of filters of a group."""
+    pixels = r.y_output * r.x_output
+    line = rows * columns if columns == r.x_output else columns  # pixels without a gap
+    while begin < end:
+        image, rest = begin // (rows * columns), begin % (rows * columns)
+        count = min(end - begin, line - rest % line)
+        source = plane + (n + image) * r.groups * r.filters * pixels * itemsize
+        source += ((y + rest // columns) * r.x_output + x + rest % columns) * itemsize
+        for j in range(vectors):
+            k = (vector + j) * lanes
+            _transpose(real, (
+                source + k * pixels * itemsize, pixels * itemsize, min(lanes, r.filters - k), count,
+                target + j * VECTOR_BYTES, vectors * VECTOR_BYTES,
+            ))  # fmt: skip
+        target += count * vectors * VECTOR_BYTES
+        begin += count
+
+
+@jit.njit()
+def _chunk(r, item):
+    """Group, range of blocks of filters and range of taps of an item."""
+    tap_chunk, item = item % r.tap_chunks, item // r.tap_chunks
+    filter_chunk, group = item % r.filter_chunks, item // r.filter_chunks
+    first_block, last_block = _share(r.filter_blocks, filter_chunk, r.filter_chunks)
+    first_taps, last_taps = _share(r.tap_blocks, tap_chunk, r.tap_chunks)
+    return group, first_block, last_block, first_taps * _TAPS, min(last_taps * _TAPS, r.taps)
+
+
+@jit.njit()
+def _add_up(real, itemsize, lanes, r, item, sums, part, parts):
+    """Write an item's part of dW, the sum over parts of its sums."""
+    group, first_block, last_block, first_tap, last_tap = _chunk(r, item)
+    for block in range(first_block, last_block):
+        vector, stop = _share(r.vectors, block, r.filter_blocks)
+        step = (stop - vector) * VECTOR_BYTES
+        for k in range(vector * lanes, stop * lanes, lanes):
+            row = r.weight + (group * r.filters + k) * r.taps * itemsize
+            for tap in range(first_tap, last_tap, lanes):
+                _scatter(real, (
+                    sums + (tap - first_tap) * step + (k // lanes - vector) * VECTOR_BYTES, step, part, parts,
+                    min(lanes, r.filters - k), min(lanes, last_tap - tap), row + tap * itemsize, r.taps * itemsize,
+                ))  # fmt: skip
+        sums += -(-(last_tap - first_tap) // _TAPS) * _TAPS * step
+
+
+def _grad_weight(real):
+    itemsize, lanes = np.dtype(real).itemsize, simd.lanes(real)
+
+    def dense_grad_weight(r, slot, begin, end):
+        window = r.scratch + slot * r.slot
+        gradient, pixel_table, tap_table = window + r.gradient, window + r.pixel_table, window + r.tap_table
+        tap_places = simd.pointer(np.int64, tap_table)
+        kernel = r.y_kernel * r.x_kernel
+        for part_item in range(begin, end):
+            item, part = part_item // r.parts, part_item % r.parts
+            group, first_block, last_block, first_tap, last_tap = _chunk(r, item)
+            first_channel, last_channel = first_tap // kernel, (last_tap - 1) // kernel + 1
+            blocks = -(-(last_tap - first_tap) // _TAPS)
+            for i in range(blocks * _TAPS):  # taps that there are none of repeat the last one
+                tap = min(first_tap + i, last_tap - 1)
+                u, v = tap % kernel // r.x_kernel, tap % r.x_kernel
+                column = v * r.x_dilation * itemsize
+                tap_places[i] = (tap // kernel - first_channel) * r.plane + u * r.y_dilation * r.row + column
+            sums = window + r.slot_sums if r.parts == 1 else r.sums + part * r.part + item * r.item
+            clear_lanes(real, sums, VECTOR_BYTES, 0, lanes, r.item // VECTOR_BYTES)
+            first_band, last_band = _share(r.bands, part, r.parts)
+            for band in range(first_band, last_band):
+                n = band // (r.y_count * r.x_count) * r.image_core
+                y = band // r.x_count % r.y_count * r.y_core
+                x = band % r.x_count * r.x_core
+                images = min(r.image_core, r.images - n)
+                rows, columns = min(r.y_core, r.y_output - y), min(r.x_core, r.x_output - x)
+                for image in range(images):
+                    for c in range(first_channel, last_channel):
+                        plane = ((n + image) * r.groups + group) * r.channels + c
+                        _gather_window(
+                            real, itemsize, lanes, r, r.input + plane * r.y_input * r.x_input * itemsize,
+                            y * r.y_stride * r.y_step - r.y_before, x * r.x_stride * r.x_step - r.x_before,
+                            (rows - 1) * r.y_stride + (r.y_kernel - 1) * r.y_dilation + 1,
+                            (columns - 1) * r.x_stride + (r.x_kernel - 1) * r.x_dilation + 1,
+                            window + image * r.image + (c - first_channel) * r.plane,
+                        )  # fmt: skip
+                pixels = images * rows * columns
+                parts = -(-pixels // _PIXELS)
+                for pixel_block in range(parts):
+                    p, stop = _share(pixels, pixel_block, parts)
+                    _list_pixels(itemsize, r, window, rows, columns, p, stop, pixel_table)
+                    block_sums = sums
+                    for block in range(first_block, last_block):
+                        vector, last_vector = _share(r.vectors, block, r.filter_blocks)
+                        vectors = last_vector - vector
+                        _gather_gradient(
+                            real, itemsize, lanes, r,
+                            r.output + group * r.filters * r.y_output * r.x_output * itemsize, n, y, x, rows, columns,
+                            p, stop, vector, vectors, gradient,
+                        )  # fmt: skip
+                        for i in range(blocks):
+                            _product(real, (
+                                pixel_table, tap_table + i * _TAPS * 8, gradient, block_sums, stop - p, vectors,
+                            ))  # fmt: skip
+                            block_sums += _TAPS * vectors * VECTOR_BYTES
+            if r.parts == 1:
+                _add_up(real, itemsize, lanes, r, item, sums, 0, 1)
+
+    return dense_grad_weight
+
+
+def _add_parts(real):
+    itemsize, lanes = np.dtype(real).itemsize, simd.lanes(real)
+
+    def add_parts(r, slot, begin, end):
+        for item in range(begin, end):
+            _add_up(real, itemsize, lanes, r, item, r.sums + item * r.item, r.part, r.parts)
+
+    return add_parts
+
+
+_grad_weight_items = _stage(_grad_weight)
+_add_part_items = _stage(_add_parts)
+
+
+def _axis(numbers: dict[str, int]) -> dict[str, int]:
+    """Stride and dilation in the window; a step that is never taken is none."""
+    stride = numbers["stride"] if numbers["output"] > 1 else 0
+    dilation = numbers["dilation"] if numbers["kernel"] > 1 else 0
+    step = math.gcd(stride, dilation) or 1
+    return {**numbers, "stride": stride // step, "dilation": dilation // step, "step": step}
+
+
+@functools.lru_cache(maxsize=1024)
+def _record(geometry: ConvGeometry, dtype: np.dtype) -> np.ndarray | None:
+    """Return the record with all numbers, and no address; None where `gradients` is the way."""
+    y, x = (_axis(geometry.axis_numbers(axis)) for axis in (0, 1))
+    filters, channels = geometry.weight_size[0] // geometry.groups, geometry.weight_size[1]
+    kernel = y["kernel"] * x["kernel"]
+    if filters < _FEWEST_FILTERS or filters * channels * kernel < _FEWEST_WEIGHTS:
+        return None
+    lanes, images = simd.lanes(dtype.type), geometry.input_size[0]
+    fields: dict[str, Any] = {
+        "images": images, "groups": geometry.groups, "channels": channels, "filters": filters,
+        "taps": channels * kernel, "tap_blocks": -(-channels * kernel // _TAPS), "vectors": -(-filters // lanes),
+    }  # fmt: skip
+
+    fields["x_count"] = -(-x["output"] // _COLUMNS)
+    fields["x_core"] = x_core = -(-x["output"] // fields["x_count"])
+    reach = (y["kernel"] - 1) * y["dilation"]
+    row = -(-((x_core - 1) * x["stride"] + (x["kernel"] - 1) * x["dilation"] + 1) // lanes) * VECTOR_BYTES
+    most_taps = min(_MOST_TAPS, fields["tap_blocks"] * _TAPS)
+    while True:
+        depth = min(channels, -(-(most_taps - 1) // kernel) + 1)
+        if depth * row * (reach + 1) <= _MOST_BYTES:
+            break
+        if most_taps == _TAPS:
+            return None
+        most_taps = max(_TAPS, most_taps // 2)
+    fitting = max(1, (_WINDOW_BYTES // (depth * row) - reach - 1) // max(1, y["stride"]) + 1)
+    fields["y_count"] = -(-y["output"] // fitting)
+    fields["y_core"] = y_core = -(-y["output"] // fields["y_count"])
+    # An odd number of vectors: the same pixel of neighbouring channels shall be in different sets of a cache.
+    plane = (((y_core - 1) * y["stride"] + reach + 1) * row // VECTOR_BYTES | 1) * VECTOR_BYTES
+    image_core = 1
+    if fields["y_count"] == fields["x_count"] == 1:
+        image_core = max(1, min(images, _WINDOW_BYTES // (depth * plane), _PIXELS // (y_core * x_core)))
+    fields |= {"row": row, "plane": plane, "image": depth * plane, "image_core": image_core}
+    fields["bands"] = -(-images // image_core) * fields["y_count"] * fields["x_count"]
+
+    fields["tap_chunks"] = tap_chunks = -(-fields["tap_blocks"] // (most_taps // _TAPS))
+    fields["filter_blocks"] = blocks = -(-fields["vectors"] // _VECTORS)
+    others = geometry.groups * tap_chunks
+    wanted = -(-_ITEMS // (others * max(1, fields["bands"])))
+    fields["filter_chunks"] = chunks = max(-(-blocks // _MOST_BLOCKS), min(wanted, blocks // _FEWEST_BLOCKS))
+    fields["parts"] = parts = max(1, min(fields["bands"], -(-_ITEMS // (others * chunks))))
+
+    block = min(_PIXELS, image_core * y_core * x_core)
+    item_taps = -(-fields["tap_blocks"] // tap_chunks) * _TAPS
+    # `_scatter` reads whole vectors of taps.
+    fields["item"] = (-(-blocks // chunks) * item_taps + lanes) * _VECTORS * VECTOR_BYTES
+    fields["part"] = geometry.groups * tap_chunks * chunks * fields["item"]
+    fields["gradient"] = image_core * depth * plane
+    # Transposition writes whole vectors of pixels.
+    fields["pixel_table"] = fields["gradient"] + (block + lanes) * _VECTORS * VECTOR_BYTES
+    fields["tap_table"] = fields["pixel_table"] + 8 * block
+    fields["slot_sums"] = -(-(fields["tap_table"] + 8 * item_taps) // VECTOR_BYTES) * VECTOR_BYTES
+    fields["slot"] = fields["slot_sums"] + (fields["item"] if parts == 1 else 0)
+    fields |= {f"{name}_{number}": value for name, axis in (("y", y), ("x", x)) for number, value in axis.items()}
+    record = np.zeros((), _RECORD)
+    for name, value in fields.items():
+        record[name] = value
+    return record
+
+
+def fits(geometry: ConvGeometry, dtype: np.dtype) -> bool:
+    """Whether this module is for a geometry; else, `gradients` is."""
+    return _record(geometry, dtype) is not None
+
+
+def scratch_bytes(geometry: ConvGeometry, dtype: np.dtype) -> int:
+    """Bytes of scratch memory of each thread."""
+    return int(_record(geometry, dtype)["slot"])
+
+
+def sums_bytes(geometry: ConvGeometry, dtype: np.dtype) -> int:
+    """Bytes of the sums of all parts; none where there is one, whose sums are in the thread's scratch memory."""
+    record = _record(geometry, dtype)
+    return int(record["parts"] * record["part"]) if record["parts"] > 1 else 0
+
+
+def work(geometry: ConvGeometry, dtype: np.dtype) -> tuple[int, int]:
+    """Products, with those of lanes without a filter and taps that there are none of, and scalars gathered."""
+    record = _record(geometry, dtype)
+    images, _, height, width = geometry.output_size
+    pixels = geometry.groups * images * height * width
+    filters = int(record["vectors"]) * simd.lanes(dtype.type)
+    windows = int(record["groups"] * record["tap_chunks"] * record["filter_chunks"] * record["bands"])
+    gathered = windows * int(record["gradient"]) // dtype.itemsize + pixels * filters * int(record["tap_chunks"])
+    return pixels * filters * int(record["tap_blocks"]) * _TAPS, gathered
+
+
+def grad_weight(geometry: ConvGeometry, x: np.ndarray, dw: np.ndarray, g: np.ndarray) -> None:
+    """Compute the gradient with respect to the kernels into `dw`."""
+    slots = threads.get_num_threads()
+    record = _record(geometry, x.dtype).copy()
+    memory, sums = scratch.borrow(slots * int(record["slot"])), scratch.borrow(sums_bytes(geometry, x.dtype))
+    for name, array in (("input", x), ("weight", dw), ("output", g), ("scratch", memory), ("sums", sums)):
+        record[name] = array.ctypes.data
+    items, parts = int(record["groups"] * record["filter_chunks"] * record["tap_chunks"]), int(record["parts"])
+    threads.run(_grad_weight_items.address(x.dtype.type), record.ctypes.data, items * parts, slots)
+    if parts > 1:
+        threads.run(_add_part_items.address(x.dtype.type), record.ctypes.data, items, slots)
+    scratch.give_back(sums)
+    scratch.give_back(memory)

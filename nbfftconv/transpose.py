@@ -1,0 +1,51 @@
+"""The kernels of the transposed problem (see `ConvGeometry.transposed`): filters for channels, both axes reversed."""
+
+import numpy as np
+
+from nbfftconv import jit, scratch, simd, threads
+
+#: Filters and channels of a work item, whose kernels share the cache lines that are read and written.
+_BLOCK = 32
+
+_RECORD = np.dtype(
+    [
+        *((name, np.int64) for name in ("weight", "transposed")),
+        # filters and channels of a group, blocks of them; taps of a kernel
+        *((name, np.int64) for name in ("filters", "channels", "filter_blocks", "channel_blocks", "taps")),
+    ]
+)
+_stage = jit.stage(_RECORD)
+
+
+def _transpose(real):
+    def transpose_kernels(r, slot, begin, end):
+        source, target = simd.pointer(real, r.weight), simd.pointer(real, r.transposed)
+        for item in range(begin, end):
+            first_filter = item % r.filter_blocks * _BLOCK
+            first_channel = item // r.filter_blocks % r.channel_blocks * _BLOCK
+            group = item // (r.filter_blocks * r.channel_blocks)
+            for c in range(first_channel, min(first_channel + _BLOCK, r.channels)):
+                for k in range(first_filter, min(first_filter + _BLOCK, r.filters)):
+                    first = ((group * r.filters + k) * r.channels + c) * r.taps
+                    last = ((group * r.channels + c) * r.filters + k) * r.taps + r.taps - 1
+                    for i in range(r.taps):
+                        target[last - i] = source[first + i]
+
+    return transpose_kernels
+
+
+_transpose_kernels = _stage(_transpose)
+
+
+def transpose(weight: np.ndarray, groups: int) -> np.ndarray:
+    """Return C-contiguous kernels transposed: (channels, filters / groups, height, width)."""
+    filters, channels, height, width = weight.shape
+    filters //= groups
+    result = scratch.result((groups * channels, filters, height, width), weight.dtype)
+    record = np.zeros((), _RECORD)
+    record["weight"], record["transposed"] = weight.ctypes.data, result.ctypes.data
+    record["filters"], record["channels"], record["taps"] = filters, channels, height * width
+    record["filter_blocks"], record["channel_blocks"] = -(-filters // _BLOCK), -(-channels // _BLOCK)
+    items = groups * int(record["filter_blocks"]) * int(record["channel_blocks"])
+    threads.run(_transpose_kernels.address(weight.dtype.type), record.ctypes.data, items, threads.get_num_threads())
+    return result
