@@ -1,5 +1,6 @@
 """The numbers of one convolution, validated. Knows no array and no algorithm."""
 
+import functools
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -146,6 +147,13 @@ class ConvGeometry:
         ValueError
             If a size is out of range, channels and groups do not match, or the kernel is larger than the padded input.
         """
+        arguments = input_size, weight_size, stride, padding, dilation, groups
+        return (_geometry if _is_plain(arguments) else _geometry.__wrapped__)(*arguments)
+
+    @classmethod
+    def _validated(
+        cls, input_size: Any, weight_size: Any, stride: Any, padding: Padding, dilation: Any, groups: Any
+    ) -> "ConvGeometry":
         input_size = size4("input", input_size, (0, 1, 1, 1))
         weight_size, strides, pads, dilations, groups = layer_numbers(weight_size, stride, padding, dilation, groups)
         if input_size[1] != weight_size[1] * groups:
@@ -166,13 +174,13 @@ class ConvGeometry:
         check_bytes(f"output for input {input_size} with padding {pads}", geometry.output_size)
         return geometry
 
-    @property
+    @functools.cached_property
     def padded_size(self) -> tuple[int, int]:
         """(height, width) of the padded input."""
         (top, bottom), (left, right) = self.padding
         return self.input_size[2] + top + bottom, self.input_size[3] + left + right
 
-    @property
+    @functools.cached_property
     def output_size(self) -> tuple[int, int, int, int]:
         """(batch, out channels, height, width) of the output."""
         height, width = (
@@ -217,3 +225,13 @@ class ConvGeometry:
         """Multiplications of direct convolution, padding included."""
         n, k, height, width = self.output_size
         return n * k * height * width * self.weight_size[1] * self.weight_size[2] * self.weight_size[3]
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a value is of ints and strings in tuples: it has a hash, and none that is equal is of other types."""
+    return type(value) in (int, str) or (type(value) is tuple and all(map(_is_plain, value)))
+
+
+@functools.lru_cache(maxsize=4096)
+def _geometry(*arguments: Any) -> ConvGeometry:
+    return ConvGeometry._validated(*arguments)

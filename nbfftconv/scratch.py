@@ -82,10 +82,10 @@ def borrow(nbytes: int, spare: float = 1.0) -> np.ndarray:
     return aligned(nbytes)
 
 
-def give_back(array: np.ndarray) -> None:
+def give_back(*arrays: np.ndarray) -> None:
     """Keep what was borrowed for a later pass, and let go of what was kept longest, past the bound."""
     with _exclusive():
-        _kept.append(array)
+        _kept.extend(arrays)
         _collect()
 
 

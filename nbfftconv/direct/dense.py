@@ -6,6 +6,7 @@ of pixels and some filters; its part of X is gathered block by block along i int
 whatever the geometry, and the output holds the sums of the blocks so far. Blocks do not depend on the threads.
 """
 
+import functools
 import math
 
 import numpy as np
@@ -171,8 +172,9 @@ _forward_items = _stage(_forward)
 _pack_blocks = _stage(_pack)
 
 
-def _record(geometry: ConvGeometry, dtype: np.dtype) -> np.ndarray:
-    """Return the record with all numbers, and no address."""
+@functools.lru_cache(maxsize=1024)
+def _numbers(geometry: ConvGeometry, dtype: np.dtype) -> np.ndarray:
+    """Return the record with all numbers, and no address; to be copied."""
     record = np.zeros((), _RECORD)
     images, _, height, width = geometry.output_size
     filters, channels, *kernel = geometry.weight_size
@@ -208,7 +210,7 @@ def packed_bytes(geometry: ConvGeometry, dtype: np.dtype) -> int:
 def pack(geometry: ConvGeometry, w: np.ndarray) -> np.ndarray:
     """Return the kernels as [group][block of filters][c][u][v][filter], with zeros to fill up the last block."""
     packed = scratch.aligned(packed_bytes(geometry, w.dtype))
-    record = _record(geometry, w.dtype)
+    record = jit.copy_record(_numbers(geometry, w.dtype))
     record["weight"], record["packed"] = w.ctypes.data, packed.ctypes.data
     items = geometry.groups * int(record["filter_blocks"])
     threads.run(_pack_blocks.address(w.dtype.type), record.ctypes.data, items, threads.get_num_threads())
@@ -220,7 +222,7 @@ def forward(
 ) -> None:
     """Convolve `x` into `y` with the kernels that `pack` returned."""
     slots = threads.get_num_threads()
-    record = _record(geometry, x.dtype)
+    record = jit.copy_record(_numbers(geometry, x.dtype))
     zeros = np.zeros(geometry.weight_size[0], x.dtype)
     memory = scratch.borrow(slots * scratch_bytes())
     for name, array in (("input", x), ("packed", packed), ("output", y), ("zeros", zeros), ("scratch", memory)):

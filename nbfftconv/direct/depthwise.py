@@ -273,7 +273,7 @@ def forward(
     """Convolve `x` into `y`."""
     slots = threads.get_num_threads()
     tiles = _tiles(geometry, x.dtype)
-    record = tiles.record.copy()
+    record = jit.copy_record(tiles.record)
     zeros = np.zeros(geometry.weight_size[0], x.dtype)
     memory = scratch.borrow(slots * int(record["slot"]))
     arrays = {"input": x, "weight": w, "output": y, "zeros": zeros, "scratch": memory, "table": tiles.table}

@@ -1,5 +1,6 @@
 """The record that every stage of a pass reads: addresses, sizes and the tile grid of one call."""
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -9,7 +10,7 @@ from nbfftconv import jit, scratch, threads
 from nbfftconv.accumulate import ROWS, Matrix
 from nbfftconv.geometry import AXIS_NUMBERS, ConvGeometry
 from nbfftconv.plan import ConvPlan, filters_of_share
-from nbfftconv.transforms import COMPLEX_BYTES, step_stride
+from nbfftconv.transforms import COMPLEX_BYTES, Transform, step_stride
 from nbfftconv.transforms.codelets import codelet
 from nbfftconv.transforms.fftw import fftw
 from nbfftconv.transforms.planar import planar
@@ -86,14 +87,17 @@ class Spectra:
         return Spectra(self.array[first * self.unit // self.array.itemsize :], self.unit, self.step)
 
 
-class Call:
-    """One pass under way: its record, and what keeps the record's addresses alive. A context manager.
+class _Numbers:
+    """What all calls of a plan have in common.
 
     Parameters
     ----------
-    plan : ConvPlan
-    geometry : ConvGeometry
-        The plan's, or the same with the padding applied beforehand.
+    plan, geometry
+        As of `Call`.
+    transform : Transform
+        Of the plan's tiles.
+    slots, fftw_slots : int
+        Threads to use at most; in stages that run FFTW's transforms.
 
     Attributes
     ----------
@@ -105,35 +109,37 @@ class Call:
         Channels (with their phases) and filters of all groups: the spectra of a tile.
     lanes : int
         Tiles, or filters, in a unit.
-    group_units, block_units : int
-        Units of filters of a group, and of tiles of a block.
+    group_units, block_units, all_units : int
+        Units of filters of a group, and of tiles of a block and of the batch.
     steps : int
         Steps of a spectrum.
     slots, transform_slots : int
         Threads to use at most; in stages that transform tiles.
+    areas : int
+        Threads that have scratch memory.
+    record : numpy.ndarray
+        All numbers, and no address of an array.
     """
 
-    def __init__(self, plan: ConvPlan, geometry: ConvGeometry) -> None:
+    def __init__(
+        self, plan: ConvPlan, geometry: ConvGeometry, transform: Transform, slots: int, fftw_slots: int
+    ) -> None:
         grid = plan.grid
         self.plan = plan
         self.real = plan.dtype.type
-        self.slots, fftw_slots = threads.get_counts()
-        self.transform_slots = fftw_slots if plan.transform == "fftw" else self.slots
+        self.slots, self.transform_slots = slots, fftw_slots if plan.transform == "fftw" else slots
+        self.areas = max(self.slots, self.transform_slots)
         self.groups = geometry.groups
         self.depth = geometry.input_size[1] * grid.channel_phases
         self.filters = geometry.weight_size[0]
         self.group_depth, self.group_filters = self.depth // self.groups, self.filters // self.groups
-        transform = TRANSFORMS[plan.transform](self.real, *plan.tile)
         layout = transform.layout
         self.lanes = layout.lanes
         self.group_units = -(-self.group_filters // self.lanes)
         self.block_units = -(-plan.block_tiles // self.lanes)
+        self.all_units = -(-grid.tiles // self.lanes)
         self.steps = layout.steps
 
-        self._kept: list[np.ndarray] = []
-        self._borrowed: list[np.ndarray] = []
-        areas = max(self.slots, self.transform_slots)
-        self._outliers = np.zeros(areas, np.int64)
         self.record = record = np.zeros((), _RECORD)
         self._describe(geometry)
         record["forward"], record["inverse"], record["context"] = (
@@ -148,10 +154,7 @@ class Call:
         record["largest"] = largest = factors + 64
         record["strip"] = strip = largest + 64
         end = strip + (work if self.lanes > 1 else 0)
-        record["slot"] = slot = end + (self._describe_fused(end) if plan.fused else 0)
-        self.point("outliers", self._outliers)
-        memory = self._borrow("scratch", areas * slot).reshape(areas, slot // itemsize)
-        memory[:, work // itemsize : factors // itemsize] = 0  # as transforms expect their work
+        record["slot"] = end + (self._describe_fused(end) if plan.fused else 0)
 
     def _describe_fused(self, begin: int) -> int:
         """Describe the spectra of a fused pass in a thread's memory from `begin`; return their bytes."""
@@ -167,10 +170,45 @@ class Call:
             sizes.append(units * unit)
         return sum(sizes)
 
-    @property
-    def all_units(self) -> int:
-        """Units of tiles of the batch."""
-        return -(-self.plan.grid.tiles // self.lanes)
+    def _describe(self, geometry: ConvGeometry) -> None:
+        record, grid = self.record, self.plan.grid
+        for index, (axis, tiles) in enumerate((("y", grid.vertical), ("x", grid.horizontal))):
+            for name in _TILE_FIELDS:
+                record[f"{axis}_{name}"] = getattr(tiles, name)
+            # A larger step leaves the image at the first sample all the same.
+            record[f"{axis}_input_step"] = min(tiles.input_step, 2**33)
+            for name, number in geometry.axis_numbers(index).items():
+                record[f"{axis}_{name}"] = number
+        record["groups"], record["channels"], record["filters"] = self.groups, geometry.input_size[1], self.filters
+        record["channel_phases"] = grid.channel_phases
+        record["group_units"], record["all_tiles"] = self.group_units, grid.tiles
+
+
+_numbers = functools.lru_cache(maxsize=1024)(_Numbers)
+
+
+class Call(_Numbers):
+    """One pass under way: its record, and what keeps the record's addresses alive. A context manager.
+
+    Parameters
+    ----------
+    plan : ConvPlan
+    geometry : ConvGeometry
+        The plan's, or the same with the padding applied beforehand.
+    """
+
+    def __init__(self, plan: ConvPlan, geometry: ConvGeometry) -> None:
+        transform = TRANSFORMS[plan.transform](plan.dtype.type, *plan.tile)
+        vars(self).update(vars(_numbers(plan, geometry, transform, *threads.get_counts())))
+        self.record = record = jit.copy_record(self.record)
+        self._record_address = record.ctypes.data
+        self._kept: list[np.ndarray] = []
+        self._borrowed: list[np.ndarray] = []
+        self._outliers = np.zeros(self.areas, np.int64)
+        self.point("outliers", self._outliers)
+        slot, work, factors = (int(record[name]) // plan.dtype.itemsize for name in ("slot", "work", "factors"))
+        memory = self._borrow("scratch", self.areas * int(record["slot"])).reshape(self.areas, slot)
+        memory[:, work:factors] = 0  # as transforms expect their work
 
     @property
     def first_unit(self) -> int:
@@ -188,23 +226,10 @@ class Call:
         self.point(f"{name}_spectra", spectra.array)
         self.record[f"{name}_unit"], self.record[f"{name}_step_bytes"] = spectra.unit, spectra.step
 
-    def _describe(self, geometry: ConvGeometry) -> None:
-        record, grid = self.record, self.plan.grid
-        for index, (axis, tiles) in enumerate((("y", grid.vertical), ("x", grid.horizontal))):
-            for name in _TILE_FIELDS:
-                record[f"{axis}_{name}"] = getattr(tiles, name)
-            # A larger step leaves the image at the first sample all the same.
-            record[f"{axis}_input_step"] = min(tiles.input_step, 2**33)
-            for name, number in geometry.axis_numbers(index).items():
-                record[f"{axis}_{name}"] = number
-        record["groups"], record["channels"], record["filters"] = self.groups, geometry.input_size[1], self.filters
-        record["channel_phases"] = grid.channel_phases
-        record["group_units"], record["all_tiles"] = self.group_units, grid.tiles
-
     @property
     def met_outliers(self) -> bool:
         """Whether a stage met outliers, which it took as zero."""
-        return bool(self._outliers.any())
+        return any(self._outliers.tolist())
 
     def point(self, name: str, array: np.ndarray) -> None:
         """Point a field of the record to an array's memory."""
@@ -222,13 +247,12 @@ class Call:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        for memory in self._borrowed:
-            scratch.give_back(memory)
+        scratch.give_back(*self._borrowed)
 
     def run(self, stage: jit.Callback, items: int, transforms: bool = True) -> None:
         """Run a stage over its work items; `transforms` says whether it transforms tiles."""
         slots = self.transform_slots if transforms else self.slots
-        threads.run(stage.address(self.real), self.record.ctypes.data, items, slots)
+        threads.run(stage.address(self.real), self._record_address, items, slots)
 
     def _spectra(self, name: str, units: int, channels: int, is_kept: bool) -> Spectra:
         """Make room for the "input", "weight" or "output" spectra of some units and channels."""
@@ -258,12 +282,12 @@ class Call:
         """Make room for each thread to finish a spectrum in its cache, if that is not too large for it."""
         nbytes = self.steps * COMPLEX_BYTES
         if nbytes <= _FINISHED_BYTES:
-            self._borrow("finished", max(self.slots, self.transform_slots) * nbytes)
+            self._borrow("finished", self.areas * nbytes)
 
     def borrow_planes(self, nbytes: int) -> None:
         """Make room for each thread to sum up one channel of an image, of so many bytes."""
         self.record["plane"] = plane = _whole_lines(nbytes)
-        self._borrow("planes", max(self.slots, self.transform_slots) * plane)
+        self._borrow("planes", self.areas * plane)
 
     def tile_matrix(self, spectra: Spectra, group_channels: int, row: str, column: str) -> Matrix:
         """Return spectra of tiles as an operand; `row` and `column` name the index that each of its indices is."""
