@@ -67,11 +67,12 @@ _GATHER_RATE = 5 / 165
 _GRAD_WEIGHT_GATHER_RATE = 3.7 / 165
 _PACK_RATE = 0.7 / 165
 # Fractions of its `bandwidth`, as measured where that is 25e9: of arrays read and written, of spectra that go through
-# the last-level cache, of kernels' spectra.
+# the last-level cache, of kernels' spectra, of those of their gradient.
 _READ_RATE = 6 / 25
 _WRITE_RATE = 8 / 25
 _SPECTRA_RATE = 8 / 25
 _STREAM_RATE = 33 / 25
+_GRADIENT_SPECTRA_RATE = 1.5 / 25
 # Scalars of input and output of direct convolution.
 _DENSE_MOVE_RATE = 5 / 25
 _WINDOW_MOVE_RATE = 4 / 25
@@ -292,7 +293,8 @@ def fft_cost(
     tiles = choice.units * layout.lanes
     inputs = depth * geometry.groups
     transforms = tiles * (inputs * choice.shares + filters)
-    if not weight_is_transformed or direction == "grad_weight":
+    made = choice.weight if not weight_is_transformed or direction == "grad_weight" else 0
+    if made:
         transforms += choice.lane_filters * depth
     spectrum = layout.steps * COMPLEX_BYTES  # of a unit
     multiply_adds = layout.steps * lanes * choice.units * filters * depth
@@ -308,7 +310,7 @@ def fft_cost(
         + written / (machine.bandwidth * _WRITE_RATE)
         + through_cache / (machine.bandwidth * _SPECTRA_RATE)
         + choice.weight * choice.blocks / (machine.bandwidth * _STREAM_RATE)
-        + (0 if weight_is_transformed else choice.weight / (machine.bandwidth * _SPECTRA_RATE))
+        + made / (machine.bandwidth * (_GRADIENT_SPECTRA_RATE if direction == "grad_weight" else _SPECTRA_RATE))
         + _BLOCK * (1 if choice.fused else choice.blocks)
         + _FFT_CALL
     )
