@@ -204,21 +204,25 @@ def _stage(kind: _Kind):
             row_items = (p.rows + _ITEM_ROWS - 1) // _ITEM_ROWS
             depth_blocks = (p.depth + _DEPTH - 1) // _DEPTH
             depth = ((p.depth + depth_blocks - 1) // depth_blocks + lanes - 1) // lanes * lanes
+            # Groups are next to each other in memory, steps follow.
+            a_following, b_following, c_following = p.a_step, p.b_step, p.c_step
+            if p.groups > 1:
+                a_following, b_following, c_following = p.a_group, p.b_group, p.c_group
             for item in range(begin, end):
                 first_row = item % row_items * _ITEM_ROWS
                 last_row = min(first_row + _ITEM_ROWS, p.rows)
-                step = item // row_items % p.steps
-                group = item // (row_items * p.steps)
+                group = item // row_items % p.groups
+                step = item // (row_items * p.groups)
                 a_start = p.a + group * p.a_group + step * p.a_step + first_row // lanes * p.a_rows
                 b_start = p.b + group * p.b_group + step * p.b_step
                 c_start = p.c + group * p.c_group + step * p.c_step
                 for r in range(0, p.depth, depth):
                     is_last = r + depth >= p.depth
-                    # what comes next: the next lanes of rows of A, and the next depth or step of B
+                    # what comes next: the next lanes of rows of A, and the next depth, step or group of B
                     a_rows = a_start + r // lanes * p.a_columns
-                    a_next = a_start + (p.a_step if is_last else (r + depth) // lanes * p.a_columns)
+                    a_next = a_start + (a_following if is_last else (r + depth) // lanes * p.a_columns)
                     b_block = b_start + r * p.b_column
-                    b_next = b_start + (p.b_step if is_last else (r + depth) * p.b_column)
+                    b_next = b_start + (b_following if is_last else (r + depth) * p.b_column)
                     b_lines = 0
                     for first in range(first_row, last_row, lanes):
                         last = min(first + lanes, last_row)
@@ -246,7 +250,7 @@ def _stage(kind: _Kind):
                                 multiply(real, (
                                     a, p.a_row, p.a_column, p.a_columns, 0, b, p.b_row, p.b_column, 0,
                                     c, p.c_row, p.c_column, 0, min(depth, p.depth - r), lanes, 1, p.add + r, ahead,
-                                    p.c_step if is_last else 0, rows, columns,
+                                    c_following if is_last else 0, rows, columns,
                                 ))  # fmt: skip
                                 i += rows
                             j += columns

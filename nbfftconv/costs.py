@@ -12,7 +12,8 @@ In seconds of one core, whose rates are fractions of the figures of `nbfftconv.m
 - direct convolution costs 2 operations a multiply-add, lanes without a pixel included, and the arrays once; for
   groups of many filters, also the pixels gathered for every tap, and packing the kernels; its gradients, a fixed time
   for every row of pixels under every tap, or, with respect to the kernels of groups of many filters, what is gathered;
-- a call, a block of tiles and the call of a transform have fixed costs.
+- a call, a block of tiles, the call of a transform and, unless fused, a product of one of many groups at one frequency
+  have fixed costs.
 
 Rates are fitted to 180 plans of the layers of `perf/layers.py`, measured on one thread.
 """
@@ -85,6 +86,7 @@ _FFT_CALL = 150e-6
 _DIRECT_CALL = 60e-6
 _GRADIENT_ROW = 8e-9
 _BLOCK = 30e-6
+_GROUP_PRODUCT = 0.1e-6
 _TILE_ROW = 4e-9
 _TRANSFORM_CALL = 0.1e-6
 
@@ -331,6 +333,8 @@ def fft_cost(choice: Choice, weight_is_transformed: bool, machine: Machine) -> F
     if not weight_is_transformed or direction == "grad_weight":
         weight = choice.lane_filters * depth * transform + choice.weight / (machine.bandwidth * _SPECTRA_RATE)
     blocks = _BLOCK * (1 if choice.fused else choice.blocks)
+    if geometry.groups > 1 and not choice.fused:
+        blocks += _GROUP_PRODUCT * geometry.groups * layout.steps * choice.blocks
     cores = grid.vertical.core * grid.horizontal.core
     overlap = samples / cores if direction == "grad_input" else 1
     return FftCost(
