@@ -154,6 +154,19 @@ def test_assigning_the_weight_renews_the_spectra(algorithm, operands):
     np.testing.assert_array_equal(layer.backward(g), dx_before)
 
 
+@pytest.mark.parametrize("algorithm", ["auto", "fft", "direct"])
+def test_transposed_kernels_are_others(algorithm, rng):
+    """Forward pass and gradient at the input with the same tile, and kernels of the same shape."""
+    case = Case((2, 4, 24, 24), (4, 4, 5, 5), padding=2)
+    x, w = case.operands("forward", np.float32, rng)
+    layer = Conv2d(w, padding=2)
+    layer.algorithm = algorithm
+    for _ in range(2):
+        y = layer(x)
+        assert_accurate(y, case.expect("forward", x, w), np.float32)
+        assert_accurate(layer.backward(y), case.expect("grad_input", w, y), np.float32)
+
+
 def test_a_training_step(operands):
     """layer.weight -= rate * gradient, through the property."""
     x, w, bias, g = operands
