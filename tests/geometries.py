@@ -11,8 +11,12 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 import nbfftconv
+from nbfftconv.geometry import ConvGeometry
+from nbfftconv.planner import make_plan
 
 DIRECTIONS = ("forward", "grad_weight", "grad_input")
+# Directions, and whether a gradient at the input is run as a forward pass, where it can be.
+WAYS = (("forward", None), ("grad_weight", None), ("grad_input", False), ("grad_input", True))
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 MAX_SIZE = 70
 MAX_KERNEL = 31
@@ -61,9 +65,25 @@ class Case:
         return rng.standard_normal(a).astype(dtype), rng.standard_normal(b).astype(dtype)
 
     def plan(
-        self, direction: str, dtype: Any, *, fused: bool | None = None, block_tiles: int | None = None, **choices: Any
+        self,
+        direction: str,
+        dtype: Any,
+        *,
+        transposed: bool | None = None,
+        fused: bool | None = None,
+        block_tiles: int | None = None,
+        **choices: Any,
     ) -> Any:
-        """A plan; forward, it may be fused and cut into blocks as the planner never would."""
+        """A plan; a gradient at the input may be transposed if it can be, or not.
+
+        Forward, it may be fused and cut into blocks as the planner never would.
+        """
+        if direction == "grad_input" and transposed is not None:
+            geometry = ConvGeometry.from_arguments(self.input_size, self.weight_size, **self.options)
+            other = geometry.transposed() if transposed else None
+            if other is None:
+                return make_plan(geometry, direction, np.dtype(dtype), transposes=False, **choices)
+            return make_plan(other, "forward", np.dtype(dtype), **choices).as_grad_input(geometry)
         plan = nbfftconv.plan_conv2d(
             self.input_size, self.weight_size, **self.options, direction=direction, dtype=dtype, **choices
         )

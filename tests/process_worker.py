@@ -20,7 +20,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
-from geometries import DIRECTIONS, Case
+from geometries import WAYS, Case
 
 import nbfftconv
 from nbfftconv.machine import get_machine
@@ -37,7 +37,7 @@ WORK = {
         {"algorithm": "fft", "tile": (16, 12)},
         None,
     ),
-    "many blocks": (Case((3, 4, 75, 70), (6, 4, 9, 9)), {"algorithm": "fft", "tile": 24}, 128 << 10),
+    "many blocks": (Case((3, 4, 75, 70), (6, 4, 9, 9)), {"algorithm": "fft", "tile": (24, 24)}, 128 << 10),
     "codelets": (
         Case((2, 5, 75, 70), (21, 5, 5, 5), padding=2),
         {"algorithm": "fft", "transform": "codelet", "tile": (12, 16)},
@@ -59,7 +59,7 @@ WORK = {
         {"algorithm": "fft", "transform": "planar", "tile": (60, 36), "fused": True, "block_tiles": 5},
         None,
     ),
-    "one tile": (Case((1, 24, 20, 19), (16, 24, 9, 9)), {"algorithm": "fft", "tile": 32}, None),
+    "one tile": (Case((1, 24, 20, 19), (16, 24, 9, 9)), {"algorithm": "fft", "tile": (32, 32)}, None),
     "phases": (
         Case((2, 6, 50, 53), (9, 2, 6, 7), stride=(2, 1), dilation=(1, 3), groups=3, padding=4),
         {"algorithm": "fft"},
@@ -76,18 +76,18 @@ def digests() -> dict[str, str]:
     found = {}
     for name, (case, _, _) in WORK.items():
         for dtype in (np.float32, np.float64):
-            for direction in DIRECTIONS:
+            for direction, transposed in WAYS:
                 rng = np.random.default_rng(11)
                 a, b = case.operands(direction, dtype, rng)
                 if name == "many tiles":
                     a[0, 0, 3, 3] = np.inf
-                result = case.run(direction, a, b, PLANS[name, dtype, direction]())
-                label = f"{name}, {np.dtype(dtype).name}, {direction}"
+                result = case.run(direction, a, b, PLANS[name, dtype, direction, transposed]())
+                label = f"{name}, {np.dtype(dtype).name}, {direction}{', transposed' * bool(transposed)}"
                 found[label] = hashlib.sha256(result.tobytes()).hexdigest()
     return found
 
 
-def plan_now(case: Case, direction: str, dtype: type, choices: dict, limit: int | None) -> Callable[[], object]:
+def plan_now(case: Case, direction: str, dtype: type, limit: int | None, **choices: object) -> Callable[[], object]:
     """Return a function that returns the plan; one for another scratch limit is made at once."""
     if limit is None:
         return lambda: case.plan(direction, dtype, **choices)  # by every thread and child for itself
@@ -98,10 +98,10 @@ def plan_now(case: Case, direction: str, dtype: type, choices: dict, limit: int 
 
 
 PLANS = {
-    (name, dtype, direction): plan_now(case, direction, dtype, choices, limit)
+    (name, dtype, direction, transposed): plan_now(case, direction, dtype, limit, transposed=transposed, **choices)
     for name, (case, choices, limit) in WORK.items()
     for dtype in (np.float32, np.float64)
-    for direction in DIRECTIONS
+    for direction, transposed in WAYS
 }
 
 

@@ -171,7 +171,7 @@ def test_a_layer_packs_its_kernels_once(filters, monkeypatch, rng):
             y = layer(x)
             assert_accurate(y, case.expect("forward", x, weight), np.float32)
             layer.backward(y)
-    assert len(packed) == 2
+    assert len(packed) == 4  # for the forward pass and, transposed, for the backward pass
 
 
 # The gradient with respect to the kernels ------------------------------------------------------------

@@ -11,6 +11,7 @@ from geometries import (
     DIRECTIONS,
     PADDING_MODES,
     PLANAR_TILES,
+    WAYS,
     Case,
     cases,
     codelet_tiles,
@@ -48,7 +49,8 @@ def test_any_geometry(choice, direction, case, dtype, rng):
 @given(data=st.data(), dtype=st.sampled_from(DTYPES), rng=generators())
 def test_any_geometry_with_any_tile(direction, data, dtype, rng):
     case = data.draw(cases())
-    plan = case.plan(direction, dtype, algorithm="fft", tile=data.draw(tiles(case)))
+    choices = {"algorithm": "fft", "tile": data.draw(tiles(case)), "transposed": data.draw(st.booleans())}
+    plan = case.plan(direction, dtype, **choices)
     a, b, expected = case.operands_and_expected(direction, dtype, rng)
     assert_accurate(case.run(direction, a, b, plan), expected, dtype)
 
@@ -57,20 +59,21 @@ def test_any_geometry_with_any_tile(direction, data, dtype, rng):
 @given(data=st.data(), dtype=st.sampled_from(DTYPES), rng=generators())
 def test_any_geometry_with_codelets(direction, data, dtype, rng):
     case = data.draw(cases())
-    tile = data.draw(codelet_tiles(case))
-    plan = case.plan(direction, dtype, algorithm="fft", transform="codelet", tile=tile)
+    tile, transposed = data.draw(codelet_tiles(case)), data.draw(st.booleans())
+    plan = case.plan(direction, dtype, algorithm="fft", transform="codelet", tile=tile, transposed=transposed)
     assert (plan.transform, plan.tile) == ("codelet", tile)
     a, b, expected = case.operands_and_expected(direction, dtype, rng)
     assert_accurate(case.run(direction, a, b, plan), expected, dtype)
 
 
-@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize(("direction", "transposed"), WAYS)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("height", "width"), sorted({*CODELET_TILES, *zip(SIDES, SIDES, strict=True)}))
-def test_every_codelet(height, width, dtype, direction, rng):
+def test_every_codelet(height, width, dtype, direction, transposed, rng):
     """More filters, channels and tiles than a vector has lanes, and numbers that leave a rest."""
     case = Case((3, 5, 2 * height + 1, 3 * width - 2), (19, 5, 3, 4), padding=1)
-    plan = case.plan(direction, dtype, algorithm="fft", transform="codelet", tile=(height, width))
+    choices = {"transform": "codelet", "tile": (height, width), "transposed": transposed}
+    plan = case.plan(direction, dtype, algorithm="fft", **choices)
     a, b, expected = case.operands_and_expected(direction, dtype, rng)
     assert_accurate(case.run(direction, a, b, plan), expected, dtype)
 
@@ -80,20 +83,22 @@ def test_every_codelet(height, width, dtype, direction, rng):
 def test_any_geometry_with_planar_transforms(direction, data, dtype, rng):
     case = data.draw(cases())
     tile = data.draw(planar_tiles(case))
-    plan = case.plan(direction, dtype, algorithm="fft", transform="planar", tile=tile, fused=data.draw(st.booleans()))
+    choices = {"transposed": data.draw(st.booleans()), "fused": data.draw(st.booleans())}
+    plan = case.plan(direction, dtype, algorithm="fft", transform="planar", tile=tile, **choices)
     assert (plan.transform, plan.tile) == ("planar", tile)
     a, b, expected = case.operands_and_expected(direction, dtype, rng)
     assert_accurate(case.run(direction, a, b, plan), expected, dtype)
 
 
-@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize(("direction", "transposed"), WAYS)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("height", "width"), PLANAR_TILES)
-def test_planar_tiles(height, width, dtype, direction, rng):
+def test_planar_tiles(height, width, dtype, direction, transposed, rng):
     """More filters and channels than a fused pass takes, and a kernel nearly as large as the tile."""
     for kernel in ((3, 4), (height - 2, width - 1)):
-        case = Case((2, 17, height + 5, width + 4), (5, 17, *kernel), padding=(1, 0))
-        plan = case.plan(direction, dtype, algorithm="fft", transform="planar", tile=(height, width))
+        case = Case((2, 17, height + 5, width + 4), (18, 17, *kernel), padding=(1, 0))
+        choices = {"transform": "planar", "tile": (height, width), "transposed": transposed}
+        plan = case.plan(direction, dtype, algorithm="fft", **choices)
         assert not plan.fused
         a, b, expected = case.operands_and_expected(direction, dtype, rng)
         assert_accurate(case.run(direction, a, b, plan), expected, dtype)

@@ -14,7 +14,8 @@ from geometries import Case, cases, generators
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nbfftconv import Conv2d, conv2d_input, conv2d_weight
+from nbfftconv import Conv2d, conv2d_input, conv2d_weight, engine
+from nbfftconv.transpose import transpose
 
 CASE = Case((2, 4, 25, 23), (6, 2, 7, 5), stride=(1, 2), padding=((2, 3), (1, 0)), dilation=(1, 2), groups=2)
 
@@ -152,6 +153,22 @@ def test_assigning_the_weight_renews_the_spectra(algorithm, operands):
     layer.weight = w
     np.testing.assert_array_equal(layer(x), before)
     np.testing.assert_array_equal(layer.backward(g), dx_before)
+
+
+@pytest.mark.parametrize("algorithm", ["auto", "fft", "direct"])
+def test_kernels_are_transposed_once(algorithm, monkeypatch, rng):
+    """Forward pass and gradient at the input with the same tile, and kernels of the same shape."""
+    calls = []
+    monkeypatch.setattr(engine, "transpose", lambda *arguments: calls.append(1) or transpose(*arguments))
+    case = Case((2, 4, 24, 24), (4, 4, 5, 5), padding=2)
+    x, w = case.operands("forward", np.float32, rng)
+    layer = Conv2d(w, padding=2)
+    layer.algorithm = algorithm
+    for _ in range(2):
+        y = layer(x)
+        assert_accurate(y, case.expect("forward", x, w), np.float32)
+        assert_accurate(layer.backward(y), case.expect("grad_input", w, y), np.float32)
+    assert len(calls) == 1
 
 
 def test_a_training_step(operands):

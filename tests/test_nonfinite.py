@@ -9,7 +9,7 @@ import numpy as np
 import oracle
 import pytest
 from compare import assert_accurate_where_finite
-from geometries import DIRECTIONS, PADDING_MODES, Case, cases, codelet_tiles, generators, planar_tiles, tiles
+from geometries import DIRECTIONS, PADDING_MODES, WAYS, Case, cases, codelet_tiles, generators, planar_tiles, tiles
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -29,15 +29,16 @@ def strew(rng, array, values, count):
 def draw_plan(data, case, direction, dtype, algorithm):
     if algorithm == "auto":
         return None
+    transposed = data.draw(st.booleans())
     if algorithm == "codelets":
-        tile = data.draw(codelet_tiles(case))
-        return case.plan(direction, dtype, algorithm="fft", transform="codelet", tile=tile)
-    if algorithm == "planar":
-        tile = data.draw(planar_tiles(case))
-        return case.plan(direction, dtype, algorithm="fft", transform="planar", tile=tile)
-    if algorithm == "tiled":
-        return case.plan(direction, dtype, algorithm="fft", tile=data.draw(tiles(case, most=16)))
-    return case.plan(direction, dtype, algorithm=algorithm)
+        choices = {"transform": "codelet", "tile": data.draw(codelet_tiles(case))}
+    elif algorithm == "planar":
+        choices = {"transform": "planar", "tile": data.draw(planar_tiles(case))}
+    elif algorithm == "tiled":
+        choices = {"algorithm": "fft", "tile": data.draw(tiles(case, most=16))}
+    else:
+        choices = {"algorithm": algorithm}
+    return case.plan(direction, dtype, transposed=transposed, **choices)
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
@@ -87,13 +88,13 @@ def test_with_bias_and_relu(algorithm, data, case, dtype, counts, rng):
 # One value, every place ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize(("direction", "transposed"), WAYS)
 @pytest.mark.parametrize("padding_mode", PADDING_MODES)
 @pytest.mark.parametrize("tile", [None, (6, 5), (16, 12)])
-def test_one_infinity_at_every_place(tile, padding_mode, direction, rng):
+def test_one_infinity_at_every_place(tile, padding_mode, direction, transposed, rng):
     """Corners, edges and tile borders included; the second operand holds a zero, to which infinity is NaN."""
     case = Case((1, 1, 9, 8), (1, 1, 4, 3), padding=((2, 1), (0, 2)), padding_mode=padding_mode)
-    plan = case.plan(direction, np.float32, algorithm="fft", tile=tile)
+    plan = case.plan(direction, np.float32, algorithm="fft", tile=tile, transposed=transposed)
     a, b = case.operands(direction, np.float32, rng, positive=True)
     a[..., 1, 1] = b[..., -1, 0] = 0
     for array in (a, b):
@@ -118,12 +119,12 @@ def test_only_its_image_and_its_group_are_touched(algorithm, value, rng):
 
 
 @pytest.mark.parametrize("algorithm", ["fft", "direct"])
-@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize(("direction", "transposed"), WAYS)
 @pytest.mark.parametrize("value", NONFINITE)
-def test_nothing_but_non_finite_values(value, direction, algorithm):
+def test_nothing_but_non_finite_values(value, direction, transposed, algorithm):
     case = Case((2, 2, 12, 12), (2, 2, 5, 5), padding=2)
     a, b = case.operands(direction, np.float32, np.random.default_rng())
-    plan = case.plan(direction, np.float32, algorithm=algorithm)
+    plan = case.plan(direction, np.float32, algorithm=algorithm, transposed=transposed)
     for array in (a, b):
         array[...] = value
         assert_accurate_where_finite(case.run(direction, a, b, plan), case.expect(direction, a, b), np.float32)
@@ -137,6 +138,16 @@ def test_zero_padding_meets_an_infinite_weight():
         y = nbfftconv.conv2d(x, w, padding=1, plan=plan)
         assert np.isnan(y[0, 0, [0, -1]]).all() and np.isnan(y[0, 0, :, [0, -1]]).all()
         assert np.isposinf(y[0, 0, 1:-1, 1:-1]).all()
+
+
+@pytest.mark.parametrize("algorithm", ["fft", "direct"])
+@pytest.mark.parametrize("groups", [1, 3])
+def test_zero_padding_of_a_transposed_problem_meets_no_weight(groups, algorithm):
+    """The gradient at the input has no products but those of the output's pixels."""
+    case = Case((1, 3, 6, 7), (3, 3 // groups, 3, 2), groups=groups)
+    plan = case.plan("grad_input", float, algorithm=algorithm, transposed=True)
+    dx = case.run("grad_input", np.full(case.weight_size, np.inf), np.ones(case.output_size), plan)
+    np.testing.assert_array_equal(dx, np.inf)
 
 
 @pytest.mark.parametrize("activation", [None, "relu"])
@@ -210,8 +221,8 @@ def test_huge_values_overflow_only_where_they_must(algorithm, direction, data, c
 
 
 @pytest.mark.parametrize("algorithm", ["fft", "direct"])
-@pytest.mark.parametrize("direction", DIRECTIONS)
-def test_sums_over_a_tile_may_exceed_the_range(direction, algorithm, rng):
+@pytest.mark.parametrize(("direction", "transposed"), WAYS)
+def test_sums_over_a_tile_may_exceed_the_range(direction, transposed, algorithm, rng):
     """Every value is so large that the sum of a tile, its spectrum at 0, overflows, and no output does."""
     case = Case((1, 1, 64, 64), (1, 1, 5, 5), padding=2)
     a, b = case.operands(direction, np.float32, rng, positive=True)
@@ -221,15 +232,15 @@ def test_sums_over_a_tile_may_exceed_the_range(direction, algorithm, rng):
     small *= np.float32(1e-5)
     expected = case.expect(direction, a, b)
     assert np.abs(expected).max() < 1e37
-    plan = case.plan(direction, np.float32, algorithm=algorithm)
+    plan = case.plan(direction, np.float32, algorithm=algorithm, transposed=transposed)
     assert_accurate_where_finite(case.run(direction, a, b, plan), expected, np.float32)
 
 
 @pytest.mark.parametrize("algorithm", ["fft", "direct"])
-@pytest.mark.parametrize("direction", DIRECTIONS)
-def test_huge_times_tiny(direction, algorithm, rng):
+@pytest.mark.parametrize(("direction", "transposed"), WAYS)
+def test_huge_times_tiny(direction, transposed, algorithm, rng):
     case = Case((2, 3, 40, 40), (2, 3, 7, 7), padding=3)
     a, b = case.operands(direction, np.float32, rng)
     a, b = a * np.float32(1e30), b * np.float32(1e-30)
-    plan = case.plan(direction, np.float32, algorithm=algorithm)
+    plan = case.plan(direction, np.float32, algorithm=algorithm, transposed=transposed)
     assert_accurate_where_finite(case.run(direction, a, b, plan), case.expect(direction, a, b), np.float32)

@@ -8,7 +8,8 @@ import numpy as np
 import pyfftw
 import pytest
 from compare import assert_accurate, relative_error
-from geometries import DIRECTIONS, Case
+from geometries import DIRECTIONS, WAYS, Case, cases
+from hypothesis import given
 
 import nbfftconv
 from nbfftconv.geometry import ConvGeometry
@@ -44,13 +45,15 @@ def test_repr_tells_everything(direction, dtype):
     assert "direct" in direct and direction in direct and direct != text
 
 
-@pytest.mark.parametrize("direction", DIRECTIONS)
-def test_attributes(direction):
-    plan = LARGE_KERNEL.plan(direction, np.float32, algorithm="fft", transform="fftw", tile=(64, 48))
+@pytest.mark.parametrize(("direction", "transposed"), WAYS)
+def test_attributes(direction, transposed):
+    forced = {"algorithm": "fft", "transform": "fftw", "tile": (64, 48)}
+    plan = LARGE_KERNEL.plan(direction, np.float32, transposed=transposed, **forced)
     assert plan.direction == direction
     assert plan.dtype == np.float32
     assert (plan.algorithm, plan.transform, plan.tile) == ("fft", "fftw", (64, 48))
-    assert plan.tiles == (-(-256 // (64 - 30)), -(-242 // (48 - 28)))
+    width = 240 if transposed else 242  # of what the tiles cover, the input or the output
+    assert plan.tiles == (-(-256 // (64 - 30)), -(-width // (48 - 28)))
     assert 0 < plan.scratch_bytes <= get_scratch_limit()
     assert plan.reason
     assert isinstance(plan.geometry, ConvGeometry)
@@ -74,13 +77,17 @@ def test_a_plan_cannot_be_changed():
         plan.algorithm = "direct"
 
 
-@pytest.mark.parametrize("direction", DIRECTIONS)
-@pytest.mark.parametrize("tile", [31, 32, 45, (31, 100), (97, 29), (512, 31)])
-def test_a_forced_tile_is_honoured(direction, tile, rng):
-    plan = LARGE_KERNEL.plan(direction, np.float64, algorithm="fft", tile=tile)
-    assert plan.tile == (tile if isinstance(tile, tuple) else (tile, tile))
+@pytest.mark.parametrize(("direction", "transposed"), WAYS)
+@pytest.mark.parametrize("tile", [(31, 31), (32, 32), (45, 45), (31, 100), (97, 29), (512, 31)])
+def test_a_forced_tile_is_honoured(direction, transposed, tile, rng):
+    plan = LARGE_KERNEL.plan(direction, np.float64, algorithm="fft", tile=tile, transposed=transposed)
+    assert plan.tile == tile
     a, b, expected = LARGE_KERNEL.operands_and_expected(direction, np.float64, rng)
     assert_accurate(LARGE_KERNEL.run(direction, a, b, plan), expected, np.float64)
+
+
+def test_a_tile_may_be_one_number():
+    assert LARGE_KERNEL.plan("forward", np.float32, algorithm="fft", tile=45).tile == (45, 45)
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
@@ -123,6 +130,42 @@ def test_one_plan_serves_every_padding_mode_and_activation(rng):
         assert_accurate(moded.run("forward", x, w, plan), expected, np.float32)
         activated = moded.run("forward", x, w, plan, activation="relu")
         assert_accurate(activated, np.maximum(expected, 0), np.float32)
+
+
+# Transposed problems ---------------------------------------------------------------------------------
+
+
+@given(case=cases())
+def test_a_transposed_problem_goes_back(case):
+    geometry = ConvGeometry.from_arguments(case.input_size, case.weight_size, **case.options)
+    transposed = geometry.transposed()
+    extent = [d * (k - 1) for d, k in zip(geometry.dilation, case.weight_size[2:], strict=True)]
+    fits = all(max(pads) <= e for pads, e in zip(geometry.padding, extent, strict=True))
+    assert (transposed is not None) == (geometry.stride == (1, 1) and fits)
+    if transposed is not None:
+        assert (transposed.input_size, transposed.output_size) == (geometry.output_size, geometry.input_size)
+        assert transposed.transposed() == geometry
+        assert geometry.with_padding_applied().transposed() is not None
+
+
+@pytest.mark.parametrize("algorithm", ["auto", "fft", "direct"])
+def test_a_gradient_tells_whether_it_is_transposed(algorithm):
+    plan = LARGE_KERNEL.plan("grad_input", np.float32, algorithm=algorithm)
+    inner = plan.transposed
+    assert "transposed" in repr(plan) and inner.direction == "forward"
+    assert inner.geometry == plan.geometry.transposed()
+    for name in ("algorithm", "transform", "grid", "fused", "block_tiles", "scratch_bytes", "weight_spectra_bytes"):
+        assert getattr(inner, name) == getattr(plan, name)
+    own = LARGE_KERNEL.plan("grad_input", np.float32, algorithm=algorithm, transposed=False)
+    assert own.transposed is None and "transposed" not in repr(own)
+    for direction in ("forward", "grad_weight"):
+        assert LARGE_KERNEL.plan(direction, np.float32, algorithm=algorithm).transposed is None
+
+
+def test_overlap_add_where_transposed_tiles_would_be_larger():
+    sizes = (16, 128, 16, 16), (128, 128, 7, 7)
+    assert Case(*sizes).plan("grad_input", np.float32).transposed is None
+    assert Case(*sizes, padding="full").plan("grad_input", np.float32).transposed is not None
 
 
 # Scratch ---------------------------------------------------------------------------------------------

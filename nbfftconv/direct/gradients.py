@@ -1,4 +1,4 @@
-"""The two gradients as loops over planes.
+"""The two gradients as loops over planes; that of the input where no transposed problem is, or its kernels not finite.
 
 Every pair of a pixel and a tap is multiplied, a pixel of the zero padding only if that tap is not finite: 0·inf is NaN.
 """
