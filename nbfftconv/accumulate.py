@@ -30,7 +30,8 @@ _ITEM_ROWS = 128
 _FIELDS = ("", "_group", "_row", "_rows", "_column", "_columns", "_step")
 _PRODUCT = np.dtype(
     [
-        # `rows` and `columns` are bytes from as many rows or columns as a vector has lanes to the next ones
+        # in the order of `_run`; `rows` and `columns` are bytes from as many rows or columns as a vector has lanes to
+        # the next ones
         *((f"{matrix}{name}", np.int64) for matrix in "abc" for name in _FIELDS),
         *((name, np.int64) for name in ("groups", "rows", "columns", "depth", "steps")),
         *((name, np.int64) for name in ("add", "a_lines")),
@@ -268,19 +269,13 @@ def _run(name: str, a: Matrix, b: Matrix, c: Matrix, shape: tuple[int, ...], slo
     groups, rows, _, _, steps = shape
     real = c.spectra.dtype.type
     lanes = simd.lanes(real)
-    record = np.zeros((), _PRODUCT)
-    for letter, matrix in (("a", a), ("b", b), ("c", c)):
-        record[letter] = matrix.spectra.ctypes.data
-        for field in ("group", "row", "column", "step"):
-            record[f"{letter}_{field}"] = getattr(matrix, field)
-        for axis in ("row", "column"):
-            apart = matrix.vectors if matrix.lane_axis == axis else lanes * getattr(matrix, axis)
-            record[f"{letter}_{axis}s"] = apart
-    for field, value in zip(("groups", "rows", "columns", "depth", "steps"), shape, strict=True):
-        record[field] = value
-    record["add"] = add
+    numbers: list[int] = []
+    for m in (a, b, c):
+        row_vectors = m.vectors if m.lane_axis == "row" else lanes * m.row
+        column_vectors = m.vectors if m.lane_axis == "column" else lanes * m.column
+        numbers += m.spectra.ctypes.data, m.group, m.row, row_vectors, m.column, column_vectors, m.step
     # Along r, the entries of a row of A fill cache lines of real and of imaginary parts, or share them with other rows.
-    record["a_lines"] = {None: 2 * lanes, "row": 2, "column": 0}[a.lane_axis]
+    record = np.array([*numbers, *shape, add, {None: 2 * lanes, "row": 2, "column": 0}[a.lane_axis]], np.int64)
     items = groups * -(-rows // _ITEM_ROWS) * steps
     threads.run(_STAGES[name].address(real), record.ctypes.data, items, slots)
 
