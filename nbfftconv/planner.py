@@ -2,7 +2,8 @@
 
 1×1 kernels are left to direct convolution. Else the cheapest tile is taken whose block of at least one tile fits the
 scratch limit and whose kernels' spectra fit `WEIGHT_SPECTRA_LIMIT`. Nothing here depends on the number of threads, so
-that results do not either.
+that results do not either. A gradient at the input may be planned as the forward pass of its transposed problem: direct
+convolution always is where it can be, by FFT the cheaper of the two.
 
 Candidates may be measured instead; then the automatic choice is the winner that the profile remembers.
 """
