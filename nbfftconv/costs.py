@@ -71,13 +71,14 @@ _GATHER_RATE = 5 / 165
 _GRAD_WEIGHT_GATHER_RATE = 3.7 / 165
 _PACK_RATE = 0.7 / 165
 # Fractions of its `bandwidth`, as measured where that is 25e9: of arrays read and written, of spectra that go through
-# the last-level cache, of kernels' spectra, of those of their gradient.
+# the last-level cache, of kernels' spectra written past the caches, and read.
 _READ_RATE = 6 / 25
 _WRITE_RATE = 8 / 25
 _SPECTRA_RATE = 8 / 25
+_KERNEL_RATE = 19 / 25
 _STREAM_RATE = 33 / 25
 # Products of so many units of tiles take as long as the sums over their lanes.
-_LANE_SUMS = 2
+_LANE_SUMS = 1.4
 # Scalars of input and output of direct convolution.
 _DENSE_MOVE_RATE = 5 / 25
 _WINDOW_MOVE_RATE = 4 / 25
@@ -314,6 +315,9 @@ def fft_cost(choice: Choice, weight_is_transformed: bool, machine: Machine) -> F
     else:
         transform = 2.5 * samples * math.log2(samples + 1) / _TRANSFORM_RATES["fftw"]
     transform *= slow / machine.flops
+    # Of a kernel few rows are gathered, and transformed before the columns are.
+    kernel_rows = grid.vertical.taps / height if layout.lanes > 1 else 1
+    kernel = transform * (1 + kernel_rows) / 2 + _TILE_ROW * height * kernel_rows + _TRANSFORM_CALL / layout.lanes
     transform += _TILE_ROW * height + _TRANSFORM_CALL / layout.lanes
     tiles = choice.units * layout.lanes
     spectrum = layout.steps * COMPLEX_BYTES  # of a unit
@@ -330,8 +334,10 @@ def fft_cost(choice: Choice, weight_is_transformed: bool, machine: Machine) -> F
     products *= 1 + (_LANE_SUMS if is_reduced else 0.2) / choice.block_units
     streamed = choice.weight * choice.blocks / (machine.bandwidth * _STREAM_RATE)
     weight = 0.0
-    if not weight_is_transformed or direction == "grad_weight":
+    if direction == "grad_weight":
         weight = choice.lane_filters * depth * transform + choice.weight / (machine.bandwidth * _SPECTRA_RATE)
+    elif not weight_is_transformed:
+        weight = choice.lane_filters * depth * kernel + choice.weight / (machine.bandwidth * _KERNEL_RATE)
     blocks = _BLOCK * (1 if choice.fused else choice.blocks)
     if geometry.groups > 1 and not choice.fused:
         blocks += _GROUP_PRODUCT * geometry.groups * layout.steps * choice.blocks
