@@ -126,12 +126,14 @@ def test_training_learns(small_demo):
     training, held_out = small_demo
     rng = np.random.default_rng(0)
     network = Network(initial_parameters(rng), "fft")
-    train(network, training, epochs=3, rng=rng)
+    history = train(network, training, epochs=3, rng=rng)
+    assert len(history) == 3
+    assert history[2][0] < history[0][0] and history[2][1] > history[0][1]
     accuracy = np.mean(predict(network, held_out.images).argmax(axis=1) == held_out.labels)
     assert accuracy > 0.7
 
 
-def test_demo_writes_report_and_picture(small_demo, tmp_path, capsys):
+def test_demo_writes_report_and_pictures(small_demo, tmp_path, capsys):
     out = tmp_path / "new" / "results"
     assert main(["demo", "--out", str(out), "--epochs", "1"]) == 0
     report = json.loads((out / "report.json").read_text())
@@ -143,7 +145,9 @@ def test_demo_writes_report_and_picture(small_demo, tmp_path, capsys):
     assert report["accuracy"] == report["direct_accuracy"]
     assert report["direct_seconds"] > 0
     assert report["fft_seconds"] > 0
-    assert (out / "feature_maps.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+    assert len(report["epoch_losses"]) == len(report["epoch_accuracies"]) == 1
+    for picture in ("training.png", "feature_maps.png"):
+        assert (out / picture).read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
     printed = capsys.readouterr().out
     assert "100 of 100" in printed
     assert "loss" in printed

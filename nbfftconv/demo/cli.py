@@ -28,14 +28,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run_demo(out: Path, epochs: int, seed: int) -> int:
-    """Train, compare, write `report.json` and `feature_maps.png`, and return 0 if all predictions agree."""
+    """Train, compare, write `report.json` and the pictures, and return 0 if all predictions agree."""
     try:
         from rich.console import Console
 
         from nbfftconv.demo.compare import compare
         from nbfftconv.demo.data import load_digits
         from nbfftconv.demo.network import Network, initial_parameters
-        from nbfftconv.demo.report import draw_feature_maps, results_table
+        from nbfftconv.demo.report import draw_feature_maps, draw_training, results_table
         from nbfftconv.demo.train import train
     except ModuleNotFoundError as error:
         module = (error.name or "").partition(".")[0]
@@ -51,18 +51,21 @@ def run_demo(out: Path, epochs: int, seed: int) -> int:
     network = Network(initial_parameters(rng), algorithm="fft")
     console.print(f"Training on {len(training.labels):,} digits; the convolutions use the FFT in all three passes")
     start = time.perf_counter()
-    train(network, training, epochs, rng, console)
+    history = train(network, training, epochs, rng, console)
     report = {
         "train_images": len(training.labels),
         "epochs": epochs,
         "seed": seed,
         "train_seconds": time.perf_counter() - start,
+        "epoch_losses": [loss for loss, _ in history],
+        "epoch_accuracies": [accuracy for _, accuracy in history],
         **compare(network.parameters, held_out),
     }
     console.print(results_table(report))
     (out / "report.json").write_text(json.dumps(report, indent=2) + "\n")
     draw_feature_maps(network.parameters, held_out.images[0], out / "feature_maps.png")
-    print(f"Wrote {out / 'report.json'} and {out / 'feature_maps.png'}")
+    draw_training(history, out / "training.png")
+    print(f"Wrote {out / 'report.json'}, {out / 'training.png'} and {out / 'feature_maps.png'}")
     return 0 if report["all_predictions_equal"] else 1
 
 

@@ -1,10 +1,11 @@
-"""What the demo leaves behind: the table, and the picture of the feature maps."""
+"""What the demo leaves behind: the table, and the pictures of the training and of the feature maps."""
 
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
 from rich.table import Table
 
 from nbfftconv.demo.network import Network, Parameters
@@ -28,6 +29,23 @@ def results_table(report: dict[str, Any]) -> Table:
     table.add_row("largest difference of a logit", "", f"{report['max_abs_logit_difference']:.1e}")
     table.add_row("largest logit", "", f"{report['max_abs_logit']:.1f}")
     return table
+
+
+def draw_training(history: list[tuple[float, float]], path: Path) -> None:
+    """Draw loss and accuracy of each epoch."""
+    losses, accuracies = zip(*history, strict=True) if history else ((), ())
+    epochs = range(1, len(history) + 1)
+    figure = Figure(figsize=(9, 3.4), layout="constrained")
+    figure.suptitle("Training digits, means over the batches of an epoch; FFT convolutions in all three passes")
+    for axes, values, label in zip(figure.subplots(1, 2), (losses, accuracies), ("loss", "accuracy"), strict=True):
+        axes.plot(epochs, values, marker="o")
+        axes.set_xlabel("epoch")
+        axes.set_ylabel(label)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.grid(alpha=0.3)
+    figure.axes[0].set_yscale("log")
+    figure.axes[1].yaxis.set_major_formatter(PercentFormatter(1))
+    figure.savefig(path, dpi=120)
 
 
 def draw_feature_maps(parameters: Parameters, image: np.ndarray, path: Path) -> None:

@@ -43,8 +43,14 @@ def train(
     console: Console | None = None,
     batch_size: int = 50,
     rate: float = 2e-3,
-) -> None:
-    """Train the network in place; the learning rate falls linearly to zero."""
+) -> list[tuple[float, float]]:
+    """Train the network in place; the learning rate falls linearly to zero.
+
+    Returns
+    -------
+    list of (float, float)
+        Mean loss and accuracy of each epoch's batches, as they were before their steps.
+    """
     optimizer = Adam(network.weighted_layers)
     batches = -(-len(digits.labels) // batch_size)
     columns = (
@@ -54,6 +60,7 @@ def train(
         TextColumn("loss {task.fields[loss]:.3f}  accuracy {task.fields[accuracy]:.2%}"),
         TimeElapsedColumn(),
     )
+    history = []
     with Progress(*columns, console=console) as progress:
         for epoch in range(epochs):
             bar = progress.add_task(f"epoch {epoch + 1}/{epochs}", total=batches, loss=np.nan, accuracy=0)
@@ -66,3 +73,5 @@ def train(
                 losses.append(loss)
                 hits.extend(logits.argmax(axis=1) == digits.labels[batch])
                 progress.update(bar, advance=1, loss=np.mean(losses), accuracy=np.mean(hits))
+            history.append((float(np.mean(losses)), float(np.mean(hits))))
+    return history
