@@ -70,7 +70,7 @@ _GATHER_RATE = 5 / 165
 _GRAD_WEIGHT_GATHER_RATE = 3.7 / 165
 _PACK_RATE = 0.7 / 165
 # Fractions of its `bandwidth`, as measured where that is 25e9: of arrays read and written, of spectra that go through
-# the last-level cache, of kernels' spectra.
+# the last-level cache, of kernels' spectra, of those of their gradient.
 _READ_RATE = 6 / 25
 _WRITE_RATE = 8 / 25
 _SPECTRA_RATE = 8 / 25

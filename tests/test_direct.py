@@ -1,4 +1,4 @@
-"""The forward pass of direct convolution: its two kernels, at the ends of their blocks, tiles and vectors."""
+"""Direct convolution: its kernels, at the ends of their blocks, tiles, bands and vectors."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import nbfftconv
-from nbfftconv import direct
-from nbfftconv.direct import depthwise
+from nbfftconv import direct, scratch
+from nbfftconv.direct import dense_grad_weight, depthwise
 
 DTYPES = (np.float32, np.float64)
 
@@ -172,3 +172,113 @@ def test_a_layer_packs_its_kernels_once(filters, monkeypatch, rng):
             assert_accurate(y, case.expect("forward", x, weight), np.float32)
             layer.backward(y)
     assert len(packed) == 2
+
+
+# The gradient with respect to the kernels ------------------------------------------------------------
+
+
+def check_grad_weight(case, dtype, rng, threads=(1,)):
+    """As accurate as ever, and the same bits on any number of threads."""
+    x, g, expected = case.operands_and_expected("grad_weight", dtype, rng)
+    plan = case.plan("grad_weight", dtype, algorithm="direct")
+    results = []
+    for count in threads:
+        nbfftconv.set_num_threads(count)
+        results.append(case.run("grad_weight", x, g, plan))
+    assert_accurate(results[0], expected, dtype)
+    for result in results[1:]:
+        np.testing.assert_array_equal(result, results[0])
+
+
+@given(case=direct_cases((1, 6), 9, 3, 70), dtype=st.sampled_from(DTYPES), rng=generators())
+def test_grad_weight_of_few_filters(case, dtype, rng):
+    check_grad_weight(case, dtype, rng)
+
+
+@given(case=direct_cases((5, 60), 4, 12, 24), dtype=st.sampled_from(DTYPES), rng=generators())
+def test_grad_weight_of_many_filters(case, dtype, rng):
+    check_grad_weight(case, dtype, rng)
+
+
+@pytest.mark.usefixtures("restore_threads")
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case((0, 3, 8, 8), (20, 3, 3, 3)),  # no pixel
+        Case((50, 70, 4, 4), (50, 70, 1, 1)),  # several images in a band
+        Case((7, 3, 9, 9), (33, 3, 2, 2)),  # blocks of the last band larger than the others'
+        Case((1, 150, 9, 8), (200, 150, 3, 3), padding=1),  # chunks of taps, cut within a channel, and of filters
+        Case((2, 2, 20, 20), (350, 2, 15, 15)),
+        Case((1, 64, 90, 40), (24, 64, 3, 3), padding=1),  # bands one below the other
+        Case((1, 4, 6, 700), (34, 2, 3, 3), padding=1, groups=2),  # bands side by side
+        Case((2, 6, 40, 41), (24, 6, 1, 1), stride=(3, 2)),  # only every other pixel is gathered
+        Case((2, 6, 40, 41), (24, 6, 4, 3), stride=(2, 4), dilation=(4, 6)),
+        Case((1, 3, 9, 3), (8, 3, 9, 3), dilation=1, padding=0),  # one pixel
+        Case((1, 9, 40, 1300), (8, 9, 3, 3), dilation=(9, 600)),  # fewer taps in an item for a large window
+        Case((1, 1, 2100, 900), (4, 1, 3, 3), dilation=(1040, 400)),  # too large a window
+        Case((1, 1, 300, 300), (4, 1, 3, 3), padding=((140, 0), (0, 150))),  # bands of nothing but padding
+    ],
+    ids=repr,
+)
+def test_grad_weight_in_blocks(case, dtype, rng):
+    check_grad_weight(case, dtype, rng, threads=(1, 2, 3))
+
+
+def test_what_grad_weight_is_for():
+    """The geometries above are cut as they say."""
+    for case, is_dense in (
+        (Case((1, 1, 300, 300), (4, 1, 3, 3), padding=((140, 0), (0, 150))), True),
+        (Case((1, 9, 40, 1300), (8, 9, 3, 3), dilation=(9, 600)), True),
+        (Case((1, 1, 2100, 900), (4, 1, 3, 3), dilation=(1040, 400)), False),
+        (Case((1, 64, 9, 9), (64, 1, 3, 3), groups=64), False),
+    ):
+        plan = case.plan("grad_weight", np.float32, algorithm="direct")
+        assert dense_grad_weight.fits(plan.geometry, plan.dtype) == is_dense
+
+
+def test_sums_over_many_pixels_keep_their_digits(rng):
+    """As many terms of one sign as would cost one chain of additions in float32 three digits."""
+    case = Case((4, 1, 400, 400), (32, 1, 1, 1))
+    x, g = case.operands("grad_weight", np.float32, rng, positive=True)
+    actual = case.run("grad_weight", x, g, case.plan("grad_weight", np.float32, algorithm="direct"))
+    np.testing.assert_allclose(actual, case.expect("grad_weight", x, g), rtol=2e-6)
+
+
+@pytest.mark.parametrize("stride", [1, 2, 3])
+@pytest.mark.parametrize("groups", [1, 3])
+def test_a_padded_zero_times_an_infinite_gradient(groups, stride, rng):
+    case = Case((2, 6, 20, 20), (42, 6 // groups, 5, 5), stride=stride, padding=2, groups=groups)
+    x, g = case.operands("grad_weight", np.float32, rng, positive=True)
+    g[0, ::3, 0, 0] = np.inf
+    actual = case.run("grad_weight", x, g, case.plan("grad_weight", np.float32, algorithm="direct"))
+    assert_accurate_where_finite(actual, case.expect("grad_weight", x, g), np.float32)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="protects pages")
+@pytest.mark.parametrize("at_end", [False, True])
+@pytest.mark.parametrize("filters", [1, 25])
+@pytest.mark.parametrize("stride", [1, 2, 3])
+def test_grad_weight_touches_nothing_beyond_its_arrays(stride, filters, at_end, rng):
+    case = Case((2, 9, 19, 21), (3 * filters, 3, 3, 5), stride=stride, padding=2, groups=3)
+    x, g, expected = case.operands_and_expected("grad_weight", np.float32, rng)
+    result = guarded(np.zeros(expected.shape, np.float32), at_end)
+    plan = case.plan("grad_weight", np.float32, algorithm="direct")
+    direct.grad_weight(plan.geometry, guarded(x, at_end), result, guarded(g, at_end))
+    assert_accurate(result, expected, np.float32)
+
+
+@pytest.mark.usefixtures("restore_threads")
+@pytest.mark.parametrize("filters", [1, 16])  # to a group
+@pytest.mark.parametrize(("size", "kernel"), [((3, 8, 30, 20), 3), ((1, 8, 300, 200), 1), ((1, 300, 9, 9), 5)])
+def test_the_plan_of_grad_weight_tells_the_memory(size, kernel, filters, monkeypatch, rng):
+    nbfftconv.set_num_threads(3)
+    case = Case(size, (4 * filters, size[1] // 4, kernel, kernel), groups=4)
+    x, g = case.operands("grad_weight", np.float32, rng)
+    plan = case.plan("grad_weight", np.float32, algorithm="direct")
+    borrowed = []
+    borrow = scratch.borrow
+    monkeypatch.setattr(scratch, "borrow", lambda nbytes, *rest: borrowed.append(nbytes) or borrow(nbytes, *rest))
+    direct.grad_weight(plan.geometry, x, np.empty(case.weight_size, np.float32), g)
+    assert sum(borrowed) == 3 * plan.scratch_bytes + plan.weight_spectra_bytes
+    assert (plan.scratch_bytes > 0) == (filters > 1)

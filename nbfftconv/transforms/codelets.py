@@ -71,6 +71,9 @@ def _columns(height, width, sign):
                 for value, at in zip(result, outside, strict=True):
                     store(v, value, at)
             else:
+                for at in outside:  # the next channel's comes next
+                    v.prefetch(v.add(at, v.integer(COMPLEX_BYTES)), level=2)
+                    v.prefetch(v.add(at, v.integer(COMPLEX_BYTES + VECTOR_BYTES)), level=2)
                 values = [load(v, at) for at in outside]
                 result = complex_transform(values, sign) if steps == height else real_inverse(values, height)
                 for value, at in zip(result, inside, strict=True):
