@@ -10,6 +10,7 @@ import oracle
 import pytest
 
 import nbfftconv
+from nbfftconv.geometry import ConvGeometry
 from nbfftconv.scratch import get_scratch_limit, set_scratch_limit
 from nbfftconv.threads import get_counts
 from nbfftconv.transforms import fftw
@@ -512,3 +513,17 @@ def test_set_planning_effort(effort):
     before = fftw.get_planning_effort()
     assert_raises(ValueError, repr(effort), fftw.set_planning_effort, effort)
     assert fftw.get_planning_effort() == before
+
+
+def test_geometries_made_before_excuse_nothing():
+    """What equals valid arguments, but is of other types, is validated all the same."""
+    sizes = (2, 4, 9, 8), (6, 2, 3, 3)
+    expected = ConvGeometry.from_arguments(*sizes, (1, 1), ((1, 1), (1, 1)), (1, 1), 2)
+    for bad in ((1.0, 1.0), 1.0, (1, 1.0)):
+        for name in ("stride", "padding", "dilation"):
+            with pytest.raises(TypeError):
+                ConvGeometry.from_arguments(*sizes, **{name: bad, "groups": 2})
+    with pytest.raises(TypeError):
+        ConvGeometry.from_arguments(*sizes, groups=2.0)
+    for padding in ([1, 1], np.ones(2, int), [[1, 1], (1, np.int64(1))]):
+        assert ConvGeometry.from_arguments([2, 4, 9, 8], sizes[1], padding=padding, groups=np.int8(2)) == expected

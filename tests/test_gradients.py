@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from compare import assert_accurate
 from geometries import PADDING_MODES, Case, cases, generators
 from hypothesis import given
 
@@ -49,6 +50,17 @@ def numerical_gradient(loss, array, step=1e-5):
         array[index] = kept
         gradient[index] = (above - below) / (2 * step)
     return gradient
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3, 5])
+@pytest.mark.parametrize("transform_and_tile", [("codelet", (8, 32)), ("codelet", (12, 16)), ("fftw", (21, 17))])
+def test_rows_of_tiles_in_parts(transform_and_tile, batch, rng):
+    """Few channels are cut into parts, which begin in the midst of an image, within reach of its first tiles."""
+    case = Case((batch, 3, 31, 30), (5, 3, 8, 1))
+    transform, tile = transform_and_tile
+    w, g = case.operands("grad_input", np.float32, rng)
+    plan = case.plan("grad_input", np.float32, algorithm="fft", transform=transform, tile=tile)
+    assert_accurate(case.run("grad_input", w, g, plan), case.expect("grad_input", w, g), np.float32)
 
 
 def assert_is_gradient(actual, numerical):

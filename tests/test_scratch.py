@@ -130,6 +130,18 @@ def test_small_results_are_arrays_with_memory_of_their_own():
         assert array.shape == shape and array.base is None and array.flags.owndata
 
 
+def test_lasting_memory_begins_at_a_cache_line_and_is_used_again():
+    for nbytes in (64, 3 * MIB, 300 * MIB):  # too small and too large to be kept, and kept
+        memory = scratch.lasting(nbytes)
+        assert (memory.nbytes, memory.dtype, address(memory) % 64) == (nbytes, np.uint8, 0)
+    first = scratch.lasting(3 * MIB)
+    where, view = address(first), first.view(F32)[1:]
+    del first
+    assert where not in map(address, [scratch.lasting(3 * MIB) for _ in range(3)])
+    del view
+    assert where in map(address, [scratch.lasting(3 * MIB) for _ in range(4)])
+
+
 # The bound -------------------------------------------------------------------------------------------
 
 

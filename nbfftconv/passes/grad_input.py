@@ -71,7 +71,8 @@ def _add(real):
                     pixels = r.y_input * r.x_input
                     result = r.input + (image * r.channels + channel) * pixels * itemsize
                     this_grid = tile // grid_tiles
-                    is_whole = from_tile <= this_grid * grid_tiles and (this_grid + 1) * grid_tiles <= to_tile
+                    first_own = max(first_tile, own * r.x_count)  # not those that only reach into this item's rows
+                    is_whole = first_own <= this_grid * grid_tiles and (this_grid + 1) * grid_tiles <= to_tile
                     plane = r.planes + slot * r.plane if r.planes != 0 and is_whole else result
                     y0 = y_step * row * r.y_core + r.y_stride * y_phase + r.y_dilation * y_tap - r.y_before
                     x0 = x_step * column * r.x_core + r.x_stride * x_phase + r.x_dilation * x_tap - r.x_before

@@ -1,0 +1,60 @@
+"""Kernels' spectra: against numpy.fft, and written past the caches or not."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from compare import assert_accurate
+from geometries import CODELET_TILES, Case
+from numpy.testing import assert_array_equal
+
+from nbfftconv import simd
+from nbfftconv.passes import spectra
+from nbfftconv.passes.spectra import transform_weight
+
+DTYPES = (np.float32, np.float64)
+# filters that leave lanes of the last unit empty, in groups, and phases of kernels
+CASES = [
+    Case((1, 3, 40, 40), (19, 3, 3, 5)),
+    Case((1, 4, 40, 40), (34, 2, 7, 1), groups=2),
+    Case((1, 3, 40, 40), (5, 3, 7, 8), stride=(2, 1)),
+    Case((1, 3, 40, 40), (5, 3, 8, 7), stride=(3, 2)),
+]
+
+
+def values(plan, weight):
+    """Kernels' spectra as [unit, step, channel, (re, im), lane]."""
+    made, _ = transform_weight(plan, weight)
+    depth = weight.shape[1] * plan.grid.channel_phases
+    shape = -1, made.unit // made.step, depth | 1, 2, simd.lanes(weight.dtype.type)
+    return made.array.reshape(shape)[:, :, :depth]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("tile", CODELET_TILES)
+@pytest.mark.parametrize("rows", [1, 3, 7])
+def test_codelets_with_few_rows(rows, tile, dtype, rng):
+    case = Case((1, 2, 40, 40), (21, 2, rows, 5))
+    weight = rng.standard_normal(case.weight_size).astype(dtype)
+    plan = case.plan("forward", dtype, algorithm="fft", transform="codelet", tile=tile)
+    expected = np.fft.fft2(weight.astype(np.float64), tile)
+    found = values(plan, weight)
+    # all frequencies of a column, or half of those of the real columns 0 and width/2
+    height, width = tile
+    columns = [expected[:, :, : height // 2 + 1 if 2 * k % width == 0 else height, k] for k in range(width // 2 + 1)]
+    expected = np.concatenate(columns, axis=2)
+    found = found.transpose(0, 4, 2, 3, 1).reshape(-1, 2, 2, expected.shape[2])[: len(weight)]
+    assert_accurate(found, np.stack([expected.real, expected.imag], axis=2), dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("transform", "tile"), [("codelet", (12, 16)), ("planar", (30, 36)), ("fftw", (21, 17))])
+@pytest.mark.parametrize("case", CASES, ids=repr)
+def test_streamed_or_not(case, transform, tile, dtype, rng, monkeypatch):
+    weight = rng.standard_normal(case.weight_size).astype(dtype)
+    plan = case.plan("forward", dtype, algorithm="fft", transform=transform, tile=tile)
+    stored = values(plan, weight).copy()
+    monkeypatch.setattr(spectra, "_STREAMED_BYTES", 0)
+    assert_array_equal(values(plan, weight), stored)
+    weight[-1, -1, -1, -1] = np.nan  # is taken as zero in its unit
+    assert np.isfinite(values(plan, weight)).all()
