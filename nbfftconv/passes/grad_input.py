@@ -63,6 +63,7 @@ def _add(real):
             from_row = own if part == 0 else max(grid * r.y_count, own - reach)
             from_tile = max(first_tile, from_row * r.x_count)
             to_tile = min(last_tile, own_end * r.x_count)
+            own_tile = max(first_tile, own * r.x_count)
             for unit in range(from_tile // r.lanes, (to_tile + r.lanes - 1) // r.lanes):
                 spectrum = r.input_spectra + (unit - r.first_unit) * r.input_unit + index * COMPLEX_BYTES
                 simd.call(r.inverse, (r.context, tiles, tiles + r.work, spectrum, r.input_step_bytes, r.y_tile))
@@ -71,7 +72,7 @@ def _add(real):
                     pixels = r.y_input * r.x_input
                     result = r.input + (image * r.channels + channel) * pixels * itemsize
                     this_grid = tile // grid_tiles
-                    is_whole = from_tile <= this_grid * grid_tiles and (this_grid + 1) * grid_tiles <= to_tile
+                    is_whole = own_tile <= this_grid * grid_tiles and (this_grid + 1) * grid_tiles <= to_tile
                     plane = r.planes + slot * r.plane if r.planes != 0 and is_whole else result
                     y0 = y_step * row * r.y_core + r.y_stride * y_phase + r.y_dilation * y_tap - r.y_before
                     x0 = x_step * column * r.x_core + r.x_stride * x_phase + r.x_dilation * x_tap - r.x_before
