@@ -164,4 +164,7 @@ def backward(
         _correct_grad_input(geometry, kernels, grad_output, grad_input)
     if has_outliers or (kept is not None and kept.has_outliers):
         _correct_grad_weight(geometry, input, grad_output, grad_weight)
-    return grad_output.sum(axis=(0, 2, 3), dtype=np.float64) if has_outliers else grad_bias
+    if has_outliers:
+        with np.errstate(all="ignore"):  # inf - inf is NaN
+            grad_bias = grad_output.sum(axis=(0, 2, 3), dtype=np.float64)
+    return grad_bias

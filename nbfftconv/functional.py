@@ -258,4 +258,6 @@ def run_backward(
     grad_input = scratch.result(geometry.input_size, dtype)
     grad_weight = scratch.result(geometry.weight_size, dtype)
     grad_bias = engine.backward(plan, geometry, x, kept, kernels, g, grad_input, grad_weight)
-    return padding_modes.fold(grad_input, plan.geometry, padding_mode), grad_weight, grad_bias.astype(dtype)
+    with np.errstate(over="ignore"):
+        grad_bias = grad_bias.astype(dtype)
+    return padding_modes.fold(grad_input, plan.geometry, padding_mode), grad_weight, grad_bias
