@@ -37,6 +37,27 @@ def _clear_rows(real, r, plane, begin, end):
         pixels[at] = real(0)
 
 
+@njit()
+def _add_rows(real, itemsize, r, tile, above, below, plane, y0, x0, factors):
+    """Add rows above .. below - 1 of a tile to an image, from pixel (y0, x0) on, where they are inside."""
+    y_step, x_step = r.y_input_step, r.x_input_step
+    above = min(below, max(above, (y_step - 1 - y0) // y_step))
+    below = max(above, min(below, (r.y_input - y0 + y_step - 1) // y_step))
+    first = min(r.x_tile, max(0, (x_step - 1 - x0) // x_step))
+    last = max(first, min(r.x_tile, (r.x_input - x0 + x_step - 1) // x_step))
+    source, pitch = tile + above * r.pitch * itemsize, r.pitch * itemsize
+    target, row = plane + ((y0 + above * y_step) * r.x_input + x0) * itemsize, y_step * r.x_input * itemsize
+    if x_step == 1:
+        vectors = (r.x_tile * itemsize + VECTOR_BYTES - 1) // VECTOR_BYTES
+        add_tile(real, (source, pitch, target, row, below - above, first, last, vectors, factors))
+        return
+    scale = simd.pointer(real, factors)
+    for i in range(below - above):
+        samples, pixels = simd.pointer(real, source + i * pitch), simd.pointer(real, target + i * row)
+        for j in range(first, last):
+            pixels[j * x_step] += samples[j] * scale[0]
+
+
 def _add(real):
     itemsize = np.dtype(real).itemsize
 
@@ -53,7 +74,7 @@ def _add(real):
         first_row = first_tile // r.x_count
         rows = (last_tile - 1) // r.x_count + 1 - first_row
         reach = (r.y_taps - 1 + r.y_core - 1) // r.y_core
-        x_step, y_step = r.x_input_step, r.y_input_step
+        pixels = r.y_input * r.x_input
         for item in range(begin, end):
             index, part = item // r.parts, item % r.parts
             channel, y_tap, x_tap = channel_position(r, index)
@@ -68,15 +89,14 @@ def _add(real):
                 simd.call(r.inverse, (r.context, tiles, tiles + r.work, spectrum, r.input_step_bytes, r.y_tile))
                 for tile in range(max(from_tile, unit * r.lanes), min(to_tile, (unit + 1) * r.lanes)):
                     image, y_phase, x_phase, row, column = tile_position(r, tile)
-                    pixels = r.y_input * r.x_input
                     result = r.input + (image * r.channels + channel) * pixels * itemsize
                     this_grid = tile // grid_tiles
                     first_own = max(first_tile, own * r.x_count)  # not those that only reach into this item's rows
                     is_whole = first_own <= this_grid * grid_tiles and (this_grid + 1) * grid_tiles <= to_tile
                     plane = r.planes + slot * r.plane if r.planes != 0 and is_whole else result
-                    y0 = y_step * row * r.y_core + r.y_stride * y_phase + r.y_dilation * y_tap - r.y_before
-                    x0 = x_step * column * r.x_core + r.x_stride * x_phase + r.x_dilation * x_tap - r.x_before
-                    # samples of the tile that are this item's, and inside the image
+                    y0 = r.y_input_step * row * r.y_core + r.y_stride * y_phase + r.y_dilation * y_tap - r.y_before
+                    x0 = r.x_input_step * column * r.x_core + r.x_stride * x_phase + r.x_dilation * x_tap - r.x_before
+                    # rows of the tile that are this item's
                     above, below = 0, r.y_tile
                     if part > 0 and this_grid == grid:
                         above = max(0, (own - grid * r.y_count - row) * r.y_core)
@@ -85,23 +105,8 @@ def _add(real):
                     if r.clear != 0 and column == 0:  # a row of tiles clears what none above it reaches
                         new = above if row == 0 else max(above, r.y_tile - r.y_core)
                         _clear_rows(real, r, plane, y0 + new, y0 + below)
-                    above = min(below, max(above, (y_step - 1 - y0) // y_step))
-                    below = max(above, min(below, (r.y_input - y0 + y_step - 1) // y_step))
-                    first = min(r.x_tile, max(0, (x_step - 1 - x0) // x_step))
-                    last = max(first, min(r.x_tile, (r.x_input - x0 + x_step - 1) // x_step))
-                    source = tiles + (tile - unit * r.lanes) * r.tile + above * r.pitch * itemsize
-                    target = plane + ((y0 + above * y_step) * r.x_input + x0) * itemsize
-                    if x_step == 1:
-                        add_tile(real, (
-                            source, r.pitch * itemsize, target, y_step * r.x_input * itemsize, below - above,
-                            first, last, (r.x_tile * itemsize + VECTOR_BYTES - 1) // VECTOR_BYTES, factors,
-                        ))  # fmt: skip
-                    else:
-                        for i in range(below - above):
-                            samples = simd.pointer(real, source + i * r.pitch * itemsize)
-                            row_pixels = simd.pointer(real, target + i * y_step * r.x_input * itemsize)
-                            for j in range(first, last):
-                                row_pixels[j * x_step] += samples[j] * scale[0]
+                    samples = tiles + (tile - unit * r.lanes) * r.tile
+                    _add_rows(real, itemsize, r, samples, above, below, plane, y0, x0, factors)
                     if plane != result and tile + 1 == (this_grid + 1) * grid_tiles:
                         write_rows(real, (plane, 0, result, 0, 1, pixels, factors + 2 * itemsize, 0, r.stream))
         simd.fence()
