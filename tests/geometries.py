@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import oracle
@@ -11,7 +14,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 import nbfftconv
+from nbfftconv import layer
 from nbfftconv.geometry import ConvGeometry
+from nbfftconv.plan import StepPlan
 from nbfftconv.planner import make_plan
 
 DIRECTIONS = ("forward", "grad_weight", "grad_input")
@@ -209,3 +214,36 @@ def planar_tiles(case: Case) -> st.SearchStrategy[tuple[int, int]]:
 
 def generators() -> st.SearchStrategy[np.random.Generator]:
     return st.builds(np.random.default_rng, st.integers(0, 2**32 - 1))
+
+
+def in_blocks(plan: Any, block_tiles: int | None) -> Any:
+    """The plan with stages over so many tiles at a time, or over all if these are fewer."""
+    block_tiles = plan.block_tiles if block_tiles is None else max(1, min(block_tiles, plan.grid.tiles))
+    return replace(plan, fused=False, block_tiles=block_tiles)
+
+
+@contextmanager
+def shared_steps(block_tiles: int | None = None, **choices: Any) -> Iterator[None]:
+    """Layers' steps share spectra, of a given transform and tile; kept unless `spectra_limit` is 0.
+
+    Few tiles to a block, as the planner never has: blocks then begin amid images and rows of tiles.
+    """
+
+    def make_step_plan(geometry: ConvGeometry, dtype: np.dtype, algorithm: str, spectra_limit: int) -> StepPlan:
+        plans = [make_plan(geometry, direction, dtype, "fft", transposes=False, **choices) for direction in DIRECTIONS]
+        return StepPlan(
+            *(in_blocks(plan, block_tiles) for plan in plans),
+            shares_spectra=True,
+            keeps_input_spectra=spectra_limit > 0,
+        )
+
+    with mock.patch.object(layer, "make_step_plan", make_step_plan):
+        yield
+
+
+@st.composite
+def tilings(draw, case: Case, most: int = 16) -> dict[str, Any]:
+    """A transform, and a tile of it that the kernel fits into."""
+    strategies = {"fftw": tiles(case, most), "codelet": codelet_tiles(case), "planar": planar_tiles(case)}
+    transform = draw(st.sampled_from(list(strategies)))
+    return {"transform": transform, "tile": draw(strategies[transform])}

@@ -1,12 +1,15 @@
-"""The gradients are derivatives of the forward pass: adjointness, and finite differences in float64."""
+"""The gradients are the oracle's, and derivatives of the forward pass: adjointness, finite differences in float64."""
 
 from __future__ import annotations
+
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
 from compare import assert_accurate
-from geometries import PADDING_MODES, Case, cases, generators
-from hypothesis import given
+from geometries import PADDING_MODES, Case, cases, generators, shared_steps, tilings
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import nbfftconv
 
@@ -16,6 +19,77 @@ CASES = [
     Case((1, 4, 10, 9), (6, 2, 4, 3), stride=(2, 3), padding=((2, 1), (0, 3)), groups=2),
     Case((2, 3, 13, 12), (6, 1, 3, 3), dilation=(2, 3), padding=4, groups=3),
 ]
+
+
+def gradients(case, x, w, g, algorithm, choices, block_tiles):
+    """Both by the functions, then all three of a layer's step; direct, with what the planner chooses, or tiled."""
+    directions = "grad_weight", "grad_input"
+    plans = [case.plan(direction, x.dtype, transposed=False, **choices) for direction in directions]
+    found = [case.run("grad_weight", x, g, plans[0]), case.run("grad_input", w, g, plans[1])]
+    layer = nbfftconv.Conv2d(w, np.zeros(len(w), w.dtype), **case.options, padding_mode=case.padding_mode)
+    layer.algorithm = algorithm
+    with shared_steps(block_tiles, **choices) if algorithm == "fft" else nullcontext():
+        layer(x)
+        dx = layer.backward(g)
+    return [*found, layer.weight_grad, dx, layer.bias_grad]
+
+
+def drawn_choices(data, case, algorithm):
+    """Of a layer's algorithm and the functions' plans: tiles of any transform are shared ones of the layer, too."""
+    return data.draw(tilings(case)) if algorithm == "fft" else {"algorithm": algorithm}
+
+
+def small_cases():
+    return cases(max_size=28, max_kernel=9, max_products=100_000)
+
+
+@settings(max_examples=500)  # whatever the profile
+@given(
+    data=st.data(),
+    case=small_cases(),
+    dtype=st.sampled_from((np.float32, np.float64)),
+    algorithm=st.sampled_from(("fft",) * 7 + ("direct",) * 2 + ("auto",)),
+    block_tiles=st.integers(1, 40),
+    rng=generators(),
+)
+def test_500_geometries_against_the_oracle(data, case, dtype, algorithm, block_tiles, rng):
+    x, w = case.operands("forward", dtype, rng)
+    g = rng.uniform(0.5, 1.5, case.output_size).astype(dtype)
+    dw, dx = case.expect("grad_weight", x, g), case.expect("grad_input", w, g)
+    if min(np.count_nonzero(dw), np.count_nonzero(dx)) < 16:  # as `operands_and_expected`
+        x, w = case.operands("forward", dtype, rng, positive=True)
+        dw, dx = case.expect("grad_weight", x, g), case.expect("grad_input", w, g)
+    expected = dw, dx, dw, dx, g.sum((0, 2, 3), np.float64)
+    found = gradients(case, x, w, g, algorithm, drawn_choices(data, case, algorithm), block_tiles)
+    for actual, right in zip(found, expected, strict=True):
+        assert_accurate(actual, right, dtype)
+
+
+@pytest.mark.usefixtures("restore_threads")
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("transform", ["fftw", "codelet", "planar"])
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case((2, 3, 40, 37), (5, 3, 5, 7), padding=3),
+        Case((1, 1, 90, 80), (1, 1, 9, 9), padding=4),
+        Case((3, 4, 31, 30), (6, 2, 4, 5), stride=(2, 1), dilation=(1, 3), groups=2, padding=((2, 0), (1, 4))),
+        Case((2, 30, 20, 21), (30, 1, 7, 7), groups=30, padding="same"),
+        Case((4, 20, 14, 15), (33, 20, 3, 3), padding=1, padding_mode="circular"),
+    ],
+    ids=repr,
+)
+def test_the_same_bits_on_any_number_of_threads(case, transform, dtype, rng):
+    tile = {"fftw": (14, 15), "codelet": (12, 16), "planar": (30, 40)}[transform]
+    x, w = case.operands("forward", dtype, rng)
+    g = rng.standard_normal(case.output_size).astype(dtype)
+    for block_tiles in (5, None):
+        found = []
+        for threads in (1, 2, 3):
+            nbfftconv.set_num_threads(threads, threads)
+            arrays = gradients(case, x, w, g, "fft", {"transform": transform, "tile": tile}, block_tiles)
+            found.append([array.tobytes() for array in arrays])
+        assert found[0] == found[1] == found[2]
 
 
 @pytest.mark.parametrize("algorithm", ["auto", "fft", "direct"])
@@ -83,14 +157,23 @@ def test_functional_gradients(case, padding_mode, rng):
     assert_is_gradient(case.run("grad_weight", x, g), numerical_gradient(loss, w))
 
 
-@pytest.mark.parametrize("algorithm", ["auto", "fft", "direct"])
+SHARED = {"kept": 2**28, "made anew": 0}
+
+
+@pytest.mark.parametrize("algorithm", ["auto", "fft", "direct", *SHARED])
 @pytest.mark.parametrize("activation", [None, "relu"])
 @pytest.mark.parametrize("case", CASES, ids=repr)
 def test_layer_gradients(case, activation, algorithm, rng):
+    with shared_steps(3, transform="codelet", tile=(8, 8)) if algorithm in SHARED else nullcontext():
+        check_layer_gradients(case, activation, algorithm, rng)
+
+
+def check_layer_gradients(case, activation, algorithm, rng):
     x, w = case.operands("forward", np.float64, rng)
     bias, g = rng.standard_normal(case.weight_size[0]), rng.standard_normal(case.output_size)
     layer = nbfftconv.Conv2d(w, bias, **case.options, activation=activation)
-    layer.algorithm = algorithm
+    layer.algorithm = "fft" if algorithm in SHARED else algorithm
+    layer.spectra_limit = SHARED.get(algorithm, layer.spectra_limit)
     before_relu = case.expect("forward", x, w, bias=bias)
     assert np.abs(before_relu).min() > 1e-5  # no kink within a step
 
