@@ -17,7 +17,13 @@ from nbfftconv.geometry import ConvGeometry
 from nbfftconv.jit import njit
 from nbfftconv.passes.call import Call, Spectra, stage
 from nbfftconv.passes.forward import STREAMED_BYTES
-from nbfftconv.passes.spectra import channel_position, output_to_spectra, tile_position
+from nbfftconv.passes.spectra import (
+    channel_position,
+    next_tile_position,
+    output_to_spectra,
+    samples_inside,
+    tile_position,
+)
 from nbfftconv.passes.tiles import add_tile, write_rows
 from nbfftconv.plan import ConvPlan
 from nbfftconv.simd import VECTOR_BYTES
@@ -41,10 +47,8 @@ def _clear_rows(real, r, plane, begin, end):
 def _add_rows(real, itemsize, r, tile, above, below, plane, y0, x0, factors):
     """Add rows above .. below - 1 of a tile to an image, from pixel (y0, x0) on, where they are inside."""
     y_step, x_step = r.y_input_step, r.x_input_step
-    above = min(below, max(above, (y_step - 1 - y0) // y_step))
-    below = max(above, min(below, (r.y_input - y0 + y_step - 1) // y_step))
-    first = min(r.x_tile, max(0, (x_step - 1 - x0) // x_step))
-    last = max(first, min(r.x_tile, (r.x_input - x0 + x_step - 1) // x_step))
+    above, below = samples_inside(y0, y_step, r.y_input, above, below)
+    first, last = samples_inside(x0, x_step, r.x_input, 0, r.x_tile)
     source, pitch = tile + above * r.pitch * itemsize, r.pitch * itemsize
     target, row = plane + ((y0 + above * y_step) * r.x_input + x0) * itemsize, y_step * r.x_input * itemsize
     if x_step == 1:
@@ -87,10 +91,15 @@ def _add(real):
             for unit in range(from_tile // r.lanes, (to_tile + r.lanes - 1) // r.lanes):
                 spectrum = r.input_spectra + (unit - r.first_unit) * r.input_unit + index * COMPLEX_BYTES
                 simd.call(r.inverse, (r.context, tiles, tiles + r.work, spectrum, r.input_step_bytes, r.y_tile))
-                for tile in range(max(from_tile, unit * r.lanes), min(to_tile, (unit + 1) * r.lanes)):
-                    image, y_phase, x_phase, row, column = tile_position(r, tile)
+                first = max(from_tile, unit * r.lanes)
+                image, y_phase, x_phase, row, column = tile_position(r, first)
+                for tile in range(first, min(to_tile, (unit + 1) * r.lanes)):
+                    if tile > first:
+                        image, y_phase, x_phase, row, column = next_tile_position(
+                            r, image, y_phase, x_phase, row, column
+                        )
                     result = r.input + (image * r.channels + channel) * pixels * itemsize
-                    this_grid = tile // grid_tiles
+                    this_grid = (image * r.y_image_phases + y_phase) * r.x_image_phases + x_phase
                     first_own = max(first_tile, own * r.x_count)  # not those that only reach into this item's rows
                     is_whole = first_own <= this_grid * grid_tiles and (this_grid + 1) * grid_tiles <= to_tile
                     plane = r.planes + slot * r.plane if r.planes != 0 and is_whole else result

@@ -22,6 +22,16 @@ _FETCHED_AHEAD = 256
 
 
 @njit()
+def samples_inside(start, step, size, first, last):
+    """Return those of the samples first .. last - 1, at start + i·step, that are inside 0 .. size - 1, as a range."""
+    begin, end = -start, size - start
+    if step != 1:  # divisions take longer than a vector of samples
+        begin, end = (begin + step - 1) // step, (end + step - 1) // step
+    begin = min(last, max(first, begin))
+    return begin, max(begin, min(last, end))
+
+
+@njit()
 def gather(
     real, itemsize, plane, height, width, y0, y_step, rows, x0, x_step, columns, tile_height, pitch, tile, largest
 ):
@@ -29,10 +39,9 @@ def gather(
 
     Rows are whole vectors. The vector of `largest` magnitudes is kept up to date.
     """
-    above = min(rows, max(0, (y_step - 1 - y0) // y_step))
-    inside = max(above, min(rows, (height - y0 + y_step - 1) // y_step)) - above
-    begin = min(columns, max(0, (x_step - 1 - x0) // x_step))
-    end = max(begin, min(columns, (width - x0 + x_step - 1) // x_step))
+    above, below = samples_inside(y0, y_step, height, 0, rows)
+    inside = below - above
+    begin, end = samples_inside(x0, x_step, width, 0, columns)
     vectors = pitch * itemsize // VECTOR_BYTES
     source = plane + ((y0 + above * y_step) * width + x0) * itemsize
     if x_step == 1:
@@ -76,6 +85,24 @@ def tile_position(r, tile):
 
 
 @njit()
+def next_tile_position(r, image, y_phase, x_phase, row, column):
+    """Return the position of the next tile, without the divisions of `tile_position`."""
+    column += 1
+    if column < r.x_count:
+        return image, y_phase, x_phase, row, column
+    row += 1
+    if row < r.y_count:
+        return image, y_phase, x_phase, row, 0
+    x_phase += 1
+    if x_phase < r.x_image_phases:
+        return image, y_phase, x_phase, 0, 0
+    y_phase += 1
+    if y_phase < r.y_image_phases:
+        return image, y_phase, 0, 0, 0
+    return image + 1, 0, 0, 0, 0
+
+
+@njit()
 def channel_position(r, index):
     """Return channel, vertical and horizontal channel phase of a channel of the stride-1 problem."""
     phase = index % r.channel_phases
@@ -111,9 +138,11 @@ def input_unit_to_spectrum(real, word, limit, itemsize, r, slot, unit, index, sp
     """Transform a unit of tiles of one channel of the stride-1 problem."""
     tiles, largest = r.scratch + slot * r.slot, begin_unit(real, itemsize, r, slot)
     channel, y_tap, x_tap = channel_position(r, index)
+    image, y_phase, x_phase, row, column = tile_position(r, unit * r.lanes)
     for lane in range(r.lanes):
         tile = unit * r.lanes + lane
-        image, y_phase, x_phase, row, column = tile_position(r, min(tile, r.all_tiles - 1))
+        if lane > 0 and tile < r.all_tiles:
+            image, y_phase, x_phase, row, column = next_tile_position(r, image, y_phase, x_phase, row, column)
         plane = r.input + (image * r.channels + channel) * r.y_input * r.x_input * itemsize
         y0 = r.y_stride * y_phase + r.y_dilation * y_tap - r.y_before + row * r.y_core * r.y_input_step
         x0 = r.x_stride * x_phase + r.x_dilation * x_tap - r.x_before + column * r.x_core * r.x_input_step
@@ -148,9 +177,11 @@ def _output(real):
         for item in range(begin, end):
             unit, k = item // r.filters, item % r.filters
             largest = begin_unit(real, itemsize, r, slot)
+            image, y_phase, x_phase, row, column = tile_position(r, (r.first_unit + unit) * r.lanes)
             for lane in range(r.lanes):
                 tile = (r.first_unit + unit) * r.lanes + lane
-                image, y_phase, x_phase, row, column = tile_position(r, min(tile, r.all_tiles - 1))
+                if lane > 0 and tile < r.all_tiles:
+                    image, y_phase, x_phase, row, column = next_tile_position(r, image, y_phase, x_phase, row, column)
                 plane = r.output + (image * r.filters + k) * r.y_output * r.x_output * itemsize
                 rows = r.y_core if tile < r.all_tiles else 0
                 gather(
