@@ -261,7 +261,9 @@ def make_step_plan(geometry: ConvGeometry, dtype: np.dtype, algorithm: str, spec
     `spectra_limit` is the number of bytes that the input's spectra may take between the passes.
     """
     winners = profile.get_profile().winners if algorithm == "auto" else {}
-    is_measured = any(profile.Problem.of(geometry, direction, dtype, False) in winners for direction in DIRECTIONS)
+    is_measured = winners and any(
+        profile.Problem.of(geometry, direction, dtype, False) in winners for direction in DIRECTIONS
+    )
     problem = geometry, dtype, algorithm, spectra_limit, get_scratch_limit(), get_machine()
     if is_measured or (step := _shared_step(*problem)) is None:
         return StepPlan(*(make_plan(geometry, direction, dtype, algorithm) for direction in DIRECTIONS))

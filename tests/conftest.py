@@ -27,7 +27,7 @@ from nbfftconv.threads import get_counts
 from nbfftconv.transforms import fftw
 
 common = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow, HealthCheck.data_too_large]}
-settings.register_profile("default", max_examples=40, derandomize=True, **common)
+settings.register_profile("default", max_examples=20, derandomize=True, **common)
 settings.register_profile("thorough", max_examples=500, **common)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 

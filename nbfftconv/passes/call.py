@@ -199,6 +199,7 @@ class Call(_Numbers):
 
     def __init__(self, plan: ConvPlan, geometry: ConvGeometry) -> None:
         transform = TRANSFORMS[plan.transform](plan.dtype.type, *plan.tile)
+        # made once a plan: filling in the record takes longer than a small stage
         vars(self).update(vars(_numbers(plan, geometry, transform, *threads.get_counts())))
         self.record = record = jit.copy_record(self.record)
         self._record_address = record.ctypes.data
@@ -249,10 +250,9 @@ class Call(_Numbers):
     def __exit__(self, *exception: object) -> None:
         scratch.give_back(*self._borrowed)
 
-    def run(self, stage: jit.Callback, items: int, transforms: bool = True) -> None:
-        """Run a stage over its work items; `transforms` says whether it transforms tiles."""
-        slots = self.transform_slots if transforms else self.slots
-        threads.run(stage.address(self.real), self._record_address, items, slots)
+    def run(self, stage: jit.Callback, items: int) -> None:
+        """Run a stage, which transforms tiles, over its work items."""
+        threads.run(stage.address(self.real), self._record_address, items, self.transform_slots)
 
     def _spectra(self, name: str, units: int, channels: int, is_kept: bool) -> Spectra:
         """Make room for the "input", "weight" or "output" spectra of some units and channels."""

@@ -129,12 +129,15 @@ _spectra_to_input = stage(_add)
 def begin(call: Call, result: np.ndarray) -> None:
     """Make `result` ready for tiles to be added."""
     vertical, horizontal = call.plan.grid.vertical, call.plan.grid.horizontal
-    call.record["clear"] = are_neighbours = vertical.input_step == horizontal.input_step == 1
+    reached = (vertical.count - 1) * vertical.core + vertical.tile - int(call.record["y_before"])
+    # With gaps between samples, or rows that none reaches, nobody would clear them.
+    is_covered = vertical.input_step == horizontal.input_step == 1 and reached >= result.shape[2]
+    call.record["clear"] = is_covered
     plane_bytes = math.prod(result.shape[2:]) * result.itemsize
-    if are_neighbours and plane_bytes <= _PLANE_BYTES:
+    if is_covered and plane_bytes <= _PLANE_BYTES:
         call.borrow_planes(plane_bytes)
     call.record["stream"] = result.nbytes > STREAMED_BYTES
-    if not are_neighbours:  # of samples that are apart, a pixel is one tile row's after another's, or none's
+    if not is_covered:
         result[...] = 0
 
 
