@@ -6,6 +6,7 @@ shows in the exit status.
 
 from __future__ import annotations
 
+import faulthandler
 import hashlib
 import json
 import os
@@ -19,6 +20,8 @@ from dataclasses import astuple, replace
 from multiprocessing import get_context
 from pathlib import Path
 
+import llvmlite.binding
+import numba
 import numpy as np
 from geometries import WAYS, Case
 
@@ -71,19 +74,18 @@ WORK = {
 }
 
 
-def digests() -> dict[str, str]:
-    """SHA-256 of the bytes of every result of WORK, computed anew."""
+def digests(*prefixes: str) -> dict[str, str]:
+    """SHA-256 of the bytes of every result of WORK, or of those whose names begin so, computed anew."""
     found = {}
-    for name, (case, _, _) in WORK.items():
-        for dtype in (np.float32, np.float64):
-            for direction, transposed in WAYS:
-                rng = np.random.default_rng(11)
-                a, b = case.operands(direction, dtype, rng)
-                if name == "many tiles":
-                    a[0, 0, 3, 3] = np.inf
-                result = case.run(direction, a, b, PLANS[name, dtype, direction, transposed]())
-                label = f"{name}, {np.dtype(dtype).name}, {direction}{', transposed' * bool(transposed)}"
-                found[label] = hashlib.sha256(result.tobytes()).hexdigest()
+    for (name, dtype, direction, transposed), plan in PLANS.items():
+        label = f"{name}, {np.dtype(dtype).name}, {direction}{', transposed' * bool(transposed)}"
+        if prefixes and not label.startswith(prefixes):
+            continue
+        case, _, _ = WORK[name]
+        a, b = case.operands(direction, dtype, np.random.default_rng(11))
+        if name == "many tiles":
+            a[0, 0, 3, 3] = np.inf
+        found[label] = hashlib.sha256(case.run(direction, a, b, plan()).tobytes()).hexdigest()
     return found
 
 
@@ -112,6 +114,7 @@ def fork(work: Callable[[], object]) -> Callable[[], object]:
     if pid == 0:
         status = 1
         try:
+            faulthandler.register(signal.SIGALRM, chain=True)  # where it hangs
             signal.alarm(HANG)
             os.close(read)
             with os.fdopen(write, "w") as pipe:
@@ -133,8 +136,8 @@ def fork(work: Callable[[], object]) -> Callable[[], object]:
     return wait
 
 
-def once() -> object:
-    return digests()
+def once(*prefixes: str) -> object:
+    return digests(*prefixes)
 
 
 def thread_counts() -> object:
@@ -173,14 +176,14 @@ def forked_first() -> object:
     return [digests(), *(wait() for wait in children)]
 
 
-def forked_while_busy() -> object:
+def forked_while_busy(*prefixes: str) -> object:
     """Children forked while other threads compute, from the first call on: compilation and planning too."""
     stop = threading.Event()
 
     def work(_: int) -> list:
-        found = [digests()]
+        found = [digests(*prefixes)]
         while not stop.is_set():
-            found.append(digests())
+            found.append(digests(*prefixes))
         return found
 
     with ThreadPoolExecutor(4) as pool:
@@ -188,10 +191,29 @@ def forked_while_busy() -> object:
         try:
             found = []
             for _ in range(4):
-                found.append(fork(digests)())
+                found.append(fork(lambda: digests(*prefixes))())
         finally:
             stop.set()
         return found + [digest for future in busy for digest in future.result()]
+
+
+def forked_beside_llvm() -> object:
+    """Children that compile, forked while other threads of the parent are in LLVM, outside this package."""
+    stop = threading.Event()
+
+    def work(_: int) -> None:
+        while not stop.is_set():
+            llvmlite.binding.parse_assembly("define void @nothing() { ret void }")
+
+    with ThreadPoolExecutor(3) as pool:
+        busy = [pool.submit(work, i) for i in range(3)]
+        try:
+            found = [fork(lambda: numba.njit(lambda x: x + 1)(1))() for _ in range(8)]
+        finally:
+            stop.set()
+        for future in busy:
+            future.result()
+    return found
 
 
 def threads_in_a_child() -> object:
@@ -262,6 +284,7 @@ SCENARIOS = [
     forked,
     forked_first,
     forked_while_busy,
+    forked_beside_llvm,
     threads_in_a_child,
     process_pool,
     memory,

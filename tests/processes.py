@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 WORKER = Path(__file__).with_name("process_worker.py")
+#: Results of process_worker.py that are enough where nothing is compiled: by FFTW, by a codelet, direct.
+FEW = tuple(f"{name}, float32, forward" for name in ("one tile", "codelets in stages", "direct"))
 TIMEOUT = 300  # seconds; only a hang takes so long
 
 
