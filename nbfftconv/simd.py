@@ -184,6 +184,13 @@ class Emitter:
         first = self._builder.insert_element(ir.Constant(vector, ir.Undefined), value, self.integer(0))
         return self._shuffle(first, first, [0] * self.lanes)
 
+    def mask_at(self, address: ir.Value) -> ir.Value:
+        """Mask of the lanes whose bits are set in the 16 bits at an address."""
+        bits = self._builder.load(self._builder.inttoptr(address, ir.IntType(16).as_pointer()))
+        if self.lanes < 16:
+            bits = self._builder.trunc(bits, ir.IntType(self.lanes))
+        return self._builder.bitcast(bits, ir.VectorType(ir.IntType(1), self.lanes))
+
     def load_some(self, address: ir.Value, mask: ir.Value) -> ir.Value:
         """Vector at an address, zero in the lanes outside the mask, whose memory is not touched."""
         arguments = [self._at(address), ir.Constant(ir.IntType(32), self.itemsize), mask, self.zero()]
@@ -219,6 +226,10 @@ class Emitter:
     def larger(self, a: ir.Value, b: ir.Value) -> ir.Value:
         """The larger integers of two vectors of magnitudes."""
         return self._builder.select(self._builder.icmp_signed(">", a, b), a, b)
+
+    def no_bits(self) -> ir.Value:
+        """Vector of magnitudes of zero."""
+        return ir.Constant(self._bits, None)
 
     def load_bits(self, address: ir.Value) -> ir.Value:
         """Vector of integers at an address, aligned as a scalar."""

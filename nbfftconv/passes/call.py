@@ -11,7 +11,7 @@ from nbfftconv.accumulate import ROWS, Matrix
 from nbfftconv.geometry import AXIS_NUMBERS, ConvGeometry
 from nbfftconv.plan import ConvPlan, filters_of_share
 from nbfftconv.transforms import COMPLEX_BYTES, Transform, step_stride
-from nbfftconv.transforms.codelets import codelet
+from nbfftconv.transforms.codelets import codelet, place_bytes
 from nbfftconv.transforms.fftw import fftw
 from nbfftconv.transforms.planar import planar
 
@@ -41,7 +41,9 @@ _RECORD = np.dtype(
         # `pitch` scalars, `work` bytes behind them the transform's work, and a cache line for the factors of a row
         *((name, np.int64) for name in ("forward", "inverse", "context", "scratch", "slot", "tile", "pitch", "work")),
         ("factors", np.int64),
-        ("strip", np.int64),  # tiles of a unit side by side, freed of what is not wanted
+        # of transforms of many tiles: where they are (see `nbfftconv.passes.places`), `place` bytes a row; and, of
+        # those side by side, strips of rows `strip_pitch` bytes apart, `strip_bytes` from one to the next
+        *((name, np.int64) for name in ("places", "place", "strips", "strip_pitch", "strip_bytes")),
         # of the kernels: where each thread finishes a spectrum before it is written past the caches; 0 if it is not
         ("finished", np.int64),
         ("largest", np.int64),  # a vector of the largest magnitudes of a unit
@@ -152,9 +154,26 @@ class _Numbers:
         factors = work + _whole_lines(transform.work_items * itemsize)
         record["tile"], record["work"], record["factors"] = tile, work, factors
         record["largest"] = largest = factors + 64
-        record["strip"] = strip = largest + 64
-        end = strip + (work if self.lanes > 1 else 0)
+        record["places"] = end = largest + 64
+        if self.lanes > 1:
+            record["place"] = place = place_bytes(self.real, layout.pitch)
+            record["strips"] = strips = end + _whole_lines(plan.tile[0] * place)
+            end = strips + self._describe_strips()
         record["slot"] = end + (self._describe_fused(end) if plan.fused else 0)
+
+    def _describe_strips(self) -> int:
+        """Describe where tiles are put side by side; return the bytes."""
+        vertical, horizontal = self.plan.grid.vertical, self.plan.grid.horizontal
+        columns = min(self.lanes, horizontal.count) * horizontal.core
+        if horizontal.output_step == 1 and horizontal.count <= self.lanes:  # as in the output: rows follow each other
+            columns = int(self.record["x_output"])
+        itemsize = self.plan.dtype.itemsize
+        self.record["strip_pitch"] = pitch = columns * itemsize
+        # what is written behind the last row of a strip hits the next one nowhere
+        nbytes = _whole_lines(vertical.core * pitch + int(self.record["pitch"]) * itemsize)
+        self.record["strip_bytes"] = nbytes
+        # a row of tiles each, the first of which may begin before the unit; one for lanes without a tile
+        return ((self.lanes - 2) // horizontal.count + 3) * nbytes
 
     def _describe_fused(self, begin: int) -> int:
         """Describe the spectra of a fused pass in a thread's memory from `begin`; return their bytes."""

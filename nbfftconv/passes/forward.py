@@ -11,10 +11,10 @@ from nbfftconv.geometry import ConvGeometry
 from nbfftconv.jit import njit
 from nbfftconv.outliers import WORDS
 from nbfftconv.passes.call import Call, Spectra, stage
-from nbfftconv.passes.spectra import input_to_spectra, input_unit_to_spectrum, tile_position
-from nbfftconv.passes.tiles import copy_tile, write_rows
+from nbfftconv.passes.places import output_position, place_strips, tile_position
+from nbfftconv.passes.spectra import input_to_spectra, input_unit_to_spectrum
+from nbfftconv.passes.tiles import write_rows
 from nbfftconv.plan import ConvPlan
-from nbfftconv.simd import VECTOR_BYTES
 from nbfftconv.transforms import COMPLEX_BYTES
 
 #: An output larger than this would not be found in the caches of a core, but drive out what is there.
@@ -31,55 +31,62 @@ def scatter_apart(real, source, target, columns, step, scale_and_bias, relu):
 
 
 @njit()
+def write_output(real, itemsize, r, source, source_pitch, k, position, count, factors):
+    """Write what is output of `count` tiles of one filter that lie side by side."""
+    image, y_phase, x_phase, row, column = position
+    y0, x0 = output_position(r, y_phase, x_phase, row, column)
+    rows = min(r.y_core, (r.y_output - y0 + r.y_output_step - 1) // r.y_output_step)
+    columns = min(count * r.x_core, (r.x_output - x0 + r.x_output_step - 1) // r.x_output_step)
+    plane = r.output + (image * r.filters + k) * r.y_output * r.x_output * itemsize
+    target, pitch = plane + (y0 * r.x_output + x0) * itemsize, r.y_output_step * r.x_output * itemsize
+    if r.x_output_step > 1:
+        scale_and_bias = simd.pointer(real, factors)
+        for i in range(rows):
+            scatter_apart(
+                real, source + i * source_pitch, target + i * pitch, columns, r.x_output_step, scale_and_bias, r.relu
+            )  # fmt: skip
+        return
+    if source_pitch == pitch and columns * itemsize == pitch:
+        rows, columns = 1, rows * columns
+    write_rows(real, (source, source_pitch, target, pitch, rows, columns, factors, r.relu, r.stream))
+
+
+@njit()
 def spectrum_to_output(real, itemsize, r, slot, unit, k, spectrum):
-    """Transform a unit of tiles of one filter back, and write what is output of them."""
+    """Transform a unit of tiles of one filter back, and write what is output of them.
+
+    If it is of many tiles, its strips have their places.
+    """
     tiles = r.scratch + slot * r.slot
-    simd.call(r.inverse, (r.context, tiles, tiles + r.work, spectrum, r.output_step_bytes, r.y_core))
     factors = tiles + r.factors
     scale_and_bias = simd.pointer(real, factors)
     scale_and_bias[0] = real(1) / real(r.y_tile * r.x_tile)
     scale_and_bias[1] = simd.pointer(real, r.bias)[k] if r.bias != 0 else real(0)
-    first_tile = unit * r.lanes
-    tiles_left, lane = min(r.lanes, r.all_tiles - first_tile), 0
-    while lane < tiles_left:
-        samples = tiles + lane * r.tile
-        image, y_phase, x_phase, row, column = tile_position(r, first_tile + lane)
-        output = r.output + (image * r.filters + k) * r.y_output * r.x_output * itemsize
-        y0 = y_phase + row * r.y_core * r.y_output_step
-        rows = min(r.y_core, (r.y_output - y0 + r.y_output_step - 1) // r.y_output_step)
-        x0 = x_phase + column * r.x_core * r.x_output_step
-        columns = min(r.x_core, (r.x_output - x0 + r.x_output_step - 1) // r.x_output_step)
-        target, pitch = output + (y0 * r.x_output + x0) * itemsize, r.y_output_step * r.x_output * itemsize
-        if r.x_output_step > 1:
-            for i in range(rows):
-                source = samples + i * r.pitch * itemsize
-                scatter_apart(real, source, target + i * pitch, columns, r.x_output_step, scale_and_bias, r.relu)
-            lane += 1
-            continue
-        source, source_pitch, count = samples, r.pitch * itemsize, 1
-        if r.lanes > 1:  # tiles side by side become whole rows first
-            count = min(tiles_left - lane, r.x_count - column)
-            last = columns = min(count * r.x_core, r.x_output - x0)
-            source, source_pitch = tiles + r.strip, columns * itemsize
-            for i in range(count):
-                wanted = min(r.x_core, last)
-                copy_tile(real, (
-                    samples + i * r.tile, r.pitch * itemsize, source + i * r.x_core * itemsize, source_pitch, rows,
-                    wanted, (wanted * itemsize + VECTOR_BYTES - 1) // VECTOR_BYTES,
-                ))  # fmt: skip
-                last -= wanted
-            if source_pitch == pitch:
-                rows, columns = 1, rows * columns
-        write_rows(real, (source, source_pitch, target, pitch, rows, columns, factors, r.relu, r.stream))
-        lane += count
+    if r.lanes == 1:
+        simd.call(r.inverse, (r.context, tiles, tiles + r.work, spectrum, r.output_step_bytes, r.y_core))
+        write_output(real, itemsize, r, tiles, r.pitch * itemsize, k, tile_position(r, unit), 1, factors)
+        return
+    places, strips = tiles + r.places, tiles + r.strips
+    simd.call(r.inverse, (places, strips, r.strip_pitch, tiles + r.work, spectrum, r.output_step_bytes, r.y_core))
+    tile, last_tile = unit * r.lanes, min((unit + 1) * r.lanes, r.all_tiles)
+    while tile < last_tile:
+        position = tile_position(r, tile)
+        count = min(last_tile - tile, r.x_count - position[4])
+        source = strips + simd.pointer(np.int64, places)[tile - unit * r.lanes]
+        write_output(real, itemsize, r, source, r.strip_pitch, k, position, count, factors)
+        tile += count
 
 
 def _output(real):
     itemsize = np.dtype(real).itemsize
 
     def spectra_to_output(r, slot, begin, end):
+        placed = -1
         for item in range(begin, end):
             unit, k = item // r.filters, item % r.filters
+            if r.lanes > 1 and unit != placed:
+                place_strips(itemsize, r, r.scratch + slot * r.slot + r.places, r.first_unit + unit)
+                placed = unit
             spectrum = r.output_spectra + unit * r.output_unit + k * COMPLEX_BYTES
             spectrum_to_output(real, itemsize, r, slot, r.first_unit + unit, k, spectrum)
         simd.fence()
@@ -104,11 +111,13 @@ def _fused(kernel):
                 first_filter = item // blocks % shares * r.share
                 group = item // (blocks * shares)
                 units = min(r.block_units, r.units - first_unit)
+                placed = -1
                 for unit in range(units):
                     for c in range(depth):
                         spectrum = x + unit * r.input_unit + c * COMPLEX_BYTES
-                        index = group * depth + c
-                        input_unit_to_spectrum(real, word, limit, itemsize, r, slot, first_unit + unit, index, spectrum)
+                        placed = input_unit_to_spectrum(
+                            real, word, limit, itemsize, r, slot, first_unit + unit, group * depth + c, spectrum, placed
+                        )  # fmt: skip
                 for i in range(first_filter, min(first_filter + r.share, filters), ROWS):
                     rows = min(ROWS, filters - i)
                     w = r.weight_spectra + (group * r.group_units + i // r.lanes) * r.weight_unit
@@ -121,6 +130,8 @@ def _fused(kernel):
                             depth, 1, r.steps, 0, x, 0, rows, min(COLUMNS, units - j),
                         ))  # fmt: skip
                     for unit in range(units):
+                        if r.lanes > 1:
+                            place_strips(itemsize, r, r.scratch + slot * r.slot + r.places, first_unit + unit)
                         for row in range(rows):
                             spectrum = y + unit * r.output_unit + row * COMPLEX_BYTES
                             k = group * filters + i + row

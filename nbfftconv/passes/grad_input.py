@@ -17,13 +17,14 @@ from nbfftconv.geometry import ConvGeometry
 from nbfftconv.jit import njit
 from nbfftconv.passes.call import Call, Spectra, stage
 from nbfftconv.passes.forward import STREAMED_BYTES
-from nbfftconv.passes.spectra import (
+from nbfftconv.passes.places import (
     channel_position,
+    input_position,
     next_tile_position,
-    output_to_spectra,
     samples_inside,
     tile_position,
 )
+from nbfftconv.passes.spectra import output_to_spectra, spectrum_to_tiles
 from nbfftconv.passes.tiles import add_tile, write_rows
 from nbfftconv.plan import ConvPlan
 from nbfftconv.simd import VECTOR_BYTES
@@ -90,7 +91,7 @@ def _add(real):
             to_tile = min(last_tile, own_end * r.x_count)
             for unit in range(from_tile // r.lanes, (to_tile + r.lanes - 1) // r.lanes):
                 spectrum = r.input_spectra + (unit - r.first_unit) * r.input_unit + index * COMPLEX_BYTES
-                simd.call(r.inverse, (r.context, tiles, tiles + r.work, spectrum, r.input_step_bytes, r.y_tile))
+                spectrum_to_tiles(itemsize, r, slot, spectrum, r.input_step_bytes, r.y_tile)
                 first = max(from_tile, unit * r.lanes)
                 image, y_phase, x_phase, row, column = tile_position(r, first)
                 for tile in range(first, min(to_tile, (unit + 1) * r.lanes)):
@@ -103,8 +104,7 @@ def _add(real):
                     first_own = max(first_tile, own * r.x_count)  # not those that only reach into this item's rows
                     is_whole = first_own <= this_grid * grid_tiles and (this_grid + 1) * grid_tiles <= to_tile
                     plane = r.planes + slot * r.plane if r.planes != 0 and is_whole else result
-                    y0 = r.y_input_step * row * r.y_core + r.y_stride * y_phase + r.y_dilation * y_tap - r.y_before
-                    x0 = r.x_input_step * column * r.x_core + r.x_stride * x_phase + r.x_dilation * x_tap - r.x_before
+                    y0, x0 = input_position(r, y_tap, x_tap, y_phase, x_phase, row, column)
                     # rows of the tile that are this item's
                     above, below = 0, r.y_tile
                     if part > 0 and this_grid == grid:

@@ -10,7 +10,8 @@ from nbfftconv import simd
 from nbfftconv.accumulate import conjugate_product
 from nbfftconv.geometry import ConvGeometry
 from nbfftconv.passes.call import Call, Spectra, stage
-from nbfftconv.passes.spectra import channel_position, filter_of, input_to_spectra, output_to_spectra
+from nbfftconv.passes.places import channel_position, filter_of
+from nbfftconv.passes.spectra import input_to_spectra, output_to_spectra, spectrum_to_tiles
 from nbfftconv.plan import ConvPlan
 from nbfftconv.transforms import COMPLEX_BYTES
 
@@ -26,10 +27,7 @@ def _weight(real):
         for item in range(begin, end):
             unit, index = item // depth, item % depth
             spectrum = r.weight_spectra + unit * r.weight_unit + index * COMPLEX_BYTES
-            simd.call(
-                r.inverse,
-                (r.context, tiles, tiles + r.work, spectrum, r.weight_step_bytes, r.y_taps),
-            )
+            spectrum_to_tiles(itemsize, r, slot, spectrum, r.weight_step_bytes, r.y_taps)
             c, y_tap, x_tap = channel_position(r, index)
             for lane in range(r.lanes):
                 k, exists = filter_of(r, unit, lane)

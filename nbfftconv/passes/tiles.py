@@ -5,13 +5,10 @@ from nbfftconv.simd import VECTOR_BYTES
 from nbfftconv.transforms import COMPLEX_BYTES
 
 
-def _gather(
-    v, source, source_step, row, target, target_step, pitch, tiles, above, inside, below, begin, end, vectors, ahead,
-    largest,
-):  # fmt: skip
+def _gather(v, source, row, target, pitch, above, inside, below, begin, end, vectors, ahead, largest):
     size = v.integer(VECTOR_BYTES)
 
-    def column(source, target, first):
+    def column(source, target, first, bits):
         mask = v.between(first, begin, end)
 
         def zeros(target):
@@ -24,33 +21,13 @@ def _gather(
             v.store(value, target)
             return [v.add(source, row), v.add(target, pitch), v.larger(bits, v.magnitude_bits(value))]
 
-        def tile(source, target, bits):
-            (at,) = v.repeat(above, [target], zeros)
-            _, at, bits = v.repeat(inside, [source, at, bits], samples)
-            v.repeat(below, [at], zeros)
-            return [v.add(source, source_step), v.add(target, target_step), bits]
+        (at,) = v.repeat(above, [target], zeros)
+        _, at, bits = v.repeat(inside, [source, at, bits], samples)
+        v.repeat(below, [at], zeros)
+        return [v.add(source, size), v.add(target, size), v.add(first, v.integer(v.lanes)), bits]
 
-        _, _, bits = v.repeat(tiles, [source, target, v.load_bits(largest)], tile)
-        v.store_bits(bits, largest)
-        return [v.add(source, size), v.add(target, size), v.add(first, v.integer(v.lanes))]
-
-    v.repeat(vectors, [source, target, v.integer(0)], column)
-
-
-def _copy(v, source, pitch, target, row, rows, end, vectors):
-    size = v.integer(VECTOR_BYTES)
-
-    def column(source, target, first):
-        mask = v.between(first, v.integer(0), end)
-
-        def samples(source, target):
-            v.store_some(v.load(source), target, mask)
-            return [v.add(source, pitch), v.add(target, row)]
-
-        v.repeat(rows, [source, target], samples)
-        return [v.add(source, size), v.add(target, size), v.add(first, v.integer(v.lanes))]
-
-    v.repeat(vectors, [source, target, v.integer(0)], column)
+    *_, bits = v.repeat(vectors, [source, target, v.integer(0), v.load_bits(largest)], column)
+    v.store_bits(bits, largest)
 
 
 def _write(v, source, pitch, target, row, rows, count, factors, relu, stream):
@@ -113,14 +90,11 @@ def _add(v, source, pitch, target, row, rows, begin, end, vectors, scale):
     v.repeat(vectors, [source, target, v.integer(0)], column)
 
 
-#: ``(source, source_step, row, target, target_step, pitch, tiles, above, inside, below, begin, end, vectors, ahead,
-#: largest)``: whole vectors of `tiles` tiles `target_step` bytes apart, whose rows are `pitch` bytes apart, from
-#: samples `source_step` bytes apart with rows `row` bytes apart: samples begin .. end - 1 of the rows `inside`, zero
+#: ``(source, row, target, pitch, above, inside, below, begin, end, vectors, ahead, largest)``: whole vectors of a tile
+#: whose rows are `pitch` bytes apart, from rows `row` bytes apart: samples begin .. end - 1 of the rows `inside`, zero
 #: elsewhere and in the rows `above` and `below`. What is `ahead` bytes further on is fetched for a later call. The
 #: vector at `largest` keeps the largest magnitudes, as bits.
-gather_tiles = simd.kernel(_gather, "gather_tiles", 15)
-#: ``(source, pitch, target, row, rows, end, vectors)``: the first `end` samples of `rows` rows.
-copy_tile = simd.kernel(_copy, "copy_tile", 7)
+gather_tile = simd.kernel(_gather, "gather_tile", 12)
 #: ``(source, pitch, target, row, rows, count, factors, relu, stream)``: `rows` rows of `count` samples to an array,
 #: times factors[0], plus factors[1], clipped if `relu` is 1; past the caches if `stream` is 1. Whole lines are written,
 #: so that none is read before: on one core 20 GB/s instead of 8.

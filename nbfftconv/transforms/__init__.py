@@ -46,10 +46,19 @@ class Layout:
 class Transform:
     """The real two-dimensional FFT of one tile size and dtype, as compiled code calls it.
 
-    `forward` and `inverse` are addresses of C functions ``void (context, tiles, work, spectrum, stride, rows)`` on
-    addresses: from a unit of tiles, each ``height * pitch`` scalars, to their spectra, and back, unnormalised. At every
-    step, `stride` bytes from the next one's, a spectrum has a vector of real parts and one of imaginary parts. Of a
-    tile only the first `rows` rows are needed: the others are zero, or may be left out. `work` has room for
+    `forward` and `inverse` are addresses of C functions on addresses, from a unit of tiles to their spectra, and back,
+    unnormalised:
+
+    - of one tile, ``void (context, tile, work, spectrum, stride, rows)``: its `height` rows are `pitch` scalars apart;
+    - of a tile for each lane, ``void (places, base, work, spectrum, stride, rows, ahead, largest)`` and ``void (places,
+      base, pitch, work, spectrum, stride, rows)``. The places, in bytes from `base` on, are forward those of every row:
+      an int64 for each lane, and 16 bits for each lane of each vector of a row, of the samples that are not zero. In
+      the inverse transform they are an int64 for each lane, from where on its rows are `pitch` bytes apart. Forward,
+      what is `ahead` bytes further on is fetched for a later call, and the largest magnitudes, as bits, are written to
+      the vector at `largest`.
+
+    At every step, `stride` bytes from the next one's, a spectrum has a vector of real parts and one of imaginary parts.
+    Of a tile only the first `rows` rows are needed: the others are zero, or may be left out. `work` has room for
     `work_items` scalars, zero at first; nothing else is destroyed.
 
     Attributes
@@ -67,7 +76,9 @@ class Transform:
     work_items: int
 
 
-def signature(context: np.dtype | None = None) -> Any:
-    """Return the signature of `Transform.forward` and `inverse`, which see their context as a record, if it is one."""
-    first = types.intp if context is None else numba.from_dtype(context)
-    return types.void(first, *[types.intp] * 5)
+def signature(context: np.dtype | None = None, arguments: int = 6) -> Any:
+    """Return the signature of a function of so many addresses and integers; a `context` comes first, as a record."""
+    kinds = [types.intp] * arguments
+    if context is not None:
+        kinds[0] = numba.from_dtype(context)
+    return types.void(*kinds)

@@ -6,8 +6,6 @@ the tiles' memory to lanes as they are read, and back as they are written.
 
 import functools
 
-import numpy as np
-
 from nbfftconv import simd
 from nbfftconv.jit import Callback
 from nbfftconv.simd import VECTOR_BYTES
@@ -18,27 +16,44 @@ from nbfftconv.transforms.butterflies import Complex, complex_transform, load, r
 SIDES = (8, 9, 10, 12, 13, 14, 15, 16, 18, 20, 24, 28, 30, 32)
 
 
+def place_bytes(real: type, pitch: int) -> int:
+    """Bytes of the places of one row: for each lane an address, and a mask for each vector of `pitch` scalars."""
+    lanes = simd.lanes(real)
+    return 8 * lanes + 2 * pitch
+
+
 @functools.cache
 def _rows_forward(length):
-    """Intrinsic: `count` rows of `length` samples, from tiles `pitch` bytes apart to [row, k, (re, im), lane]."""
+    """Intrinsic: `count` rows of `length` samples, from their places to [row, k, (re, im), lane].
 
-    def emit(v, tile, pitch, work, count):
+    What is `ahead` bytes further on is fetched for a later call. The largest magnitudes go to the vector at `largest`.
+    """
+
+    def emit(v, places, base, work, count, ahead, largest):
         padded = -(-length // v.lanes) * v.lanes
+        masks = 8 * v.lanes
 
-        def row(tile, work):
+        def row(place, work, bits):
             samples = []
             for group in range(padded // v.lanes):
-                start = v.add(tile, v.integer(group * VECTOR_BYTES))
-                rows = [v.load(v.add(start, v.scale(pitch, v.integer(lane)))) for lane in range(v.lanes)]
+                rows = []
+                for lane in range(v.lanes):
+                    start = v.add(base, v.integer_at(v.add(place, v.integer(8 * lane))))
+                    at = v.add(start, v.integer(group * VECTOR_BYTES))
+                    v.prefetch(v.add(at, ahead))
+                    mask = v.mask_at(v.add(place, v.integer(masks + 2 * (group * v.lanes + lane))))
+                    rows.append(v.load_some(at, mask))
+                    bits = v.larger(bits, v.magnitude_bits(rows[-1]))
                 samples += v.transpose(rows)
             for k, value in enumerate(real_transform([Complex(v, x) for x in samples[:length]])):
                 store(v, value, v.add(work, v.integer(k * COMPLEX_BYTES)))
             step = (length // 2 + 1) * COMPLEX_BYTES
-            return [v.add(tile, v.integer(padded * v.itemsize)), v.add(work, v.integer(step))]
+            return [v.add(place, v.integer(masks + 2 * padded)), v.add(work, v.integer(step)), bits]
 
-        v.repeat(count, [tile, work], row)
+        _, _, bits = v.repeat(count, [places, work, v.no_bits()], row)
+        v.store_bits(bits, largest)
 
-    return simd.kernel(emit, f"rows_forward_{length}", 4)
+    return simd.kernel(emit, f"rows_forward_{length}", 6)
 
 
 def _column_steps(height, width):
@@ -91,25 +106,28 @@ def _columns(height, width, sign):
 
 @functools.cache
 def _rows_inverse(length):
-    """Intrinsic: `count` rows from [row, k, (re, im), lane] to tiles `pitch` bytes apart."""
+    """Intrinsic: `count` rows from [row, k, (re, im), lane] to the places of lanes, `pitch` bytes from row to row.
 
-    def emit(v, tile, pitch, work, count):
-        padded = -(-length // v.lanes) * v.lanes
+    Whole vectors are written, each before what begins in its midst if that is of a later lane or row.
+    """
 
-        def row(tile, work):
+    def emit(v, places, base, pitch, work, count):
+        groups = -(-length // v.lanes)
+
+        def row(base, work):
             spectrum = [load(v, v.add(work, v.integer(k * COMPLEX_BYTES))) for k in range(length // 2 + 1)]
             samples = [x.re for x in real_inverse(spectrum, length)]
-            samples += [v.zero()] * (padded - length)
-            for group in range(padded // v.lanes):
-                start = v.add(tile, v.integer(group * VECTOR_BYTES))
+            samples += [v.zero()] * (groups * v.lanes - length)
+            for group in reversed(range(groups)):
                 for lane, value in enumerate(v.transpose(samples[group * v.lanes : (group + 1) * v.lanes])):
-                    v.store(value, v.add(start, v.scale(pitch, v.integer(lane))))
+                    start = v.add(base, v.integer_at(v.add(places, v.integer(8 * lane))))
+                    v.store(value, v.add(start, v.integer(group * VECTOR_BYTES)))
             step = (length // 2 + 1) * COMPLEX_BYTES
-            return [v.add(tile, v.integer(padded * v.itemsize)), v.add(work, v.integer(step))]
+            return [v.add(base, pitch), v.add(work, v.integer(step))]
 
-        v.repeat(count, [tile, work], row)
+        v.repeat(count, [base, work], row)
 
-    return simd.kernel(emit, f"rows_inverse_{length}", 4)
+    return simd.kernel(emit, f"rows_inverse_{length}", 5)
 
 
 @functools.cache
@@ -120,10 +138,9 @@ def _callbacks(height, width):
 
     def forward_factory(real):
         row = 2 * half * simd.lanes(real)
-        pitch_bytes = height * layout(real, height, width).pitch * np.dtype(real).itemsize
 
-        def forward(context, tile, work, spectrum, stride, rows):
-            rows_forward(real, (tile, pitch_bytes, work, rows))
+        def forward(places, base, work, spectrum, stride, rows, ahead, largest):
+            rows_forward(real, (places, base, work, rows, ahead, largest))
             rest = simd.pointer(real, work)
             for i in range(rows * row, height * row):
                 rest[i] = real(0)
@@ -132,15 +149,13 @@ def _callbacks(height, width):
         return forward
 
     def inverse_factory(real):
-        pitch_bytes = height * layout(real, height, width).pitch * np.dtype(real).itemsize
-
-        def inverse(context, tile, work, spectrum, stride, rows):
+        def inverse(places, base, pitch, work, spectrum, stride, rows):
             columns_inverse(real, (work, spectrum, stride))
-            rows_inverse(real, (tile, pitch_bytes, work, rows))
+            rows_inverse(real, (places, base, pitch, work, rows))
 
         return inverse
 
-    return Callback(forward_factory, signature()), Callback(inverse_factory, signature())
+    return Callback(forward_factory, signature(arguments=8)), Callback(inverse_factory, signature(arguments=7))
 
 
 def layout(real: type, height: int, width: int) -> Layout:
