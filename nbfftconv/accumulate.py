@@ -265,7 +265,9 @@ def _stage(kind: _Kind):
 _STAGES = {kind.name: _stage(kind) for kind in _KINDS}
 
 
-def _run(name: str, a: Matrix, b: Matrix, c: Matrix, shape: tuple[int, ...], slots: int, add: bool = False) -> None:
+def _task(
+    name: str, a: Matrix, b: Matrix, c: Matrix, shape: tuple[int, ...], slots: int, add: bool = False
+) -> threads.Task:
     groups, rows, _, _, steps = shape
     real = c.spectra.dtype.type
     lanes = simd.lanes(real)
@@ -277,11 +279,11 @@ def _run(name: str, a: Matrix, b: Matrix, c: Matrix, shape: tuple[int, ...], slo
     # Along r, the entries of a row of A fill cache lines of real and of imaginary parts, or share them with other rows.
     record = np.array([*numbers, *shape, add, {None: 2 * lanes, "row": 2, "column": 0}[a.lane_axis]], np.int64)
     items = groups * -(-rows // _ITEM_ROWS) * steps
-    threads.run(_STAGES[name].address(real), record.ctypes.data, items, slots)
+    return threads.Task(_STAGES[name].address(real), record, items, slots)
 
 
-def product(a: Matrix, b: Matrix, c: Matrix, shape: tuple[int, ...], slots: int) -> None:
-    """C = A · B, for every group and step.
+def product(a: Matrix, b: Matrix, c: Matrix, shape: tuple[int, ...], slots: int) -> threads.Task:
+    """Return the task C = A · B, for every group and step of the spectra.
 
     Parameters
     ----------
@@ -292,11 +294,13 @@ def product(a: Matrix, b: Matrix, c: Matrix, shape: tuple[int, ...], slots: int)
     slots : int
         Threads to use at most.
     """
-    _run("product" if a.lane_axis is None else "nested_scalar_product", a, b, c, shape, slots)
+    return _task("product" if a.lane_axis is None else "nested_scalar_product", a, b, c, shape, slots)
 
 
-def conjugate_product(a: Matrix, b: Matrix, c: Matrix, shape: tuple[int, ...], slots: int, add: bool = False) -> None:
-    """C = conj(A) · B, or C += conj(A) · B.
+def conjugate_product(
+    a: Matrix, b: Matrix, c: Matrix, shape: tuple[int, ...], slots: int, add: bool = False
+) -> threads.Task:
+    """Return the task C = conj(A) · B, or C += conj(A) · B.
 
     Parameters are as in `product`, but the entries of A, or those of C as sums over the lanes, may be lanes along i.
     """
@@ -304,4 +308,4 @@ def conjugate_product(a: Matrix, b: Matrix, c: Matrix, shape: tuple[int, ...], s
         name = "reduced_conjugate_product"
     else:
         name = "conjugate_product" if a.lane_axis is None else "scalar_conjugate_product"
-    _run(name, a, b, c, shape, slots, add)
+    return _task(name, a, b, c, shape, slots, add)

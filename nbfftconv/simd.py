@@ -4,6 +4,8 @@ Kernels elsewhere are written against `Emitter`, which turns arithmetic on Pytho
 of the host's full width, or against the small intrinsics `call`, `pointer` and `take_ticket`.
 """
 
+import ctypes
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -47,8 +49,9 @@ def _vector_bytes() -> int:
 
 
 VECTOR_BYTES = _vector_bytes()
+_TRIPLE = llvmlite.binding.get_default_triple()
 #: Vector registers: 32 with AVX-512 and on AArch64, else 16.
-REGISTERS = 32 if VECTOR_BYTES == 64 or llvmlite.binding.get_default_triple().startswith(("aarch64", "arm64")) else 16
+REGISTERS = 32 if VECTOR_BYTES == 64 or _TRIPLE.startswith(("aarch64", "arm64")) else 16
 
 
 def lanes(real: type) -> int:
@@ -373,16 +376,59 @@ def call(typingctx: Any, address: Any, arguments: Any) -> Any:
 
 @intrinsic
 def take_ticket(typingctx: Any, address: Any) -> Any:
-    """Add 1 to the int64 at an address, atomically, and return what it was."""
+    """Add 1 to the int64 at an address, atomically, once others see what was written before; return what it was."""
     if not isinstance(address, types.Integer):
         return None
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         word = ir.IntType(64)
         counter = builder.inttoptr(args[0], word.as_pointer())
-        return builder.atomic_rmw("add", counter, ir.Constant(word, 1), "monotonic")
+        return builder.atomic_rmw("add", counter, ir.Constant(word, 1), "release")
 
     return types.int64(types.intp), codegen
+
+
+@intrinsic
+def finished(typingctx: Any, address: Any) -> Any:
+    """The int64 at an address that other threads change; what they wrote before is seen from now on."""
+    if not isinstance(address, types.Integer):
+        return None
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        counter = builder.inttoptr(args[0], ir.IntType(64).as_pointer())
+        return builder.load_atomic(counter, "acquire", 8)
+
+    return types.int64(types.intp), codegen
+
+
+@intrinsic
+def pause(typingctx: Any) -> Any:
+    """Let the other thread of this core have its units for a moment."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        if _TRIPLE.startswith(("x86_64", "i686")):
+            function_type = ir.FunctionType(ir.VoidType(), [])
+            builder.call(cgutils.get_or_insert_function(builder.module, function_type, "llvm.x86.sse2.pause"), [])
+        return context.get_dummy_value()
+
+    return types.void(), codegen
+
+
+_yield_symbol = "nbfftconv_yield_cpu"
+_yield = ctypes.windll.kernel32.SwitchToThread if os.name == "nt" else ctypes.CDLL(None).sched_yield
+llvmlite.binding.add_symbol(_yield_symbol, ctypes.cast(_yield, ctypes.c_void_p).value)
+
+
+@intrinsic
+def yield_cpu(typingctx: Any) -> Any:
+    """Let another thread have this thread's CPU, if one waits for it."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        function_type = ir.FunctionType(ir.IntType(32), [])
+        builder.call(cgutils.get_or_insert_function(builder.module, function_type, _yield_symbol), [])
+        return context.get_dummy_value()
+
+    return types.void(), codegen
 
 
 @intrinsic

@@ -47,5 +47,6 @@ def transpose(weight: np.ndarray, groups: int) -> np.ndarray:
     record["filters"], record["channels"], record["taps"] = filters, channels, height * width
     record["filter_blocks"], record["channel_blocks"] = -(-filters // _BLOCK), -(-channels // _BLOCK)
     items = groups * int(record["filter_blocks"]) * int(record["channel_blocks"])
-    threads.run(_transpose_kernels.address(weight.dtype.type), record.ctypes.data, items, threads.get_num_threads())
+    stage = _transpose_kernels.address(weight.dtype.type)
+    threads.run(threads.Task(stage, record, items, threads.get_num_threads()))
     return result

@@ -122,8 +122,9 @@ def measure_stages(layer: Layer, dtype: str, threads: int) -> dict[str, Any]:
         names[address] = f"{function.__module__.rpartition('.')[2]}.{function.__name__}"
         return address
 
-    def timed_run(stage: int, *arguments: int) -> None:
-        call_seconds[names[stage]] += seconds_of(lambda: run(stage, *arguments))
+    def timed_run(*tasks: loops.Task) -> None:
+        for task in tasks:
+            call_seconds[names[task.stage]] += seconds_of(lambda task=task: run(task))
 
     jit.Callback.address, loops.run = note_name, timed_run  # type: ignore
     convolve = this_engine(layer, *layer.arrays(dtype), threads)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from compare import ERROR_BOUND
 
-from nbfftconv import simd
+from nbfftconv import simd, threads
 from nbfftconv.accumulate import _DEPTH, _ITEM_ROWS, Matrix, conjugate_product, product
 from nbfftconv.transforms import COMPLEX_BYTES, step_stride
 
@@ -116,7 +116,8 @@ class TestProducts:
             b = tiles(rng, real, groups, columns, depth, "row", "column")
             c = tiles(rng, real, groups, columns, rows, "column", "row")
             rest = nan_count(c.array)
-            conjugate_product(a.matrix, b.matrix, c.matrix, (groups, rows, columns, depth, STEPS), slots)
+            shape = groups, rows, columns, depth, STEPS
+            threads.run(conjugate_product(a.matrix, b.matrix, c.matrix, shape, slots))
             expected = matmul("gsirl,gsjrl->gsjil", a.entries().conj(), b.entries())
             assert_equal(c.entries(), expected, real)
             assert nan_count(c.array) == rest
@@ -128,7 +129,8 @@ class TestProducts:
             b = tiles(rng, real, groups, columns, depth, "row", "column")
             c = tiles(rng, real, groups, columns, rows, "column", "row")
             rest = nan_count(c.array)
-            product(a.matrix, b.matrix, c.matrix, (groups, rows, columns, depth, STEPS), slots)
+            shape = groups, rows, columns, depth, STEPS
+            threads.run(product(a.matrix, b.matrix, c.matrix, shape, slots))
             expected = matmul("gsril,gsjrl->gsjil", a.entries(), b.entries())
             assert_equal(c.entries(), expected, real)
             assert nan_count(c.array) == rest
@@ -143,7 +145,7 @@ class TestProducts:
                 a = tiles(rng, real, groups, depth, rows, "column", "row")
                 b = tiles(rng, real, groups, depth, columns, "column", "row")
                 shape = groups, rows, columns, depth, STEPS
-                conjugate_product(a.matrix, b.matrix, c.matrix, shape, slots, add=add)
+                threads.run(conjugate_product(a.matrix, b.matrix, c.matrix, shape, slots, add=add))
                 subscripts = "gsril,gsrjl->gsij" if in_lanes else "gsril,gsrjl->gsijl"
                 products = matmul(subscripts, a.entries().conj(), b.entries())
                 expected = expected + (products[..., None] if in_lanes else products)

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import os
 
+import numpy as np
 import pytest
 from processes import FEW, run_scenario
 
 import nbfftconv
+from nbfftconv import jit, simd, threads
 
 LAYERS = {"default": None, "workqueue": "workqueue"}
 
@@ -67,6 +69,37 @@ def test_forked_while_busy_with_nothing_compiled(tmp_path, expected):
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 def test_forked_beside_threads_that_use_llvm():
     assert run_scenario("forked_beside_llvm") == [2] * 8
+
+
+_RECORD = np.dtype([("source", np.int64), ("target", np.int64), ("size", np.int64)])
+
+
+def _neighbours(real):
+    def add_neighbours(r, slot, begin, end):
+        source, target = simd.pointer(real, r.source), simd.pointer(real, r.target)
+        for i in range(begin, end):
+            target[i] = source[i] + source[(i + r.size // 2) % r.size]
+
+    return add_neighbours
+
+
+_add_neighbours = jit.stage(_RECORD)(_neighbours)
+
+
+@pytest.mark.parametrize("slots", [(1,), (2,), (7,), (1, 3), (3, 1)])
+@pytest.mark.parametrize("size", [1, 2, 5, 1000])
+def test_a_task_finds_what_the_one_before_it_has_done(size, slots):
+    """Each task reads what other threads wrote in the one before, with more slots than threads or fewer."""
+    values = [np.ones(size), np.zeros(size)]
+    tasks = []
+    for number in range(40):
+        record = np.zeros((), _RECORD)
+        record["source"], record["target"] = values[number % 2].ctypes.data, values[1 - number % 2].ctypes.data
+        record["size"] = size
+        tasks.append(threads.Task(_add_neighbours.address(np.float64), record, size, slots[number % len(slots)]))
+    nothing = threads.Task(tasks[0].stage, tasks[0].record, 0, 2)
+    threads.run(nothing, *tasks, nothing)
+    assert (values[0] == 2.0**40).all()
 
 
 def test_set_and_get(restore_threads):

@@ -213,7 +213,7 @@ def pack(geometry: ConvGeometry, w: np.ndarray) -> np.ndarray:
     record = jit.copy_record(_numbers(geometry, w.dtype))
     record["weight"], record["packed"] = w.ctypes.data, packed.ctypes.data
     items = geometry.groups * int(record["filter_blocks"])
-    threads.run(_pack_blocks.address(w.dtype.type), record.ctypes.data, items, threads.get_num_threads())
+    threads.run(threads.Task(_pack_blocks.address(w.dtype.type), record, items, threads.get_num_threads()))
     return packed
 
 
@@ -230,5 +230,5 @@ def forward(
     record["bias"] = record["zeros"] if bias is None else bias.ctypes.data
     record["slot"], record["relu"] = scratch_bytes(), relu
     items = geometry.input_size[0] * int(record["groups"] * record["strips"] * record["chunks"])
-    threads.run(_forward_items.address(x.dtype.type), record.ctypes.data, items, slots)
+    threads.run(threads.Task(_forward_items.address(x.dtype.type), record, items, slots))
     scratch.give_back(memory)

@@ -398,8 +398,9 @@ def grad_weight(geometry: ConvGeometry, x: np.ndarray, dw: np.ndarray, g: np.nda
     for name, array in (("input", x), ("weight", dw), ("output", g), ("scratch", memory), ("sums", sums)):
         record[name] = array.ctypes.data
     items, parts = int(record["groups"] * record["filter_chunks"] * record["tap_chunks"]), int(record["parts"])
-    threads.run(_grad_weight_items.address(x.dtype.type), record.ctypes.data, items * parts, slots)
+    tasks = [threads.Task(_grad_weight_items.address(x.dtype.type), record, items * parts, slots)]
     if parts > 1:
-        threads.run(_add_part_items.address(x.dtype.type), record.ctypes.data, items, slots)
+        tasks.append(threads.Task(_add_part_items.address(x.dtype.type), record, items, slots))
+    threads.run(*tasks)
     scratch.give_back(sums)
     scratch.give_back(memory)

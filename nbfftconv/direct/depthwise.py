@@ -281,5 +281,5 @@ def forward(
         record[name] = array.ctypes.data
     record["bias"] = record["zeros"] if bias is None else bias.ctypes.data
     record["relu"] = relu
-    threads.run(_forward_tiles.address(x.dtype.type), record.ctypes.data, tiles.items, slots)
+    threads.run(threads.Task(_forward_tiles.address(x.dtype.type), record, tiles.items, slots))
     scratch.give_back(memory)

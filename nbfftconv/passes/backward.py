@@ -5,23 +5,29 @@ The gradient at the bias, the sum of G over images and pixels, is the frequency 
 
 import numpy as np
 
+from nbfftconv import simd
 from nbfftconv.geometry import ConvGeometry
 from nbfftconv.passes import grad_input as input_pass
 from nbfftconv.passes import grad_weight as weight_pass
-from nbfftconv.passes.call import Call, Spectra
+from nbfftconv.passes.call import Call, Spectra, stage
 from nbfftconv.passes.spectra import input_to_spectra, output_to_spectra
 from nbfftconv.plan import ConvPlan
 from nbfftconv.transforms import COMPLEX_BYTES
 
 
-def _output_sums(call: Call, output_spectra: Spectra, units: int) -> np.ndarray:
-    """Return the sum over all samples of a block of tiles, for each filter."""
-    vectors = output_spectra.array[: units * output_spectra.unit // output_spectra.array.itemsize]
-    first_step = vectors.reshape(units, call.steps, -1)[:, 0, :]
-    # of each filter a vector of real parts and one of imaginary parts; lanes are tiles, or frequencies from 0 on
-    channels = output_spectra.step // COMPLEX_BYTES
-    real_parts = first_step.reshape(units, channels, 2, -1)[:, : call.filters, 0, : call.lanes]
-    return real_parts.sum(axis=(0, 2), dtype=np.float64)
+def _sums(real):
+    def output_to_sums(r, slot, begin, end):
+        sums = simd.pointer(np.float64, r.sums)
+        for k in range(begin, end):
+            for unit in range(r.units):
+                real_parts = simd.pointer(real, r.output_spectra + unit * r.output_unit + k * COMPLEX_BYTES)
+                for lane in range(r.lanes):  # tiles; or, of one tile, frequencies from 0 on
+                    sums[k] += real_parts[lane]
+
+    return output_to_sums
+
+
+_output_to_sums = stage(_sums)
 
 
 def backward(
@@ -51,9 +57,10 @@ def backward(
         call.point("output", grad_output)
         input_pass.begin(call, grad_input)
         sums = np.zeros(call.filters)
+        call.point("sums", sums)
         for units in call.blocks():
             output_to_spectra(call, units)
-            sums += _output_sums(call, output_spectra, units)
+            call.add(_output_to_sums, call.filters)
             if input_spectra is None:
                 call.point("input", input)
                 call.use_spectra("input", block_spectra)
@@ -64,4 +71,5 @@ def backward(
             weight_pass.accumulate(call, output_spectra, x, weight_gradient, units)
             input_pass.add(call, weight_spectra, output_spectra, block_spectra, units, grad_input)
         weight_pass.write(call, grad_weight)
+        call.run()
         return call.met_outliers, sums

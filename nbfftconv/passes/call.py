@@ -24,8 +24,9 @@ _AXIS_FIELDS = (*_TILE_FIELDS, *AXIS_NUMBERS)
 
 _RECORD = np.dtype(
     [
-        # C-contiguous arrays; `output` is grad_output in the backward passes, whatever is not used is 0
-        *((name, np.int64) for name in ("input", "weight", "output", "bias")),
+        # C-contiguous arrays; in the backward passes `output` is grad_output, and `sums`, in float64, its sums over
+        # images and pixels; whatever is not used is 0
+        *((name, np.int64) for name in ("input", "weight", "output", "bias", "sums")),
         # spectra; a unit is `lanes` tiles or filters, whose spectra for one channel are made together
         ("lanes", np.int64),
         ("steps", np.int64),
@@ -221,7 +222,7 @@ class Call(_Numbers):
         # made once a plan: filling in the record takes longer than a small stage
         vars(self).update(vars(_numbers(plan, geometry, transform, *threads.get_counts())))
         self.record = record = jit.copy_record(self.record)
-        self._record_address = record.ctypes.data
+        self._tasks: list[threads.Task] = []
         self._kept: list[np.ndarray] = []
         self._borrowed: list[np.ndarray] = []
         self._outliers = np.zeros(self.areas, np.int64)
@@ -269,9 +270,19 @@ class Call(_Numbers):
     def __exit__(self, *exception: object) -> None:
         scratch.give_back(*self._borrowed)
 
-    def run(self, stage: jit.Callback, items: int) -> None:
-        """Run a stage, which transforms tiles, over its work items."""
-        threads.run(stage.address(self.real), self._record_address, items, self.transform_slots)
+    def add(self, stage: jit.Callback, items: int) -> None:
+        """Add the task of a stage that transforms tiles, with the record as it is now."""
+        record = jit.copy_record(self.record)
+        self._tasks.append(threads.Task(stage.address(self.real), record, items, self.transform_slots))
+
+    def add_product(self, task: threads.Task) -> None:
+        """Add the task of a product."""
+        self._tasks.append(task)
+
+    def run(self) -> None:
+        """Run the tasks that were added."""
+        threads.run(*self._tasks)
+        self._tasks.clear()
 
     def _spectra(self, name: str, units: int, channels: int, is_kept: bool) -> Spectra:
         """Make room for the "input", "weight" or "output" spectra of some units and channels."""

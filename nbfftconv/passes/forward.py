@@ -193,7 +193,8 @@ def forward(
         call.record["stream"] = output.nbytes > STREAMED_BYTES
         if plan.fused:
             call.use_spectra("weight", weight_spectra)
-            call.run(_input_to_output["filters" if call.lanes > 1 else "frequencies"], call.fused_items)
+            call.add(_input_to_output["filters" if call.lanes > 1 else "frequencies"], call.fused_items)
+            call.run()
             return call.met_outliers, None
 
         input_spectra, output_spectra = call.input_spectra(is_kept=keep), call.output_spectra()
@@ -205,6 +206,7 @@ def forward(
             input_to_spectra(call, units)
             x = call.tile_matrix(block, call.group_depth, row="unit", column="channel")
             shape = call.groups, call.group_filters, units, call.group_depth, call.steps
-            conjugate_product(w, x, y, shape, call.slots)
-            call.run(_spectra_to_output, units * call.filters)
+            call.add_product(conjugate_product(w, x, y, shape, call.slots))
+            call.add(_spectra_to_output, units * call.filters)
+        call.run()
         return call.met_outliers, input_spectra if keep else None

@@ -154,12 +154,12 @@ def add(
     g = call.tile_matrix(output_spectra, call.group_filters, row="unit", column="channel")
     x = call.tile_matrix(input_spectra, call.group_depth, row="channel", column="unit")
     shape = call.groups, call.group_depth, units, call.group_filters, call.steps
-    product(w, g, x, shape, call.slots)
+    call.add_product(product(w, g, x, shape, call.slots))
     call.use_spectra("input", input_spectra)
     call.point("input", result)
     rows = -(-units * call.lanes // call.plan.grid.horizontal.count)
     call.record["parts"] = parts = min(rows, -(-_ITEMS // call.depth))
-    call.run(_spectra_to_input, call.depth * parts)
+    call.add(_spectra_to_input, call.depth * parts)
 
 
 def grad_input(
@@ -180,4 +180,5 @@ def grad_input(
         for units in call.blocks():
             output_to_spectra(call, units)
             add(call, weight_spectra, output_spectra, input_spectra, units, result)
+        call.run()
         return call.met_outliers

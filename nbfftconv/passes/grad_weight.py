@@ -59,7 +59,7 @@ def accumulate(
     x = call.tile_matrix(input_spectra, call.group_depth, row="channel", column="unit")
     w = call.weight_matrix(weight_spectra, filter_axis="row")
     shape = call.groups, call.group_filters, call.group_depth, units, call.steps
-    conjugate_product(g, x, w, shape, call.slots, add=call.first_unit > 0)
+    call.add_product(conjugate_product(g, x, w, shape, call.slots, add=call.first_unit > 0))
 
 
 def write(call: Call, result: np.ndarray) -> None:
@@ -68,7 +68,7 @@ def write(call: Call, result: np.ndarray) -> None:
         result[...] = 0
         return
     call.point("weight", result)
-    call.run(_spectra_to_weight, call.groups * call.group_units * call.group_depth)
+    call.add(_spectra_to_weight, call.groups * call.group_units * call.group_depth)
 
 
 def grad_weight(
@@ -87,4 +87,5 @@ def grad_weight(
             output_to_spectra(call, units)
             accumulate(call, *spectra, units)
         write(call, result)
+        call.run()
         return call.met_outliers

@@ -281,12 +281,12 @@ _weight_to_spectra = stage(_weight)
 
 def input_to_spectra(call: Call, units: int) -> None:
     """Transform the tiles of the block from `input` to the input's spectra."""
-    call.run(_input_to_spectra, units * call.depth)
+    call.add(_input_to_spectra, units * call.depth)
 
 
 def output_to_spectra(call: Call, units: int) -> None:
     """Transform the tiles of the block from `output` to the output's spectra."""
-    call.run(_output_to_spectra, units * call.filters)
+    call.add(_output_to_spectra, units * call.filters)
 
 
 def transform_weight(plan: ConvPlan, weight: np.ndarray) -> tuple[Spectra, bool]:
@@ -299,5 +299,6 @@ def transform_weight(plan: ConvPlan, weight: np.ndarray) -> tuple[Spectra, bool]
         call.point("weight", weight)
         if spectra.array.nbytes > _STREAMED_BYTES:
             call.finish_apart()
-        call.run(_weight_to_spectra, call.groups * call.group_units * call.group_depth)
+        call.add(_weight_to_spectra, call.groups * call.group_units * call.group_depth)
+        call.run()
         return spectra, call.met_outliers
