@@ -3,7 +3,8 @@
 Per frequency, C[i, j] = sum over r of A[i, r] · B[j, r], with A conjugated or not. What a vector lane is depends on
 the transform that made the spectra. With FFTW and the planar transforms a lane is a frequency: A, B and C are vectors,
 so matrices of any shape, down to 1×1 for depthwise layers, fill them. With the codelets a lane is a tile of B and C, or
-a filter of A: entries of A are broadcast, or, where the sum is over tiles, the lanes are summed up at the end.
+a filter of A, whose entries are broadcast; where the sum is over tiles, a panel of A is transposed, its lanes become
+those of C, and the entries of B are broadcast.
 
 Registers hold a block of C while r runs, so each value of C is one chain of additions in the order of r, whatever
 the blocks and the threads.
@@ -27,6 +28,9 @@ _DEPTH = 88
 #: Rows of C in one work item, so that one group and few frequencies still feed all threads.
 _ITEM_ROWS = 128
 
+#: Vectors of a transposed panel, at most: with their tiles, a part of the second-level cache.
+_PANEL_VECTORS = 16
+
 _FIELDS = ("", "_group", "_row", "_rows", "_column", "_columns", "_step")
 _PRODUCT = np.dtype(
     [
@@ -34,7 +38,7 @@ _PRODUCT = np.dtype(
         # the next ones
         *((f"{matrix}{name}", np.int64) for matrix in "abc" for name in _FIELDS),
         *((name, np.int64) for name in ("groups", "rows", "columns", "depth", "steps")),
-        *((name, np.int64) for name in ("add", "a_lines")),
+        *((name, np.int64) for name in ("add", "a_lines", "panels")),
     ]
 )
 
@@ -79,15 +83,12 @@ class _Kind:
         An entry of A is a scalar.
     nested : bool
         Neighbours along r are lanes of A.
-    reduce : bool
-        An entry of C is a scalar, the sum over the lanes; those of neighbouring rows are neighbours.
     """
 
     name: str
     conjugate: bool = False
     broadcast: bool = False
     nested: bool = False
-    reduce: bool = False
 
 
 def _block(kind: _Kind, rows: int, columns: int):
@@ -126,44 +127,21 @@ def _block(kind: _Kind, rows: int, columns: int):
 
         mask = v.all_or_none(go_on)
 
-        def add_lane_sums(c, sums):
-            # neighbouring rows of a column, of real or of imaginary parts, and their place; some fill a vector
-            at_once = min(rows, v.lanes)
-            parts = [
-                (
-                    sums[2 * (i * columns + j) + part :: 2 * columns][:at_once],
-                    v.add(entry, v.integer(part * VECTOR_BYTES)),
-                )
-                for i in range(0, rows, at_once)
-                for j in range(columns)
-                for entry in [at(at(c, c_row, i), c_column, j)]
-                for part in range(2)
-            ]
-            in_vector = v.lanes // at_once
-            for first in range(0, len(parts), in_vector):
-                together = parts[first : first + in_vector]
-                total = v.lane_sums([value for values, _ in together for value in values])
-                for i, (_, address) in enumerate(together):
-                    v.add_part(total, i * at_once, at_once, address, go_on)
-
         def block(a, b, c):
             entries = [at(at(c, c_row, i), c_column, j) for i in range(rows) for j in range(columns)]
             sums = []
             for entry in entries:
                 v.prefetch(v.add(entry, c_ahead), write=True, level=2)
                 v.prefetch(v.add(v.add(entry, v.integer(VECTOR_BYTES)), c_ahead), write=True, level=2)
-                sums += (v.zero(), v.zero()) if kind.reduce else both(lambda at: v.load_some(at, mask), entry)
+                sums += both(lambda at: v.load_some(at, mask), entry)
             if kind.nested:
                 blocks = v.divide(v.add(depth, v.subtract(depth_lanes, v.integer(1))), depth_lanes)
                 _, _, _, _, *sums = v.repeat(blocks, [a, b, ahead, depth, *sums], depth_block)
             else:
                 _, _, _, *sums = v.repeat(depth, [a, b, ahead, *sums], add_products)
-            if kind.reduce:
-                add_lane_sums(c, sums)
-            else:
-                for k, entry in enumerate(entries):
-                    v.store(sums[2 * k], entry)
-                    v.store(sums[2 * k + 1], v.add(entry, v.integer(VECTOR_BYTES)))
+            for k, entry in enumerate(entries):
+                v.store(sums[2 * k], entry)
+                v.store(sums[2 * k + 1], v.add(entry, v.integer(VECTOR_BYTES)))
             return [v.add(a, a_step), v.add(b, b_step), v.add(c, c_step)]
 
         v.repeat(steps, [a, b, c], block)
@@ -186,7 +164,6 @@ _KINDS = (
     _Kind("conjugate_product", conjugate=True),
     _Kind("nested_scalar_product", broadcast=True, nested=True),
     _Kind("scalar_conjugate_product", conjugate=True, broadcast=True),
-    _Kind("reduced_conjugate_product", conjugate=True, reduce=True),
 )
 #: Intrinsics ``(a, a_row, a_column, a_rows, a_step, b, b_row, b_column, b_step, c, c_row, c_column, c_step, depth,
 #: depth_lanes, steps, go_on, ahead, c_ahead, rows, columns)`` of a block of up to `ROWS` rows and `COLUMNS` columns, or
@@ -262,24 +239,133 @@ def _stage(kind: _Kind):
     return jit.stage(_PRODUCT)(factory)
 
 
+def _transpose(v, source, row, last_row, target):
+    for part, sign in ((0, lambda x: x), (VECTOR_BYTES, v.negate)):
+        rows = [v.add(source, v.scale(row, v.minimum(v.integer(i), last_row))) for i in range(v.lanes)]
+        values = v.transpose([v.load(v.add(at, v.integer(part))) for at in rows])
+        for i, value in enumerate(values):
+            v.store(sign(value), v.add(target, v.integer(i * COMPLEX_BYTES + part)))
+
+
+# (source, row, last_row, target): conjugates of as many complex vectors as a vector has lanes, `row` bytes apart,
+# transposed; what is beyond the last row repeats it.
+_transpose_conjugates = simd.kernel(_transpose, "transpose_conjugates", 4)
+
+
+def _panel_stage():
+    multiply = KERNELS["nested_scalar_product"]
+
+    def factory(real):
+        lanes, itemsize = simd.lanes(real), np.dtype(real).itemsize
+
+        def panel_product(p, slot, begin, end):
+            vectors = (p.rows + lanes - 1) // lanes
+            panels = (vectors + _PANEL_VECTORS - 1) // _PANEL_VECTORS
+            column_items = (p.columns + _ITEM_ROWS - 1) // _ITEM_ROWS
+            depth = panel_depth(lanes, p.depth)
+            a_following, b_following, c_following = p.a_step, p.b_step, p.c_step
+            if p.groups > 1:
+                a_following, b_following, c_following = p.a_group, p.b_group, p.c_group
+            panel = p.panels + slot * _PANEL_VECTORS * panel_depth(lanes, _DEPTH) * COMPLEX_BYTES
+            for item in range(begin, end):
+                first_column = item % column_items * _ITEM_ROWS
+                last_column = min(first_column + _ITEM_ROWS, p.columns)
+                first_vector = item // column_items % panels * _PANEL_VECTORS
+                last_vector = min(first_vector + _PANEL_VECTORS, vectors)
+                group = item // (column_items * panels) % p.groups
+                step = item // (column_items * panels * p.groups)
+                a_start = p.a + group * p.a_group + step * p.a_step
+                b_start = p.b + group * p.b_group + step * p.b_step
+                c_start = p.c + group * p.c_group + step * p.c_step
+                for r in range(0, p.depth, depth):
+                    tiles = min(depth, p.depth - r)
+                    for vector in range(first_vector, last_vector):
+                        for tile in range(0, tiles, lanes):
+                            _transpose_conjugates(real, (
+                                a_start + (r + tile) // lanes * p.a_columns + vector * p.a_rows, p.a_row,
+                                p.rows - 1 - vector * lanes,
+                                panel + ((vector - first_vector) * depth + tile) * COMPLEX_BYTES,
+                            ))  # fmt: skip
+                    # what comes next: the next depth, step or group of A and B, a line of every entry for each product
+                    is_last = r + depth >= p.depth
+                    a_next = a_start + (a_following if is_last else (r + depth) // lanes * p.a_columns)
+                    b_next = b_start + (b_following if is_last else (r + depth) // lanes * p.b_columns)
+                    a_next += first_vector * p.a_rows
+                    b_next += first_column * p.b_row
+                    a_chunks = ((last_vector - first_vector) * lanes + tiles - 1) // tiles
+                    b_chunks = (last_column - first_column + tiles - 1) // tiles
+                    units = (tiles + lanes - 1) // lanes
+                    fetched = 0
+                    vector = first_vector
+                    while vector < last_vector:
+                        # never a single vector where two and two will do
+                        left = last_vector - vector
+                        count = 2 if left == 4 and COLUMNS == 3 else min(COLUMNS, left)
+                        column = first_column
+                        while column < last_column:
+                            columns = min(ROWS, last_column - column)
+                            if count == 1 and last_column - column >= TALL_ROWS:
+                                columns = TALL_ROWS
+                            a = b_start + r // lanes * p.b_columns + column * p.b_row
+                            b = panel + (vector - first_vector) * depth * COMPLEX_BYTES
+                            ahead, index = b, fetched // 2
+                            if index < units * a_chunks:
+                                ahead = a_next + index % units * p.a_columns + index // units * tiles * p.a_row
+                            elif index < units * (a_chunks + b_chunks):
+                                index -= units * a_chunks
+                                ahead = b_next + index % units * p.b_columns + index // units * tiles * p.b_row
+                            ahead += fetched % 2 * VECTOR_BYTES
+                            fetched += 1
+                            multiply(real, (
+                                a, p.b_row, itemsize, p.b_columns, 0,
+                                b, depth * COMPLEX_BYTES, COMPLEX_BYTES, 0,
+                                c_start + vector * p.c_rows + column * p.c_column, p.c_column, p.c_rows, 0,
+                                tiles, lanes, 1, p.add + r, ahead,
+                                c_following if is_last else 0, columns, count,
+                            ))  # fmt: skip
+                            column += columns
+                        vector += count
+
+        return panel_product
+
+    return jit.stage(_PRODUCT)(factory)
+
+
+@jit.njit()
+def panel_depth(lanes, depth):
+    """Return how many of so many tiles a panel has at once."""
+    blocks = (depth + _DEPTH - 1) // _DEPTH
+    return ((depth + blocks - 1) // blocks + lanes - 1) // lanes * lanes
+
+
 _STAGES = {kind.name: _stage(kind) for kind in _KINDS}
+_panel_product = _panel_stage()
 
 
-def _task(
-    name: str, a: Matrix, b: Matrix, c: Matrix, shape: tuple[int, ...], slots: int, add: bool = False
-) -> threads.Task:
-    groups, rows, _, _, steps = shape
-    real = c.spectra.dtype.type
+def panel_bytes(real: type) -> int:
+    """Bytes of a thread's panel."""
     lanes = simd.lanes(real)
+    return _PANEL_VECTORS * -(-_DEPTH // lanes) * lanes * COMPLEX_BYTES
+
+
+def _record(a: Matrix, b: Matrix, c: Matrix, shape: tuple[int, ...], add: bool, panels: int = 0) -> np.ndarray:
+    lanes = simd.lanes(c.spectra.dtype.type)
     numbers: list[int] = []
     for m in (a, b, c):
         row_vectors = m.vectors if m.lane_axis == "row" else lanes * m.row
         column_vectors = m.vectors if m.lane_axis == "column" else lanes * m.column
         numbers += m.spectra.ctypes.data, m.group, m.row, row_vectors, m.column, column_vectors, m.step
     # Along r, the entries of a row of A fill cache lines of real and of imaginary parts, or share them with other rows.
-    record = np.array([*numbers, *shape, add, {None: 2 * lanes, "row": 2, "column": 0}[a.lane_axis]], np.int64)
+    a_lines = {None: 2 * lanes, "row": 2, "column": 0}[a.lane_axis]
+    return np.array([*numbers, *shape, add, a_lines, panels], np.int64)
+
+
+def _task(
+    name: str, a: Matrix, b: Matrix, c: Matrix, shape: tuple[int, ...], slots: int, add: bool = False
+) -> threads.Task:
+    groups, rows, _, _, steps = shape
     items = groups * -(-rows // _ITEM_ROWS) * steps
-    return threads.Task(_STAGES[name].address(real), record, items, slots)
+    return threads.Task(_STAGES[name].address(c.spectra.dtype.type), _record(a, b, c, shape, add), items, slots)
 
 
 def product(a: Matrix, b: Matrix, c: Matrix, shape: tuple[int, ...], slots: int) -> threads.Task:
@@ -302,10 +388,22 @@ def conjugate_product(
 ) -> threads.Task:
     """Return the task C = conj(A) · B, or C += conj(A) · B.
 
-    Parameters are as in `product`, but the entries of A, or those of C as sums over the lanes, may be lanes along i.
+    Parameters are as in `product`, but the entries of A may be lanes along i.
     """
-    if c.lane_axis is not None:
-        name = "reduced_conjugate_product"
-    else:
-        name = "conjugate_product" if a.lane_axis is None else "scalar_conjugate_product"
+    name = "conjugate_product" if a.lane_axis is None else "scalar_conjugate_product"
     return _task(name, a, b, c, shape, slots, add)
+
+
+def panel_product(
+    a: Matrix, b: Matrix, c: Matrix, shape: tuple[int, ...], panels: np.ndarray, slots: int, add: bool = False
+) -> threads.Task:
+    """Return the task C = conj(A) · B, or C += conj(A) · B, where entries of A and B are lanes along r, of C along i.
+
+    Parameters are as in `product`; `panels` has `panel_bytes` for each thread.
+    """
+    groups, rows, columns, _, steps = shape
+    real = c.spectra.dtype.type
+    vectors = -(-rows // simd.lanes(real))
+    items = groups * -(-columns // _ITEM_ROWS) * -(-vectors // _PANEL_VECTORS) * steps
+    record = _record(a, b, c, shape, add, panels.ctypes.data)
+    return threads.Task(_panel_product.address(real), record, items, slots)

@@ -139,36 +139,6 @@ class Emitter:
         first = self._builder.insert_element(ir.Constant(self._vector, ir.Undefined), scalar, self.integer(0))
         return self._shuffle(first, first, [0] * self.lanes)
 
-    def lane_sums(self, values: Sequence[ir.Value]) -> ir.Value:
-        """Vector whose lane i is the sum over all lanes of value i, of no more values than lanes."""
-        count = 1
-        while count < len(values):
-            count *= 2
-        values = [*values, *[self.zero()] * (count - len(values))]
-        distance = count // 2
-        while distance:  # lanes with and without the bit `distance` go on with one value each
-            merged = []
-            for a, b in zip(values[:distance], values[distance:], strict=True):
-                kept = [i + self.lanes if i & distance else i for i in range(self.lanes)]
-                moved = [i - distance + self.lanes if i & distance else i + distance for i in range(self.lanes)]
-                merged.append(self.plus(self._shuffle(a, b, kept), self._shuffle(a, b, moved)))
-            values = merged
-            distance //= 2
-        (total,) = values
-        while count < self.lanes:
-            total = self.plus(total, self._shuffle(total, total, [i ^ count for i in range(self.lanes)]))
-            count *= 2
-        return total
-
-    def add_part(self, value: ir.Value, first: int, count: int, address: ir.Value, go_on: ir.Value) -> None:
-        """Write `count` lanes from lane `first` on to an address; add them to what is there if `go_on` is not 0."""
-        part = self._shuffle(value, value, list(range(first, first + count)))
-        pointer = self._builder.inttoptr(address, part.type.as_pointer())
-        before = self._builder.load(pointer, align=self.itemsize)
-        is_added = self._builder.icmp_signed("!=", go_on, self.integer(0))
-        before = self._builder.select(is_added, before, ir.Constant(part.type, None))
-        self._builder.store(self._builder.fadd(before, part), pointer, align=self.itemsize)
-
     def all_or_none(self, condition: ir.Value) -> ir.Value:
         """Mask of all lanes where an integer is not 0, of none where it is."""
         return self._builder.icmp_signed(

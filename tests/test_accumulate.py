@@ -10,7 +10,16 @@ import pytest
 from compare import ERROR_BOUND
 
 from nbfftconv import simd, threads
-from nbfftconv.accumulate import _DEPTH, _ITEM_ROWS, Matrix, conjugate_product, product
+from nbfftconv.accumulate import (
+    _DEPTH,
+    _ITEM_ROWS,
+    Matrix,
+    conjugate_product,
+    panel_bytes,
+    panel_product,
+    product,
+)
+from nbfftconv.scratch import aligned
 from nbfftconv.transforms import COMPLEX_BYTES, step_stride
 
 DEPTHS = (1, 15, 16, _DEPTH - 1, _DEPTH, _DEPTH + 1, 2 * _DEPTH + 1)
@@ -44,8 +53,10 @@ def tiles(rng, real, groups, units, channels, unit_index, channel_index):
         spectra.array,
         group=channels * COMPLEX_BYTES,
         row=distance["row"],
-        column=distance["column"],
+        column=distance.get("column", np.dtype(real).itemsize),
         step=spectra.step,
+        lane_axis="column" if unit_index == "tile" else None,
+        vectors=spectra.unit,
     )
 
     def entries():
@@ -136,18 +147,30 @@ class TestProducts:
             assert nan_count(c.array) == rest
 
     def test_grad_weight(self, real, in_lanes, slots, rng):
-        """C = conj(A) · B over tiles, then C += conj(A) · B."""
+        """C = conj(A) · B over tiles, then C += conj(A) · B; of tiles in lanes, the last unit need not be full."""
+        lanes = simd.lanes(real)
+        panels = aligned(slots * panel_bytes(real))
         for groups, rows, columns, depth in itertools.islice(sizes(), slots - 1, None, 2):
             c = kernels(rng, real, groups, rows, columns, "row", in_lanes)
-            rest = nan_count(c.array)
+            rest = nan_count(c.array[:, :, columns:])
             expected = 0
             for add in (False, True):
-                a = tiles(rng, real, groups, depth, rows, "column", "row")
-                b = tiles(rng, real, groups, depth, columns, "column", "row")
+                axis, units = ("tile", -(-depth // lanes)) if in_lanes else ("column", depth)
+                a = tiles(rng, real, groups, units, rows, axis, "row")
+                b = tiles(rng, real, groups, units, columns, axis, "row")
                 shape = groups, rows, columns, depth, STEPS
-                threads.run(conjugate_product(a.matrix, b.matrix, c.matrix, shape, slots, add=add))
+                if in_lanes:
+                    for operand in (a, b):
+                        operand.array[-1, ..., depth - (units - 1) * lanes :] = np.nan
+                    threads.run(panel_product(a.matrix, b.matrix, c.matrix, shape, panels, slots, add))
+                else:
+                    threads.run(conjugate_product(a.matrix, b.matrix, c.matrix, shape, slots, add))
+                a, b = a.entries(), b.entries()
+                if in_lanes:
+                    used = np.arange(units * lanes).reshape(units, 1, lanes) < depth
+                    a, b = np.where(used, a, 0), np.where(used, b, 0)
                 subscripts = "gsril,gsrjl->gsij" if in_lanes else "gsril,gsrjl->gsijl"
-                products = matmul(subscripts, a.entries().conj(), b.entries())
+                products = matmul(subscripts, a.conj(), b)
                 expected = expected + (products[..., None] if in_lanes else products)
             assert_equal(c.entries(), expected, real)
-            assert nan_count(c.array) == rest
+            assert nan_count(c.array[:, :, columns:]) == rest

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from nbfftconv import jit, scratch, threads
-from nbfftconv.accumulate import ROWS, Matrix
+from nbfftconv.accumulate import ROWS, Matrix, panel_bytes
 from nbfftconv.geometry import AXIS_NUMBERS, ConvGeometry
 from nbfftconv.plan import ConvPlan, filters_of_share
 from nbfftconv.transforms import COMPLEX_BYTES, Transform, step_stride
@@ -314,20 +314,36 @@ class Call(_Numbers):
         if nbytes <= _FINISHED_BYTES:
             self._borrow("finished", self.areas * nbytes)
 
+    @functools.cached_property
+    def panels(self) -> np.ndarray:
+        """Room for a panel of a product, for each thread."""
+        memory = scratch.borrow(self.slots * panel_bytes(self.real))
+        self._borrowed.append(memory)
+        return memory
+
+    def tiles_of(self, units: int) -> int:
+        """Tiles of so many units of the block under way."""
+        return min(units * self.lanes, self.plan.grid.tiles - self.first_unit * self.lanes)
+
     def borrow_planes(self, nbytes: int) -> None:
         """Make room for each thread to sum up one channel of an image, of so many bytes."""
         self.record["plane"] = plane = _whole_lines(nbytes)
         self._borrow("planes", self.areas * plane)
 
     def tile_matrix(self, spectra: Spectra, group_channels: int, row: str, column: str) -> Matrix:
-        """Return spectra of tiles as an operand; `row` and `column` name the index that each of its indices is."""
-        strides = {"unit": spectra.unit, "channel": COMPLEX_BYTES}
+        """Return spectra of tiles as an operand.
+
+        `row` and `column` name the index that each of its indices is: "channel", "unit", or, as column, "tile".
+        """
+        strides = {"unit": spectra.unit, "channel": COMPLEX_BYTES, "tile": self.plan.dtype.itemsize}
         return Matrix(
             spectra.array,
             group=group_channels * COMPLEX_BYTES,
             row=strides[row],
             column=strides[column],
             step=spectra.step,
+            lane_axis="column" if column == "tile" else None,
+            vectors=spectra.unit,
         )
 
     def weight_matrix(self, spectra: Spectra, filter_axis: str) -> Matrix:

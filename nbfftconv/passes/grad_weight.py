@@ -7,7 +7,7 @@ kept.
 import numpy as np
 
 from nbfftconv import simd
-from nbfftconv.accumulate import conjugate_product
+from nbfftconv.accumulate import conjugate_product, panel_product
 from nbfftconv.geometry import ConvGeometry
 from nbfftconv.passes.call import Call, Spectra, stage
 from nbfftconv.passes.places import channel_position, filter_of
@@ -55,11 +55,18 @@ def accumulate(
     call: Call, output_spectra: Spectra, input_spectra: Spectra, weight_spectra: Spectra, units: int
 ) -> None:
     """Add the products of a block of tiles to the gradient's spectra, which the first block begins."""
-    g = call.tile_matrix(output_spectra, call.group_filters, row="channel", column="unit")
-    x = call.tile_matrix(input_spectra, call.group_depth, row="channel", column="unit")
     w = call.weight_matrix(weight_spectra, filter_axis="row")
-    shape = call.groups, call.group_filters, call.group_depth, units, call.steps
-    call.add_product(conjugate_product(g, x, w, shape, call.slots, add=call.first_unit > 0))
+    is_added = call.first_unit > 0
+    if call.lanes == 1:
+        g = call.tile_matrix(output_spectra, call.group_filters, row="channel", column="unit")
+        x = call.tile_matrix(input_spectra, call.group_depth, row="channel", column="unit")
+        shape = call.groups, call.group_filters, call.group_depth, units, call.steps
+        call.add_product(conjugate_product(g, x, w, shape, call.slots, is_added))
+        return
+    g = call.tile_matrix(output_spectra, call.group_filters, row="channel", column="tile")
+    x = call.tile_matrix(input_spectra, call.group_depth, row="channel", column="tile")
+    shape = call.groups, call.group_filters, call.group_depth, call.tiles_of(units), call.steps
+    call.add_product(panel_product(g, x, w, shape, call.panels, call.slots, is_added))
 
 
 def write(call: Call, result: np.ndarray) -> None:
