@@ -71,14 +71,13 @@ _GATHER_RATE = 5 / 165
 _GRAD_WEIGHT_GATHER_RATE = 3.7 / 165
 _PACK_RATE = 0.7 / 165
 # Fractions of its `bandwidth`, as measured where that is 25e9: of arrays read and written, of spectra that go through
-# the last-level cache, of kernels' spectra written past the caches, and read.
+# the last-level cache, of kernels' spectra written past the caches, read, and read and written.
 _READ_RATE = 6 / 25
 _WRITE_RATE = 8 / 25
 _SPECTRA_RATE = 8 / 25
 _KERNEL_RATE = 19 / 25
 _STREAM_RATE = 33 / 25
-# Products of so many units of tiles take as long as the sums over their lanes.
-_LANE_SUMS = 1.4
+_SUM_RATE = 15 / 25
 # Scalars of input and output of direct convolution.
 _DENSE_MOVE_RATE = 5 / 25
 _WINDOW_MOVE_RATE = 4 / 25
@@ -327,12 +326,13 @@ def fft_cost(choice: Choice, weight_is_transformed: bool, machine: Machine) -> F
         moved = times * itemsize * math.prod(size) / (machine.bandwidth * rate)
         return channels * tiles * transform + moved + channels * through_cache
 
-    multiply_adds = layout.steps * lanes * choice.units * filters * depth
+    if direction == "grad_weight" and layout.lanes > 1:  # panels, whose lanes are filters
+        multiply_adds = layout.steps * grid.tiles * choice.lane_filters * depth
+    else:  # one unit of tiles leaves registers empty
+        multiply_adds = layout.steps * lanes * choice.units * filters * depth * (1 + 0.2 / choice.block_units)
     products = 8 * multiply_adds * slow / (machine.flops * _PRODUCT_RATES[choice.name])
-    # One unit of tiles leaves registers empty, or the sums over the lanes of few tiles take as long as the products.
-    is_reduced = direction == "grad_weight" and layout.lanes > 1
-    products *= 1 + (_LANE_SUMS if is_reduced else 0.2) / choice.block_units
-    streamed = choice.weight * choice.blocks / (machine.bandwidth * _STREAM_RATE)
+    rate = _SUM_RATE if direction == "grad_weight" else _STREAM_RATE
+    streamed = choice.weight * choice.blocks / (machine.bandwidth * rate)
     weight = 0.0
     if direction == "grad_weight":
         weight = choice.lane_filters * depth * transform + choice.weight / (machine.bandwidth * _SPECTRA_RATE)
@@ -347,5 +347,5 @@ def fft_cost(choice: Choice, weight_is_transformed: bool, machine: Machine) -> F
         choice.shares * both_ways(depth * geometry.groups, geometry.input_size, _READ_RATE, overlap),
         both_ways(filters, geometry.output_size, _WRITE_RATE),
         weight,
-        products + (2 if direction == "grad_weight" else 1) * streamed + blocks + _FFT_CALL,
+        products + streamed + blocks + _FFT_CALL,
     )
