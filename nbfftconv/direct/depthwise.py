@@ -61,13 +61,14 @@ def _block(rows: int, vectors: int):
     """Return the emitter of a block of rows × vectors of the output."""
 
     def emit(v, x, x_channel, row_step, w, w_channel, tap_step, channels, table, runs4, runs3, runs2, runs1,
-             bias, y, y_row, first, end, rows_left, relu):  # fmt: skip
+             bias, ahead, y, y_row, first, end, rows_left, relu):  # fmt: skip
         def at(address, index):
             return v.add(address, v.integer(index * VECTOR_BYTES))
 
         def run(taps, x, w):
-            def step(entry, *sums):
+            def step(entry, ahead, *sums):
                 sums = list(sums)
+                v.prefetch(ahead, level=2)
                 source = v.add(x, v.integer_at(entry))
                 weight = v.add(w, v.integer_at(v.add(entry, v.integer(8))))
                 weights = [v.broadcast(v.add(weight, v.scale(tap_step, v.integer(u)))) for u in range(taps)]
@@ -79,26 +80,27 @@ def _block(rows: int, vectors: int):
                             if 0 <= row - u < rows:
                                 k = (row - u) * vectors + j
                                 sums[k] = v.multiply_add(weights[u], pixels, sums[k])
-                return [v.add(entry, v.integer(16)), *sums]
+                return [v.add(entry, v.integer(16)), v.add(ahead, v.integer(VECTOR_BYTES)), *sums]
 
             return step
 
-        def channel(x, w, *sums):
+        def channel(x, w, ahead, *sums):
             entry = table
             for taps, count in zip((4, 3, 2, 1), (runs4, runs3, runs2, runs1), strict=True):
-                entry, *sums = v.repeat(count, [entry, *sums], run(taps, x, w))
-            return [v.add(x, x_channel), v.add(w, w_channel), *sums]
+                entry, ahead, *sums = v.repeat(count, [entry, ahead, *sums], run(taps, x, w))
+            return [v.add(x, x_channel), v.add(w, w_channel), ahead, *sums]
 
         output = OutputBlock(v, y, y_row, first, end, rows_left, rows, vectors)
-        _, _, *sums = v.repeat(channels, [x, w, *[v.zero()] * (rows * vectors)], channel)
+        _, _, _, *sums = v.repeat(channels, [x, w, ahead, *[v.zero()] * (rows * vectors)], channel)
         output.add(sums, [v.broadcast(bias)] * rows, relu)
 
     return emit
 
 
-# (x, x_channel, row_step, w, w_channel, tap_step, channels, table, runs of 4, 3, 2 and 1 taps, bias, y, y_row, first,
-# end, rows_left, relu, rows, vectors): as `_product` in `dense`, of the windows that `table` describes.
-_windows = block_kernel(_block, _ROWS, _VECTORS, "windows", 21)
+# (x, x_channel, row_step, w, w_channel, tap_step, channels, table, runs of 4, 3, 2 and 1 taps, bias, ahead, y, y_row,
+# first, end, rows_left, relu, rows, vectors): as `_product` in `dense`, of the windows that `table` describes; from
+# `ahead` on a line for every run is fetched.
+_windows = block_kernel(_block, _ROWS, _VECTORS, "windows", 22)
 
 
 @jit.njit()
@@ -141,6 +143,12 @@ def _forward(real):
                         real, itemsize, lanes, r, r.input + plane * r.y_input * r.x_input * itemsize,
                         y0 * r.y_stride - r.y_before, x0 * r.x_stride - r.x_before, window + i * r.window,
                     )  # fmt: skip
+                # meanwhile what follows in memory is fetched, which comes next: other rows, or another channel
+                plane = (n * r.groups + group) * r.channels + c + depth - 1
+                below = min(r.y_input, max(0, y0 * r.y_stride - r.y_before + r.rows))
+                ahead = r.input + (plane * r.y_input + below) * r.x_input * itemsize
+                ahead_end = ahead + r.rows * r.x_input * itemsize
+                lines = (r.runs4 + r.runs3 + r.runs2 + r.runs1) * depth
                 relu = r.relu if c + depth == r.channels else 0
                 for f in range(r.filters):
                     k = group * r.filters + f
@@ -159,10 +167,12 @@ def _forward(real):
                                 _windows(real, (
                                     source, r.window, r.row_step, w, w_channel, r.tap_step, depth,
                                     r.table, r.runs4, r.runs3, r.runs2, r.runs1,
-                                    bias, target, r.y_phases * width * itemsize, count if c == 0 else 0, count,
+                                    bias, ahead if ahead < ahead_end else source,
+                                    target, r.y_phases * width * itemsize, count if c == 0 else 0, count,
                                     left, relu, _ROWS // 2 if left <= _ROWS // 2 else _ROWS,
                                     (count + lanes - 1) // lanes,
                                 ))  # fmt: skip
+                                ahead += lines * VECTOR_BYTES
 
     return depthwise_forward
 
