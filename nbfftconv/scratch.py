@@ -15,7 +15,7 @@ import numpy as np
 
 from nbfftconv.forking import fork_safe_lock
 
-_DEFAULT_LIMIT = 256 * 2**20
+_DEFAULT_LIMIT = 512 * 2**20
 _SMALL_RESULT = 2**20  # bytes below which a result is not worth keeping
 
 
@@ -37,7 +37,7 @@ def set_scratch_limit(nbytes: int) -> None:
     Parameters
     ----------
     nbytes : int
-        At first 256 MiB, or what ``NBFFTCONV_SCRATCH_BYTES`` says. As much is kept between calls, at most, with results
+        At first 512 MiB, or what ``NBFFTCONV_SCRATCH_BYTES`` says. As much is kept between calls, at most, with results
         that nobody refers to any more. Results depend on it by rounding only, where it rules out the tiles or the
         blocks that would be chosen without it.
 

@@ -27,7 +27,7 @@ from geometries import WAYS, Case
 
 import nbfftconv
 from nbfftconv.machine import get_machine
-from nbfftconv.scratch import set_scratch_limit
+from nbfftconv.scratch import get_scratch_limit, set_scratch_limit
 from nbfftconv.threads import get_counts
 
 PYTHON_THREADS = 8
@@ -93,9 +93,10 @@ def plan_now(case: Case, direction: str, dtype: type, limit: int | None, **choic
     """Return a function that returns the plan; one for another scratch limit is made at once."""
     if limit is None:
         return lambda: case.plan(direction, dtype, **choices)  # by every thread and child for itself
+    before = get_scratch_limit()
     set_scratch_limit(limit)
     plan = case.plan(direction, dtype, **choices)
-    set_scratch_limit(256 << 20)
+    set_scratch_limit(before)
     return lambda: plan
 
 
