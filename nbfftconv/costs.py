@@ -306,25 +306,26 @@ def fft_cost(choice: Choice, weight_is_transformed: bool, machine: Machine) -> F
     filters, channels = geometry.weight_size[:2]
     depth = channels * grid.channel_phases
     samples = height * width
-    if choice.name == "planar":  # vectors are full of what is transformed twice: columns, then frequencies
-        operations = 2.5 * layout.pitch * height * math.log2(height) + 5 * layout.steps * lanes * math.log2(width)
-        transform = operations / _TRANSFORM_RATES["planar"]
-    elif choice.name == "codelet":
-        transform = 2.5 * samples * sum(math.log2(side) / _CODELET_RATES[side] for side in (height, width))
-    else:
-        transform = 2.5 * samples * math.log2(samples + 1) / _TRANSFORM_RATES["fftw"]
-    transform *= slow / machine.flops
-    # Of a kernel few rows are gathered, and transformed before the columns are.
-    kernel_rows = grid.vertical.taps / height if layout.lanes > 1 else 1
-    kernel = transform * (1 + kernel_rows) / 2 + _TILE_ROW * height * kernel_rows + _TRANSFORM_CALL / layout.lanes
-    transform += _TILE_ROW * height + _TRANSFORM_CALL / layout.lanes
+
+    def transform(columns: int, rows: int = height) -> float:  # of a tile of which so many are needed
+        if choice.name == "planar":  # vectors are full of what is transformed twice: columns, then frequencies
+            operations = 2.5 * _whole(columns, 2 * lanes) * height * math.log2(height)
+            operations += 5 * layout.steps * lanes * math.log2(width)
+            operations, rows = operations / _TRANSFORM_RATES["planar"], height
+        elif choice.name == "codelet":  # rows are transformed before the columns are
+            operations = 2.5 * samples * sum(math.log2(side) / _CODELET_RATES[side] for side in (height, width))
+            operations *= (1 + rows / height) / 2
+        else:
+            operations, rows = 2.5 * samples * math.log2(samples + 1) / _TRANSFORM_RATES["fftw"], height
+        return operations * slow / machine.flops + _TILE_ROW * rows + _TRANSFORM_CALL / layout.lanes
+
     tiles = choice.units * layout.lanes
     spectrum = layout.steps * COMPLEX_BYTES  # of a unit
     through_cache = 0 if choice.fused else choice.units * spectrum / (machine.bandwidth * _SPECTRA_RATE)
 
-    def both_ways(channels: int, size: tuple[int, ...], rate: float, times: float = 1) -> float:
+    def both_ways(channels: int, columns: int, size: tuple[int, ...], rate: float, times: float = 1) -> float:
         moved = times * itemsize * math.prod(size) / (machine.bandwidth * rate)
-        return channels * tiles * transform + moved + channels * through_cache
+        return channels * (tiles * transform(columns) + through_cache) + moved
 
     if direction == "grad_weight" and layout.lanes > 1:  # panels, whose lanes are filters
         multiply_adds = layout.steps * grid.tiles * choice.lane_filters * depth
@@ -333,10 +334,11 @@ def fft_cost(choice: Choice, weight_is_transformed: bool, machine: Machine) -> F
     products = 8 * multiply_adds * slow / (machine.flops * _PRODUCT_RATES[choice.name])
     rate = _SUM_RATE if direction == "grad_weight" else _STREAM_RATE
     streamed = choice.weight * choice.blocks / (machine.bandwidth * rate)
-    weight = 0.0
+    weight, taps = 0.0, grid.horizontal.taps
     if direction == "grad_weight":
-        weight = choice.lane_filters * depth * transform + choice.weight / (machine.bandwidth * _SPECTRA_RATE)
+        weight = choice.lane_filters * depth * transform(taps) + choice.weight / (machine.bandwidth * _SPECTRA_RATE)
     elif not weight_is_transformed:
+        kernel = transform(taps, grid.vertical.taps)
         weight = choice.lane_filters * depth * kernel + choice.weight / (machine.bandwidth * _KERNEL_RATE)
     blocks = _BLOCK * (1 if choice.fused else choice.blocks)
     if geometry.groups > 1 and not choice.fused:
@@ -344,8 +346,8 @@ def fft_cost(choice: Choice, weight_is_transformed: bool, machine: Machine) -> F
     cores = grid.vertical.core * grid.horizontal.core
     overlap = samples / cores if direction == "grad_input" else 1
     return FftCost(
-        choice.shares * both_ways(depth * geometry.groups, geometry.input_size, _READ_RATE, overlap),
-        both_ways(filters, geometry.output_size, _WRITE_RATE),
+        choice.shares * both_ways(depth * geometry.groups, width, geometry.input_size, _READ_RATE, overlap),
+        both_ways(filters, grid.horizontal.core, geometry.output_size, _WRITE_RATE),
         weight,
         products + streamed + blocks + _FFT_CALL,
     )

@@ -97,6 +97,10 @@ class Emitter:
         """Integer difference."""
         return self._builder.sub(a, b)
 
+    def odd(self, a: ir.Value) -> ir.Value:
+        """Return 1 if an address or integer is odd, else 0."""
+        return self._builder.and_(a, self.integer(1))
+
     def divide(self, a: ir.Value, b: ir.Value) -> ir.Value:
         """Integer quotient of positive numbers."""
         return self._builder.udiv(a, b)

@@ -63,7 +63,7 @@ def spectrum_to_output(real, itemsize, r, slot, unit, k, spectrum):
     scale_and_bias[0] = real(1) / real(r.y_tile * r.x_tile)
     scale_and_bias[1] = simd.pointer(real, r.bias)[k] if r.bias != 0 else real(0)
     if r.lanes == 1:
-        simd.call(r.inverse, (r.context, tiles, tiles + r.work, spectrum, r.output_step_bytes, r.y_core))
+        simd.call(r.inverse, (r.context, tiles, tiles + r.work, spectrum, r.output_step_bytes, r.y_core, r.x_core))
         write_output(real, itemsize, r, tiles, r.pitch * itemsize, k, tile_position(r, unit), 1, factors)
         return
     places, strips = tiles + r.places, tiles + r.strips

@@ -91,7 +91,7 @@ def _add(real):
             to_tile = min(last_tile, own_end * r.x_count)
             for unit in range(from_tile // r.lanes, (to_tile + r.lanes - 1) // r.lanes):
                 spectrum = r.input_spectra + (unit - r.first_unit) * r.input_unit + index * COMPLEX_BYTES
-                spectrum_to_tiles(itemsize, r, slot, spectrum, r.input_step_bytes, r.y_tile)
+                spectrum_to_tiles(itemsize, r, slot, spectrum, r.input_step_bytes, r.y_tile, r.x_tile)
                 first = max(from_tile, unit * r.lanes)
                 image, y_phase, x_phase, row, column = tile_position(r, first)
                 for tile in range(first, min(to_tile, (unit + 1) * r.lanes)):

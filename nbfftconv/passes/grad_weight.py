@@ -27,7 +27,7 @@ def _weight(real):
         for item in range(begin, end):
             unit, index = item // depth, item % depth
             spectrum = r.weight_spectra + unit * r.weight_unit + index * COMPLEX_BYTES
-            spectrum_to_tiles(itemsize, r, slot, spectrum, r.weight_step_bytes, r.y_taps)
+            spectrum_to_tiles(itemsize, r, slot, spectrum, r.weight_step_bytes, r.y_taps, r.x_taps)
             c, y_tap, x_tap = channel_position(r, index)
             for lane in range(r.lanes):
                 k, exists = filter_of(r, unit, lane)

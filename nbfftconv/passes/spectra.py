@@ -91,12 +91,12 @@ def _met_outliers(word, limit, itemsize, r, slot):
 
 
 @njit()
-def transform_tile(real, word, limit, itemsize, r, slot, spectrum, stride, rows):
+def transform_tile(real, word, limit, itemsize, r, slot, spectrum, stride, rows, columns):
     """Free the gathered tile of outliers, and transform it."""
     tile = r.scratch + slot * r.slot
     if _met_outliers(word, limit, itemsize, r, slot):
         clear_outliers(real, word, limit, tile, r.y_tile * r.pitch)
-    simd.call(r.forward, (r.context, tile, tile + r.work, spectrum, stride, rows))
+    simd.call(r.forward, (r.context, tile, tile + r.work, spectrum, stride, rows, columns))
 
 
 @njit()
@@ -115,11 +115,11 @@ def transform_places(real, word, limit, itemsize, r, slot, base, spectrum, strid
 
 
 @njit()
-def spectrum_to_tiles(itemsize, r, slot, spectrum, stride, rows):
+def spectrum_to_tiles(itemsize, r, slot, spectrum, stride, rows, columns):
     """Transform a unit back to tiles in scratch memory, one after the other."""
     tiles = r.scratch + slot * r.slot
     if r.lanes == 1:
-        simd.call(r.inverse, (r.context, tiles, tiles + r.work, spectrum, stride, rows))
+        simd.call(r.inverse, (r.context, tiles, tiles + r.work, spectrum, stride, rows, columns))
         return
     places = simd.pointer(np.int64, tiles + r.places)
     for lane in range(r.lanes):
@@ -155,7 +155,7 @@ def input_unit_to_spectrum(real, word, limit, itemsize, r, slot, unit, index, sp
                 r.y_tile, r.pitch, tiles + lane * r.tile, largest,
             )  # fmt: skip
         if r.lanes == 1:
-            transform_tile(real, word, limit, itemsize, r, slot, spectrum, r.input_step_bytes, r.y_tile)
+            transform_tile(real, word, limit, itemsize, r, slot, spectrum, r.input_step_bytes, r.y_tile, r.x_tile)
             return -1
         base, place, ahead = tiles, 0, 0
         if placed != place:
@@ -213,7 +213,7 @@ def _output(real):
                         r.y_tile, r.pitch, tiles + lane * r.tile, largest,
                     )  # fmt: skip
                 if r.lanes == 1:
-                    transform_tile(real, word, limit, itemsize, r, slot, spectrum, stride, r.y_core)
+                    transform_tile(real, word, limit, itemsize, r, slot, spectrum, stride, r.y_core, r.x_core)
                     continue
                 base, place, ahead = tiles, 0, 0
                 if placed != place:
@@ -254,7 +254,7 @@ def _weight(real):
                         x_tap, r.x_tap_step, r.x_taps, r.y_tile, r.pitch, tiles + lane * r.tile, largest,
                     )  # fmt: skip
             if r.lanes == 1:
-                transform_tile(real, word, limit, itemsize, r, slot, spectrum, stride, r.y_taps)
+                transform_tile(real, word, limit, itemsize, r, slot, spectrum, stride, r.y_taps, r.x_taps)
             else:
                 if r.x_tap_step > 1:
                     base, place = tiles, 0

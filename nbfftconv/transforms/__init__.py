@@ -49,7 +49,8 @@ class Transform:
     `forward` and `inverse` are addresses of C functions on addresses, from a unit of tiles to their spectra, and back,
     unnormalised:
 
-    - of one tile, ``void (context, tile, work, spectrum, stride, rows)``: its `height` rows are `pitch` scalars apart;
+    - of one tile, ``void (context, tile, work, spectrum, stride, rows, columns)``: its `height` rows are `pitch`
+      scalars apart, and of them only the first `columns` are needed;
     - of a tile for each lane, ``void (places, base, work, spectrum, stride, rows, ahead, largest)`` and ``void (places,
       base, pitch, work, spectrum, stride, rows)``. The places, in bytes from `base` on, are forward those of every row:
       an int64 for each lane, and 16 bits for each lane of each vector of a row, of the samples that are not zero. In
@@ -58,7 +59,7 @@ class Transform:
       the vector at `largest`.
 
     At every step, `stride` bytes from the next one's, a spectrum has a vector of real parts and one of imaginary parts.
-    Of a tile only the first `rows` rows are needed: the others are zero, or may be left out. `work` has room for
+    Of a tile only the first `rows` rows are needed. What is not needed is zero, or may be left out. `work` has room for
     `work_items` scalars, zero at first; nothing else is destroyed.
 
     Attributes
@@ -76,7 +77,7 @@ class Transform:
     work_items: int
 
 
-def signature(context: np.dtype | None = None, arguments: int = 6) -> Any:
+def signature(context: np.dtype | None = None, *, arguments: int) -> Any:
     """Return the signature of a function of so many addresses and integers; a `context` comes first, as a record."""
     kinds = [types.intp] * arguments
     if context is not None:

@@ -209,7 +209,7 @@ _CONTEXT = np.dtype([(name, np.intp) for name in ("execute_forward", "execute_in
 def _forward_factory(real):
     itemsize, lanes = np.dtype(real).itemsize, simd.lanes(real)
 
-    def forward(c, tile, work, spectrum, stride, rows):
+    def forward(c, tile, work, spectrum, stride, rows, columns):
         simd.call(c.execute_forward, (c.forward, tile, work, work + itemsize))
         for step in range(c.steps):
             interleaved = simd.pointer(real, work + step * COMPLEX_BYTES)
@@ -224,7 +224,7 @@ def _forward_factory(real):
 def _inverse_factory(real):
     itemsize, lanes = np.dtype(real).itemsize, simd.lanes(real)
 
-    def inverse(c, tile, work, spectrum, stride, rows):
+    def inverse(c, tile, work, spectrum, stride, rows, columns):
         for step in range(c.steps):
             interleaved = simd.pointer(real, work + step * COMPLEX_BYTES)
             parts = simd.pointer(real, spectrum + step * stride)
@@ -236,5 +236,5 @@ def _inverse_factory(real):
     return inverse
 
 
-_forward = Callback(_forward_factory, signature(_CONTEXT))
-_inverse = Callback(_inverse_factory, signature(_CONTEXT))
+_forward = Callback(_forward_factory, signature(_CONTEXT, arguments=7))
+_inverse = Callback(_inverse_factory, signature(_CONTEXT, arguments=7))

@@ -11,10 +11,9 @@ import functools
 import math
 
 import numpy as np
-from numba import types
 
 from nbfftconv import simd
-from nbfftconv.jit import Callback
+from nbfftconv.jit import Callback, njit
 from nbfftconv.simd import VECTOR_BYTES
 from nbfftconv.transforms import COMPLEX_BYTES, Layout, Transform, signature
 from nbfftconv.transforms.butterflies import Complex, complex_transform, load, store
@@ -168,7 +167,7 @@ def _columns_inverse(length):
 
 
 def _transpose(v, vectors, source, source_step, target, target_step):
-    """Transpose squares of complex vectors, `step` bytes from one to the next."""
+    """Transpose squares of complex vectors, `step` bytes from one to the next; return the addresses of what follows."""
 
     def square(source, target):
         for part in (0, VECTOR_BYTES):
@@ -177,24 +176,31 @@ def _transpose(v, vectors, source, source_step, target, target_step):
                 v.store(value, _at(v, target, i * COMPLEX_BYTES + part))
         return [v.add(source, source_step), v.add(target, target_step)]
 
-    v.repeat(v.integer(vectors), [source, target], square)
+    return v.repeat(vectors, [source, target], square)
 
 
 @functools.cache
 def _rows_forward(length):
-    """Intrinsic: groups of rows of [column vector, k, (re, im), lane] to steps of a spectrum."""
+    """Intrinsic: groups of rows of [column vector, k, (re, im), lane] to steps of a spectrum; all else is zero."""
     steps = STEPS[length]
 
-    def emit(v, columns, vector, spectrum, stride, buffer, factors, groups):
+    def emit(v, columns, vector, spectrum, stride, buffer, factors, groups, vectors):
+        zero = Complex(v, v.zero(), v.zero())
+
+        def clear(place):
+            store(v, zero, place)
+            return [_at(v, place, COMPLEX_BYTES)]
+
         def group(columns, spectrum):
-            _transpose(v, -(-length // v.lanes), columns, vector, buffer, v.integer(v.lanes * COMPLEX_BYTES))
+            _, rest = _transpose(v, vectors, columns, vector, buffer, v.integer(v.lanes * COMPLEX_BYTES))
+            v.repeat(v.subtract(v.integer(length), v.scale(vectors, v.integer(v.lanes))), [rest], clear)
             _forward_first(v, steps, buffer, v.integer(COMPLEX_BYTES), buffer, factors, 1)
             _forward_last(v, steps, buffer, spectrum, stride)
             return [_at(v, columns, v.lanes * COMPLEX_BYTES), v.add(spectrum, v.scale(stride, v.integer(length)))]
 
         v.repeat(groups, [columns, spectrum], group)
 
-    return simd.kernel(emit, f"rows_forward_{length}", 7)
+    return simd.kernel(emit, f"rows_forward_{length}", 8)
 
 
 @functools.cache
@@ -202,40 +208,52 @@ def _rows_inverse(length):
     """Intrinsic: the reverse of `_rows_forward`."""
     steps = STEPS[length]
 
-    def emit(v, columns, vector, spectrum, stride, buffer, factors, groups):
-        vectors = -(-length // v.lanes)
+    def emit(v, columns, vector, spectrum, stride, buffer, factors, groups, vectors):
+        zero = Complex(v, v.zero(), v.zero())
+
+        def clear(partner):
+            for i in range(v.lanes):
+                store(v, zero, _at(v, partner, i * COMPLEX_BYTES))
+            return [v.add(partner, vector)]
 
         def group(columns, spectrum):
             _inverse_first(v, steps, spectrum, stride, buffer, factors)
             _inverse_last(v, steps, buffer, buffer, v.integer(COMPLEX_BYTES))
-            for x in range(length, vectors * v.lanes):  # two columns are one complex transform: no garbage in either
-                store(v, Complex(v, v.zero(), v.zero()), _at(v, buffer, x * COMPLEX_BYTES))
-            _transpose(v, vectors, buffer, v.integer(v.lanes * COMPLEX_BYTES), columns, vector)
-            if vectors % 2:  # nor in the last one's partner, where earlier tiles left rounding errors
-                partner = v.add(columns, v.scale(vector, v.integer(vectors)))
-                for i in range(v.lanes):
-                    store(v, Complex(v, v.zero(), v.zero()), _at(v, partner, i * COMPLEX_BYTES))
+            for x in range(length, -(-length // v.lanes) * v.lanes):  # two columns are one complex transform: no
+                store(v, zero, _at(v, buffer, x * COMPLEX_BYTES))  # garbage in either,
+            _, partner = _transpose(v, vectors, buffer, v.integer(v.lanes * COMPLEX_BYTES), columns, vector)
+            v.repeat(v.odd(vectors), [partner], clear)  # nor in the last one's partner, where earlier tiles left some
             return [_at(v, columns, v.lanes * COMPLEX_BYTES), v.add(spectrum, v.scale(stride, v.integer(length)))]
 
         v.repeat(groups, [columns, spectrum], group)
 
-    return simd.kernel(emit, f"rows_inverse_{length}", 7)
-
-
-_STEP_SIGNATURE = types.void(*[types.intp] * 7)
+    return simd.kernel(emit, f"rows_inverse_{length}", 8)
 
 
 @functools.cache
-def _step(make, length):
+def _columns_step(make, length):
     kernel = make(length)
 
     def factory(real):
-        def step(a, b, c, d, e, f, g):
-            kernel(real, (a, b, c, d, e, f, g))
+        def columns_step(tile, pitch, columns, vector, buffer, factors, pairs):
+            kernel(real, (tile, pitch, columns, vector, buffer, factors, pairs))
 
-        return step
+        return columns_step
 
-    return Callback(factory, _STEP_SIGNATURE)
+    return Callback(factory, signature(arguments=7))
+
+
+@functools.cache
+def _rows_step(make, length):
+    kernel = make(length)
+
+    def factory(real):
+        def rows_step(columns, vector, spectrum, stride, buffer, factors, groups, vectors):
+            kernel(real, (columns, vector, spectrum, stride, buffer, factors, groups, vectors))
+
+        return rows_step
+
+    return Callback(factory, signature(arguments=8))
 
 
 _CONTEXT = np.dtype(
@@ -244,32 +262,45 @@ _CONTEXT = np.dtype(
         for name in (
             "columns_forward", "rows_forward", "columns_inverse", "rows_inverse",  # addresses of code
             "columns_forward_factors", "rows_forward_factors", "columns_inverse_factors", "rows_inverse_factors",
-            "pitch", "vector", "buffer", "pairs", "groups",
+            "pitch", "vector", "buffer", "groups", "width",
         )
     ]
 )  # fmt: skip
 
 
+@njit()
+def _vectors_of(lanes, columns, width):
+    """Return pairs of vectors of columns, and the vectors in them."""
+    pairs = (columns + 2 * lanes - 1) // (2 * lanes)
+    return pairs, min(2 * pairs, (width + lanes - 1) // lanes)
+
+
 def _forward_factory(real):
-    def forward(c, tile, work, spectrum, stride, rows):
+    lanes = simd.lanes(real)
+
+    def forward(c, tile, work, spectrum, stride, rows, columns):
         buffer = work + c.buffer
-        simd.call(c.columns_forward, (tile, c.pitch, work, c.vector, buffer, c.columns_forward_factors, c.pairs))
-        simd.call(c.rows_forward, (work, c.vector, spectrum, stride, buffer, c.rows_forward_factors, c.groups))
+        pairs, vectors = _vectors_of(lanes, columns, c.width)
+        simd.call(c.columns_forward, (tile, c.pitch, work, c.vector, buffer, c.columns_forward_factors, pairs))
+        simd.call(c.rows_forward, (work, c.vector, spectrum, stride, buffer, c.rows_forward_factors, c.groups, vectors))
 
     return forward
 
 
 def _inverse_factory(real):
-    def inverse(c, tile, work, spectrum, stride, rows):
+    lanes = simd.lanes(real)
+
+    def inverse(c, tile, work, spectrum, stride, rows, columns):
         buffer = work + c.buffer
-        simd.call(c.rows_inverse, (work, c.vector, spectrum, stride, buffer, c.rows_inverse_factors, c.groups))
-        simd.call(c.columns_inverse, (tile, c.pitch, work, c.vector, buffer, c.columns_inverse_factors, c.pairs))
+        pairs, vectors = _vectors_of(lanes, columns, c.width)
+        simd.call(c.rows_inverse, (work, c.vector, spectrum, stride, buffer, c.rows_inverse_factors, c.groups, vectors))
+        simd.call(c.columns_inverse, (tile, c.pitch, work, c.vector, buffer, c.columns_inverse_factors, pairs))
 
     return inverse
 
 
-_forward = Callback(_forward_factory, signature(_CONTEXT))
-_inverse = Callback(_inverse_factory, signature(_CONTEXT))
+_forward = Callback(_forward_factory, signature(_CONTEXT, arguments=7))
+_inverse = Callback(_inverse_factory, signature(_CONTEXT, arguments=7))
 
 
 @functools.cache
@@ -313,14 +344,14 @@ def planar(real: type, height: int, width: int) -> Transform:
         _factors(real, height, 1, 1.0), _factors(real, width, 1, 1.0),
     ]  # fmt: skip
     steps = [
-        _step(_columns_forward, height), _step(_rows_forward, width),
-        _step(_columns_inverse, height), _step(_rows_inverse, width),
+        _columns_step(_columns_forward, height), _rows_step(_rows_forward, width),
+        _columns_step(_columns_inverse, height), _rows_step(_rows_inverse, width),
     ]  # fmt: skip
     context = np.array(
         (
             *(step.address(real) for step in steps),
             *(table.ctypes.data for table in tables),
-            shape.pitch * np.dtype(real).itemsize, vector, 2 * pairs * vector, pairs, groups,
+            shape.pitch * np.dtype(real).itemsize, vector, 2 * pairs * vector, groups, width,
         ),
         _CONTEXT,
     )  # fmt: skip
