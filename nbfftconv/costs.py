@@ -15,7 +15,7 @@ In seconds of one core, whose rates are fractions of the figures of `nbfftconv.m
 - a call, a block of tiles, the call of a transform and, unless fused, a product of one of many groups at one frequency
   have fixed costs.
 
-Rates are fitted to 180 plans of the layers of `perf/layers.py`, measured on one thread.
+Rates are fitted to 780 plans of the layers of `perf/layers.py`, measured on one thread, stage by stage.
 """
 
 import dataclasses
@@ -56,12 +56,15 @@ _FUSED_DEPTH = 16
 
 # Fractions of the machine's `flops`, as measured where that is 165e9.
 _FFTW_WIDTH = min(32, simd.VECTOR_BYTES) / simd.VECTOR_BYTES  # pyFFTW's FFTW has vectors of 32 bytes
-_TRANSFORM_RATES = {"fftw": 20 / 165 * _FFTW_WIDTH, "planar": 52 / 165}
+_FFTW_RATE = 20 / 165 * _FFTW_WIDTH
+# Of planar transforms, also of columns of more rows than that: their samples are on too many pages.
+_PLANAR_RATE, _TALL_RATE = 54 / 165, 45 / 165
+_TALL = 200
 _CODELET_RATES = {
-    8: 90 / 165, 9: 75 / 165, 10: 84 / 165, 12: 100 / 165, 13: 62 / 165, 14: 82 / 165, 15: 81 / 165, 16: 92 / 165,
-    18: 48 / 165, 20: 57 / 165, 24: 66 / 165, 28: 47 / 165, 30: 50 / 165, 32: 64 / 165,
+    8: 96 / 165, 9: 91 / 165, 10: 98 / 165, 12: 96 / 165, 13: 58 / 165, 14: 75 / 165, 15: 77 / 165, 16: 92 / 165,
+    18: 60 / 165, 20: 61 / 165, 24: 60 / 165, 28: 51 / 165, 30: 47 / 165, 32: 63 / 165,
 }  # fmt: skip
-_PRODUCT_RATES = {"fftw": 100 / 165, "codelet": 185 / 165, "planar": 98 / 165}
+_PRODUCT_RATES = {"fftw": 125 / 165, "codelet": 165 / 165, "planar": 125 / 165}
 _DENSE_RATE = 145 / 165
 _WINDOW_RATE = 115 / 165
 _GRADIENT_RATE = 9 / 165
@@ -73,10 +76,10 @@ _PACK_RATE = 0.7 / 165
 # Fractions of its `bandwidth`, as measured where that is 25e9: of arrays read and written, of spectra that go through
 # the last-level cache, of kernels' spectra written past the caches, read, and read and written.
 _READ_RATE = 6 / 25
-_WRITE_RATE = 8 / 25
-_SPECTRA_RATE = 8 / 25
+_WRITE_RATE = 10 / 25
+_SPECTRA_RATES = {"fftw": 8 / 25, "codelet": 35 / 25, "planar": 8 / 25}
 _KERNEL_RATE = 19 / 25
-_STREAM_RATE = 33 / 25
+_STREAM_RATES = {"fftw": 13 / 25, "codelet": 33 / 25, "planar": 13 / 25}
 _SUM_RATE = 15 / 25
 # Scalars of input and output of direct convolution.
 _DENSE_MOVE_RATE = 5 / 25
@@ -87,7 +90,7 @@ _DIRECT_CALL = 60e-6
 _GRADIENT_ROW = 8e-9
 _BLOCK = 30e-6
 _GROUP_PRODUCT = 0.1e-6
-_TILE_ROW = 4e-9
+_TILE_ROWS = {"fftw": 3e-9, "codelet": 1.3e-9, "planar": 3e-9}
 _TRANSFORM_CALL = 0.1e-6
 
 
@@ -309,19 +312,19 @@ def fft_cost(choice: Choice, weight_is_transformed: bool, machine: Machine) -> F
 
     def transform(columns: int, rows: int = height) -> float:  # of a tile of which so many are needed
         if choice.name == "planar":  # vectors are full of what is transformed twice: columns, then frequencies
-            operations = 2.5 * _whole(columns, 2 * lanes) * height * math.log2(height)
-            operations += 5 * layout.steps * lanes * math.log2(width)
-            operations, rows = operations / _TRANSFORM_RATES["planar"], height
+            rate = _TALL_RATE if height > _TALL else _PLANAR_RATE
+            operations = 2.5 * _whole(columns, 2 * lanes) * height * math.log2(height) / rate
+            operations, rows = operations + 5 * layout.steps * lanes * math.log2(width) / _PLANAR_RATE, height
         elif choice.name == "codelet":  # rows are transformed before the columns are
             operations = 2.5 * samples * sum(math.log2(side) / _CODELET_RATES[side] for side in (height, width))
             operations *= (1 + rows / height) / 2
         else:
-            operations, rows = 2.5 * samples * math.log2(samples + 1) / _TRANSFORM_RATES["fftw"], height
-        return operations * slow / machine.flops + _TILE_ROW * rows + _TRANSFORM_CALL / layout.lanes
+            operations, rows = 2.5 * samples * math.log2(samples + 1) / _FFTW_RATE, height
+        return operations * slow / machine.flops + _TILE_ROWS[choice.name] * rows + _TRANSFORM_CALL / layout.lanes
 
     tiles = choice.units * layout.lanes
     spectrum = layout.steps * COMPLEX_BYTES  # of a unit
-    through_cache = 0 if choice.fused else choice.units * spectrum / (machine.bandwidth * _SPECTRA_RATE)
+    through_cache = 0 if choice.fused else choice.units * spectrum / (machine.bandwidth * _SPECTRA_RATES[choice.name])
 
     def both_ways(channels: int, columns: int, size: tuple[int, ...], rate: float, times: float = 1) -> float:
         moved = times * itemsize * math.prod(size) / (machine.bandwidth * rate)
@@ -332,11 +335,13 @@ def fft_cost(choice: Choice, weight_is_transformed: bool, machine: Machine) -> F
     else:  # one unit of tiles leaves registers empty
         multiply_adds = layout.steps * lanes * choice.units * filters * depth * (1 + 0.2 / choice.block_units)
     products = 8 * multiply_adds * slow / (machine.flops * _PRODUCT_RATES[choice.name])
-    rate = _SUM_RATE if direction == "grad_weight" else _STREAM_RATE
+    rate = _SUM_RATE if direction == "grad_weight" else _STREAM_RATES[choice.name]
     streamed = choice.weight * choice.blocks / (machine.bandwidth * rate)
     weight, taps = 0.0, grid.horizontal.taps
     if direction == "grad_weight":
-        weight = choice.lane_filters * depth * transform(taps) + choice.weight / (machine.bandwidth * _SPECTRA_RATE)
+        weight = choice.lane_filters * depth * transform(taps) + choice.weight / (
+            machine.bandwidth * _SPECTRA_RATES[choice.name]
+        )
     elif not weight_is_transformed:
         kernel = transform(taps, grid.vertical.taps)
         weight = choice.lane_filters * depth * kernel + choice.weight / (machine.bandwidth * _KERNEL_RATE)
