@@ -192,7 +192,7 @@ class Choice:
     def staged(self, limit: int) -> "Choice":
         """Stage after stage, each over as many units as fit the limits."""
         streamed = min(self.weight, _LARGEST_BLOCK_BYTES)
-        if self.direction == "grad_weight":  # read and written, and summed up over lanes, with every block
+        if self.direction == "grad_weight":  # read and written with every block
             streamed = min(4 * self.weight, _LARGEST_SUMMED_BYTES)
         size = min(limit, max(_BLOCK_BYTES, streamed))
         units = max(1, min(self.units, size // self.unit))

@@ -187,11 +187,11 @@ def test_no_more_is_kept_than_the_limit(rng):
     layer(x)
     needed = kept_bytes(layer)
     expected = gradients(layer, g)
-    for limit in (needed, needed - 1, 0):
+    for limit, is_kept in ((needed, {True}), (needed - 1, {True, False}), (0, {False})):  # others may be smaller
         layer.spectra_limit = limit
         layer(x)
+        assert (kept_by(layer) is not None) in is_kept
         assert kept_by(layer) is None or kept_bytes(layer) <= limit
-        assert (kept_by(layer) is not None) == (limit == needed)
         assert_gradients(gradients(layer, g), PLANNED, x, w, g, F32)
     layer.spectra_limit = KEPT
     layer(x)
