@@ -416,7 +416,7 @@ def test_limits(value, rng):
         (PLANNED, 2**28, KEPT),
         (Case((2, 4, 60, 60), (6, 4, 9, 9)), 2**28, KEPT),
         (Case((2, 4, 60, 60), (6, 4, 9, 9)), 2**28, 0),
-        (Case((2, 4, 60, 60), (6, 4, 9, 9)), 250_000, KEPT),  # several blocks
+        (Case((2, 16, 60, 60), (24, 16, 9, 9)), 1_000_000, KEPT),  # several blocks
         (Case((4, 16, 64, 64), (16, 16, 7, 7)), 2_000_000, KEPT),
     ],
     ids=repr,
