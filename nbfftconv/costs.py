@@ -12,8 +12,8 @@ In seconds of one core, whose rates are fractions of the figures of `nbfftconv.m
 - direct convolution costs 2 operations a multiply-add, lanes without a pixel included, and the arrays once; for
   groups of many filters, also the pixels gathered for every tap, and packing the kernels; its gradients, a fixed time
   for every row of pixels under every tap, or, with respect to the kernels of groups of many filters, what is gathered;
-- a call, a block of tiles, the call of a transform and, unless fused, a product of one of many groups at one frequency
-  have fixed costs.
+- a call, a block of tiles, the call of a transform, a square of a panel that is transposed and, unless fused, a product
+  of one of many groups at one frequency have fixed costs.
 
 Rates are fitted to 780 plans of the layers of `perf/layers.py`, measured on one thread, stage by stage.
 """
@@ -90,6 +90,7 @@ _DIRECT_CALL = 60e-6
 _GRADIENT_ROW = 8e-9
 _BLOCK = 30e-6
 _GROUP_PRODUCT = 0.1e-6
+_SQUARE = 80e-9
 _TILE_ROWS = {"fftw": 3e-9, "codelet": 1.3e-9, "planar": 3e-9}
 _TRANSFORM_CALL = 0.1e-6
 
@@ -330,8 +331,10 @@ def fft_cost(choice: Choice, weight_is_transformed: bool, machine: Machine) -> F
         moved = times * itemsize * math.prod(size) / (machine.bandwidth * rate)
         return channels * (tiles * transform(columns) + through_cache) + moved
 
+    transposed = 0.0
     if direction == "grad_weight" and layout.lanes > 1:  # panels, whose lanes are filters
         multiply_adds = layout.steps * grid.tiles * choice.lane_filters * depth
+        transposed = layout.steps * choice.units * choice.lane_filters / lanes * _SQUARE
     else:  # one unit of tiles leaves registers empty
         multiply_adds = layout.steps * lanes * choice.units * filters * depth * (1 + 0.2 / choice.block_units)
     products = 8 * multiply_adds * slow / (machine.flops * _PRODUCT_RATES[choice.name])
@@ -354,5 +357,5 @@ def fft_cost(choice: Choice, weight_is_transformed: bool, machine: Machine) -> F
         choice.shares * both_ways(depth * geometry.groups, width, geometry.input_size, _READ_RATE, overlap),
         both_ways(filters, grid.horizontal.core, geometry.output_size, _WRITE_RATE),
         weight,
-        products + streamed + blocks + _FFT_CALL,
+        products + transposed + streamed + blocks + _FFT_CALL,
     )
