@@ -262,6 +262,10 @@ class Emitter:
             distance //= 2
         return rows
 
+    def reverse(self, a: ir.Value) -> ir.Value:
+        """Vector with its lanes in reverse order."""
+        return self._shuffle(a, a, list(range(self.lanes))[::-1])
+
     def even(self, a: ir.Value, b: ir.Value) -> ir.Value:
         """Every other lane, from the first on, of two vectors."""
         return self._shuffle(a, b, list(range(0, 2 * self.lanes, 2)))

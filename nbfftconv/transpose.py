@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from nbfftconv import jit, scratch, simd, threads
+from nbfftconv import jit, scratch, threads
+from nbfftconv.passes.tiles import reverse
 
 #: Filters and channels of a work item, whose kernels share the cache lines that are read and written.
 _BLOCK = 32
@@ -18,18 +19,19 @@ _stage = jit.stage(_RECORD)
 
 
 def _transpose(real):
+    itemsize = np.dtype(real).itemsize
+
     def transpose_kernels(r, slot, begin, end):
-        source, target = simd.pointer(real, r.weight), simd.pointer(real, r.transposed)
+        kernel = r.taps * itemsize
         for item in range(begin, end):
             first_filter = item % r.filter_blocks * _BLOCK
             first_channel = item // r.filter_blocks % r.channel_blocks * _BLOCK
             group = item // (r.filter_blocks * r.channel_blocks)
             for c in range(first_channel, min(first_channel + _BLOCK, r.channels)):
                 for k in range(first_filter, min(first_filter + _BLOCK, r.filters)):
-                    first = ((group * r.filters + k) * r.channels + c) * r.taps
-                    last = ((group * r.channels + c) * r.filters + k) * r.taps + r.taps - 1
-                    for i in range(r.taps):
-                        target[last - i] = source[first + i]
+                    source = r.weight + ((group * r.filters + k) * r.channels + c) * kernel
+                    target = r.transposed + ((group * r.channels + c) * r.filters + k) * kernel
+                    reverse(real, (source, target, r.taps))
 
     return transpose_kernels
 

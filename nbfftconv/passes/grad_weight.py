@@ -10,40 +10,44 @@ from nbfftconv import simd
 from nbfftconv.accumulate import conjugate_product, panel_product
 from nbfftconv.geometry import ConvGeometry
 from nbfftconv.passes.call import Call, Spectra, stage
-from nbfftconv.passes.places import channel_position, filter_of
+from nbfftconv.passes.places import channel_position, filter_of, samples_inside
 from nbfftconv.passes.spectra import input_to_spectra, output_to_spectra, spectrum_to_tiles
+from nbfftconv.passes.tiles import write_tile
 from nbfftconv.plan import ConvPlan
 from nbfftconv.transforms import COMPLEX_BYTES
 
 
 def _weight(real):
-    itemsize = np.dtype(real).itemsize
+    itemsize, lanes = np.dtype(real).itemsize, simd.lanes(real)
 
     def spectra_to_weight(r, slot, begin, end):
         tiles = r.scratch + slot * r.slot
-        scale = real(1) / real(r.y_tile * r.x_tile)
-        channels = r.channels // r.groups
+        simd.pointer(real, tiles + r.factors)[0] = scale = real(1) / real(r.y_tile * r.x_tile)
+        channels, filters = r.channels // r.groups, r.filters // r.groups
         depth = channels * r.channel_phases
         for item in range(begin, end):
             unit, index = item // depth, item % depth
             spectrum = r.weight_spectra + unit * r.weight_unit + index * COMPLEX_BYTES
             spectrum_to_tiles(itemsize, r, slot, spectrum, r.weight_step_bytes, r.y_taps, r.x_taps)
             c, y_tap, x_tap = channel_position(r, index)
-            for lane in range(r.lanes):
-                k, exists = filter_of(r, unit, lane)
-                if not exists:
-                    break
-                samples = simd.pointer(real, tiles + lane * r.tile)
-                target = simd.pointer(real, r.weight + (k * channels + c) * r.y_kernel * r.x_kernel * itemsize)
-                for i in range(r.y_taps):
-                    y = y_tap + i * r.y_tap_step
-                    if y >= r.y_kernel:
-                        break
-                    for j in range(r.x_taps):
-                        x = x_tap + j * r.x_tap_step
-                        if x >= r.x_kernel:
-                            break
-                        target[y * r.x_kernel + x] = samples[i * r.pitch + j] * scale
+            _, rows = samples_inside(y_tap, r.y_tap_step, r.y_kernel, 0, r.y_taps)
+            _, columns = samples_inside(x_tap, r.x_tap_step, r.x_kernel, 0, r.x_taps)
+            k, _ = filter_of(r, unit, 0)
+            for lane in range(min(r.lanes, filters - unit % r.group_units * r.lanes)):
+                tile = tiles + lane * r.tile
+                kernel = r.weight + ((k + lane) * channels + c) * r.y_kernel * r.x_kernel * itemsize
+                if r.x_tap_step == 1:
+                    write_tile(real, (
+                        tile, r.pitch * itemsize, kernel + y_tap * r.x_kernel * itemsize,
+                        r.y_tap_step * r.x_kernel * itemsize, rows, 0, columns, (columns + lanes - 1) // lanes,
+                        tiles + r.factors,
+                    ))  # fmt: skip
+                    continue
+                samples, taps = simd.pointer(real, tile), simd.pointer(real, kernel)
+                for i in range(rows):
+                    first = (y_tap + i * r.y_tap_step) * r.x_kernel + x_tap
+                    for j in range(columns):
+                        taps[first + j * r.x_tap_step] = samples[i * r.pitch + j] * scale
 
     return spectra_to_weight
 

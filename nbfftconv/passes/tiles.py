@@ -74,20 +74,40 @@ def _stream(v, source, target, stride, steps):
     v.repeat(steps, [source, target], step)
 
 
-def _add(v, source, pitch, target, row, rows, begin, end, vectors, scale):
-    size, factor = v.integer(VECTOR_BYTES), v.broadcast(scale)
+def _scaled(is_added):
+    def emit(v, source, pitch, target, row, rows, begin, end, vectors, scale):
+        size, factor = v.integer(VECTOR_BYTES), v.broadcast(scale)
 
-    def column(source, target, first):
-        mask = v.between(first, begin, end)
+        def column(source, target, first):
+            mask = v.between(first, begin, end)
 
-        def samples(source, target):
-            v.store_some(v.multiply_add(v.load(source), factor, v.load_some(target, mask)), target, mask)
-            return [v.add(source, pitch), v.add(target, row)]
+            def samples(source, target):
+                value = v.load(source)
+                value = v.multiply_add(value, factor, v.load_some(target, mask)) if is_added else v.times(value, factor)
+                v.store_some(value, target, mask)
+                return [v.add(source, pitch), v.add(target, row)]
 
-        v.repeat(rows, [source, target], samples)
-        return [v.add(source, size), v.add(target, size), v.add(first, v.integer(v.lanes))]
+            v.repeat(rows, [source, target], samples)
+            return [v.add(source, size), v.add(target, size), v.add(first, v.integer(v.lanes))]
 
-    v.repeat(vectors, [source, target, v.integer(0)], column)
+        v.repeat(vectors, [source, target, v.integer(0)], column)
+
+    return emit
+
+
+def _reverse(v, source, target, count):
+    size, lanes = v.integer(VECTOR_BYTES), v.integer(v.lanes)
+    end = v.add(target, v.scale(count, v.integer(v.itemsize)))
+
+    def vector(source, end, count):
+        mask = v.between(v.integer(0), v.integer(0), count)
+        filled = v.between(v.integer(0), v.subtract(lanes, count), lanes)
+        end = v.subtract(end, size)
+        v.store_some(v.reverse(v.load_some(source, mask)), end, filled)
+        return [v.add(source, size), end, v.subtract(count, lanes)]
+
+    vectors = v.divide(v.add(count, v.integer(v.lanes - 1)), lanes)
+    v.repeat(vectors, [source, end, count], vector)
 
 
 #: ``(source, row, target, pitch, above, inside, below, begin, end, vectors, ahead, largest)``: whole vectors of a tile
@@ -103,5 +123,8 @@ write_rows = simd.kernel(_write, "write_rows", 9)
 #: the caches: on one core 19 GB/s instead of 4, where neighbouring channels fill a page for every step.
 stream_steps = simd.kernel(_stream, "stream_steps", 4)
 #: ``(source, pitch, target, row, rows, begin, end, vectors, scale)``: samples begin .. end - 1 of `rows` rows, added
-#: times the scalar at `scale`.
-add_tile = simd.kernel(_add, "add_tile", 9)
+#: times the scalar at `scale`, or written.
+add_tile = simd.kernel(_scaled(True), "add_tile", 9)
+write_tile = simd.kernel(_scaled(False), "write_tile", 9)
+#: ``(source, target, count)``: scalars in reverse order.
+reverse = simd.kernel(_reverse, "reverse", 3)
