@@ -74,13 +74,14 @@ _GATHER_RATE = 5 / 165
 _GRAD_WEIGHT_GATHER_RATE = 3.7 / 165
 _PACK_RATE = 0.7 / 165
 # Fractions of its `bandwidth`, as measured where that is 25e9: of arrays read and written, of spectra that go through
-# the last-level cache, of kernels' spectra written past the caches, read, and read and written.
+# the last-level cache, of kernels' spectra written past the caches, read, and read and written, of kernels transposed.
 _READ_RATE = 6 / 25
 _WRITE_RATE = 10 / 25
 _SPECTRA_RATES = {"fftw": 8 / 25, "codelet": 35 / 25, "planar": 8 / 25}
 _KERNEL_RATE = 19 / 25
 _STREAM_RATES = {"fftw": 13 / 25, "codelet": 33 / 25, "planar": 13 / 25}
 _SUM_RATE = 15 / 25
+_TRANSPOSE_RATE = 11 / 25
 # Scalars of input and output of direct convolution.
 _DENSE_MOVE_RATE = 5 / 25
 _WINDOW_MOVE_RATE = 4 / 25
@@ -284,6 +285,11 @@ def direct_cost(
         + packed / (flops * _PACK_RATE)
         + moved / (machine.bandwidth * _DENSE_MOVE_RATE)
     )
+
+
+def transposition_cost(geometry: ConvGeometry, dtype: np.dtype, machine: Machine) -> float:
+    """Return the seconds of transposing kernels, for their gradient at the input to be a forward pass."""
+    return 2 * dtype.itemsize * math.prod(geometry.weight_size) / (machine.bandwidth * _TRANSPOSE_RATE)
 
 
 def _whole(count: int, block: int) -> int:

@@ -20,7 +20,7 @@ import numpy as np
 
 from nbfftconv import measure as measuring
 from nbfftconv import profile
-from nbfftconv.costs import LAYOUTS, Choice, choices, direct_cost, fft_cost
+from nbfftconv.costs import LAYOUTS, Choice, choices, direct_cost, fft_cost, transposition_cost
 from nbfftconv.direct import grad_weight_bytes, packed_bytes, scratch_bytes
 from nbfftconv.geometry import ConvGeometry, Padding, pair
 from nbfftconv.machine import Machine, get_machine
@@ -354,6 +354,8 @@ def _costed(
 ) -> Iterator[tuple[float, Choice]]:
     """Yield what fits the limits of memory, with its cost."""
     for way in _ways(geometry, direction, transposes):
+        is_transposed = way[1] != direction and not weight_is_transformed
+        fixed = transposition_cost(geometry, dtype, machine) if is_transposed else 0.0
         for choice in choices(*way, dtype, transform, tile, limit):
             if choice.weight <= WEIGHT_SPECTRA_LIMIT or algorithm != "auto":
-                yield sum(fft_cost(choice, weight_is_transformed, machine)), choice
+                yield fixed + sum(fft_cost(choice, weight_is_transformed, machine)), choice
