@@ -7,6 +7,7 @@ In seconds of one core, whose rates are fractions of the figures of `nbfftconv.m
 - the products cost 8 operations for every frequency, tile, filter and channel of its group, at the rate of the
   micro-kernel, and reading the kernels' spectra once a block of tiles; lanes without a tile cost the same;
 - spectra that a stage leaves to the next one pass through the last-level cache, those of a fused pass do not;
+- kernels that are transposed, for dX to be a forward pass, are read and written once;
 - input and output are read and written once, the input once for every share of the filters if fused, and its gradient
   as often as tiles overlap;
 - direct convolution costs 2 operations a multiply-add, lanes without a pixel included, and the arrays once; for
@@ -318,20 +319,23 @@ def fft_cost(choice: Choice, weight_is_transformed: bool, machine: Machine) -> F
     samples = height * width
 
     def transform(columns: int, rows: int = height) -> float:  # of a tile of which so many are needed
+        if choice.name != "codelet":
+            rows = height
         if choice.name == "planar":  # vectors are full of what is transformed twice: columns, then frequencies
             rate = _TALL_RATE if height > _TALL else _PLANAR_RATE
             operations = 2.5 * _whole(columns, 2 * lanes) * height * math.log2(height) / rate
-            operations, rows = operations + 5 * layout.steps * lanes * math.log2(width) / _PLANAR_RATE, height
+            operations += 5 * layout.steps * lanes * math.log2(width) / _PLANAR_RATE
         elif choice.name == "codelet":  # rows are transformed before the columns are
             operations = 2.5 * samples * sum(math.log2(side) / _CODELET_RATES[side] for side in (height, width))
             operations *= (1 + rows / height) / 2
         else:
-            operations, rows = 2.5 * samples * math.log2(samples + 1) / _FFTW_RATE, height
+            operations = 2.5 * samples * math.log2(samples + 1) / _FFTW_RATE
         return operations * slow / machine.flops + _TILE_ROWS[choice.name] * rows + _TRANSFORM_CALL / layout.lanes
 
     tiles = choice.units * layout.lanes
     spectrum = layout.steps * COMPLEX_BYTES  # of a unit
-    through_cache = 0 if choice.fused else choice.units * spectrum / (machine.bandwidth * _SPECTRA_RATES[choice.name])
+    spectra_rate = machine.bandwidth * _SPECTRA_RATES[choice.name]
+    through_cache = 0 if choice.fused else choice.units * spectrum / spectra_rate
 
     def both_ways(channels: int, columns: int, size: tuple[int, ...], rate: float, times: float = 1) -> float:
         moved = times * itemsize * math.prod(size) / (machine.bandwidth * rate)
@@ -348,9 +352,7 @@ def fft_cost(choice: Choice, weight_is_transformed: bool, machine: Machine) -> F
     streamed = choice.weight * choice.blocks / (machine.bandwidth * rate)
     weight, taps = 0.0, grid.horizontal.taps
     if direction == "grad_weight":
-        weight = choice.lane_filters * depth * transform(taps) + choice.weight / (
-            machine.bandwidth * _SPECTRA_RATES[choice.name]
-        )
+        weight = choice.lane_filters * depth * transform(taps) + choice.weight / spectra_rate
     elif not weight_is_transformed:
         kernel = transform(taps, grid.vertical.taps)
         weight = choice.lane_filters * depth * kernel + choice.weight / (machine.bandwidth * _KERNEL_RATE)

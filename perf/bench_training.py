@@ -55,21 +55,12 @@ def this_engine(layer: Layer, threads: int) -> Operations:
         convolution.weight = next(weights)
         return convolution(x), convolution.backward(g), convolution.weight_grad
 
-    def apart() -> tuple[np.ndarray, ...]:
-        y = nbfftconv.conv2d(x, w, **options)
-        return (
-            y,
-            nbfftconv.conv2d_input(x.shape, w, g, **options),
-            nbfftconv.conv2d_weight(x, w.shape, g, **options),
-        )
-
-    return {
+    passes = {
         "forward": lambda: nbfftconv.conv2d(x, w, **options),
         "dW": lambda: nbfftconv.conv2d_weight(x, w.shape, g, **options),
         "dX": lambda: nbfftconv.conv2d_input(x.shape, w, g, **options),
-        "step": step,
-        "apart": apart,
     }
+    return {**passes, "step": step, "apart": lambda: tuple(run() for run in passes.values())}
 
 
 def pytorch(layer: Layer, threads: int) -> Operations:

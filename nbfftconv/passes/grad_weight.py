@@ -10,7 +10,7 @@ from nbfftconv import simd
 from nbfftconv.accumulate import conjugate_product, panel_product
 from nbfftconv.geometry import ConvGeometry
 from nbfftconv.passes.call import Call, Spectra, stage
-from nbfftconv.passes.places import channel_position, filter_of, samples_inside
+from nbfftconv.passes.places import channel_position, filters_of, samples_inside
 from nbfftconv.passes.spectra import input_to_spectra, output_to_spectra, spectrum_to_tiles
 from nbfftconv.passes.tiles import write_tile
 from nbfftconv.plan import ConvPlan
@@ -23,7 +23,7 @@ def _weight(real):
     def spectra_to_weight(r, slot, begin, end):
         tiles = r.scratch + slot * r.slot
         simd.pointer(real, tiles + r.factors)[0] = scale = real(1) / real(r.y_tile * r.x_tile)
-        channels, filters = r.channels // r.groups, r.filters // r.groups
+        channels = r.channels // r.groups
         depth = channels * r.channel_phases
         for item in range(begin, end):
             unit, index = item // depth, item % depth
@@ -32,8 +32,8 @@ def _weight(real):
             c, y_tap, x_tap = channel_position(r, index)
             _, rows = samples_inside(y_tap, r.y_tap_step, r.y_kernel, 0, r.y_taps)
             _, columns = samples_inside(x_tap, r.x_tap_step, r.x_kernel, 0, r.x_taps)
-            k, _ = filter_of(r, unit, 0)
-            for lane in range(min(r.lanes, filters - unit % r.group_units * r.lanes)):
+            k, filters = filters_of(r, unit)
+            for lane in range(filters):
                 tile = tiles + lane * r.tile
                 kernel = r.weight + ((k + lane) * channels + c) * r.y_kernel * r.x_kernel * itemsize
                 if r.x_tap_step == 1:

@@ -72,11 +72,18 @@ def output_position(r, y_phase, x_phase, row, column):
 
 
 @njit()
+def filters_of(r, unit):
+    """Return the first filter of a unit, and how many lanes have one."""
+    group_filters = r.filters // r.groups
+    first = unit % r.group_units * r.lanes
+    return unit // r.group_units * group_filters + first, min(r.lanes, group_filters - first)
+
+
+@njit()
 def filter_of(r, unit, lane):
     """Return the filter of a lane of a unit, and whether it exists."""
-    group_filters = r.filters // r.groups
-    within = unit % r.group_units * r.lanes + lane
-    return unit // r.group_units * group_filters + min(within, group_filters - 1), within < group_filters
+    first, count = filters_of(r, unit)
+    return first + min(lane, count - 1), lane < count
 
 
 @njit()

@@ -13,7 +13,7 @@ import math
 import numpy as np
 
 from nbfftconv import simd
-from nbfftconv.jit import Callback, njit
+from nbfftconv.jit import Callback
 from nbfftconv.simd import VECTOR_BYTES
 from nbfftconv.transforms import COMPLEX_BYTES, Layout, Transform, signature
 from nbfftconv.transforms.butterflies import Complex, complex_transform, load, store
@@ -116,12 +116,22 @@ def _for_each_frequency_pair(v, length, buffer, states, body):
         states = v.repeat(v.integer(count), start, one)[2:]
 
 
+def _pairs(v, needed):
+    """Pairs of vectors that hold the columns needed."""
+    return v.divide(v.add(needed, v.integer(2 * v.lanes - 1)), v.integer(2 * v.lanes))
+
+
+def _vectors(v, length, needed):
+    """Vectors of columns in these pairs."""
+    return v.minimum(v.scale(_pairs(v, needed), v.integer(2)), v.integer(-(-length // v.lanes)))
+
+
 @functools.cache
 def _columns_forward(length):
     """Intrinsic: pairs of vectors of columns, samples `pitch` bytes apart, to [column vector, k, (re, im), lane]."""
     steps = STEPS[length]
 
-    def emit(v, tile, pitch, columns, vector, buffer, factors, pairs):
+    def emit(v, tile, pitch, columns, vector, buffer, factors, needed):
         def pair(tile, columns):
             _forward_first(v, steps, tile, pitch, buffer, factors, 0.5)
             _forward_last(v, steps, buffer, buffer, v.integer(COMPLEX_BYTES))
@@ -135,7 +145,7 @@ def _columns_forward(length):
             _for_each_frequency_pair(v, length, buffer, [columns, v.add(columns, vector)], take_apart)
             return [_at(v, tile, COMPLEX_BYTES), v.add(columns, v.scale(vector, v.integer(2)))]
 
-        v.repeat(pairs, [tile, columns], pair)
+        v.repeat(_pairs(v, needed), [tile, columns], pair)
 
     return simd.kernel(emit, f"columns_forward_{length}", 7)
 
@@ -145,7 +155,7 @@ def _columns_inverse(length):
     """Intrinsic: the reverse of `_columns_forward`."""
     steps = STEPS[length]
 
-    def emit(v, tile, pitch, columns, vector, buffer, factors, pairs):
+    def emit(v, tile, pitch, columns, vector, buffer, factors, needed):
         def pair(tile, columns):
             def put_together(k, opposite, a, b):
                 a_value, b_value = load(v, a), load(v, b)
@@ -161,7 +171,7 @@ def _columns_inverse(length):
             _inverse_last(v, steps, buffer, tile, pitch)
             return [_at(v, tile, COMPLEX_BYTES), v.add(columns, v.scale(vector, v.integer(2)))]
 
-        v.repeat(pairs, [tile, columns], pair)
+        v.repeat(_pairs(v, needed), [tile, columns], pair)
 
     return simd.kernel(emit, f"columns_inverse_{length}", 7)
 
@@ -184,7 +194,8 @@ def _rows_forward(length):
     """Intrinsic: groups of rows of [column vector, k, (re, im), lane] to steps of a spectrum; all else is zero."""
     steps = STEPS[length]
 
-    def emit(v, columns, vector, spectrum, stride, buffer, factors, groups, vectors):
+    def emit(v, columns, vector, spectrum, stride, buffer, factors, needed):
+        vectors = _vectors(v, length, needed)
         zero = Complex(v, v.zero(), v.zero())
 
         def clear(place):
@@ -198,9 +209,9 @@ def _rows_forward(length):
             _forward_last(v, steps, buffer, spectrum, stride)
             return [_at(v, columns, v.lanes * COMPLEX_BYTES), v.add(spectrum, v.scale(stride, v.integer(length)))]
 
-        v.repeat(groups, [columns, spectrum], group)
+        v.repeat(v.divide(vector, v.integer(v.lanes * COMPLEX_BYTES)), [columns, spectrum], group)
 
-    return simd.kernel(emit, f"rows_forward_{length}", 8)
+    return simd.kernel(emit, f"rows_forward_{length}", 7)
 
 
 @functools.cache
@@ -208,7 +219,8 @@ def _rows_inverse(length):
     """Intrinsic: the reverse of `_rows_forward`."""
     steps = STEPS[length]
 
-    def emit(v, columns, vector, spectrum, stride, buffer, factors, groups, vectors):
+    def emit(v, columns, vector, spectrum, stride, buffer, factors, needed):
+        vectors = _vectors(v, length, needed)
         zero = Complex(v, v.zero(), v.zero())
 
         def clear(partner):
@@ -225,35 +237,22 @@ def _rows_inverse(length):
             v.repeat(v.odd(vectors), [partner], clear)  # nor in the last one's partner, where earlier tiles left some
             return [_at(v, columns, v.lanes * COMPLEX_BYTES), v.add(spectrum, v.scale(stride, v.integer(length)))]
 
-        v.repeat(groups, [columns, spectrum], group)
+        v.repeat(v.divide(vector, v.integer(v.lanes * COMPLEX_BYTES)), [columns, spectrum], group)
 
-    return simd.kernel(emit, f"rows_inverse_{length}", 8)
+    return simd.kernel(emit, f"rows_inverse_{length}", 7)
 
 
 @functools.cache
-def _columns_step(make, length):
+def _step(make, length):
     kernel = make(length)
 
     def factory(real):
-        def columns_step(tile, pitch, columns, vector, buffer, factors, pairs):
-            kernel(real, (tile, pitch, columns, vector, buffer, factors, pairs))
+        def step(a, b, c, d, e, f, g):
+            kernel(real, (a, b, c, d, e, f, g))
 
-        return columns_step
+        return step
 
     return Callback(factory, signature(arguments=7))
-
-
-@functools.cache
-def _rows_step(make, length):
-    kernel = make(length)
-
-    def factory(real):
-        def rows_step(columns, vector, spectrum, stride, buffer, factors, groups, vectors):
-            kernel(real, (columns, vector, spectrum, stride, buffer, factors, groups, vectors))
-
-        return rows_step
-
-    return Callback(factory, signature(arguments=8))
 
 
 _CONTEXT = np.dtype(
@@ -262,39 +261,26 @@ _CONTEXT = np.dtype(
         for name in (
             "columns_forward", "rows_forward", "columns_inverse", "rows_inverse",  # addresses of code
             "columns_forward_factors", "rows_forward_factors", "columns_inverse_factors", "rows_inverse_factors",
-            "pitch", "vector", "buffer", "groups", "width",
+            "pitch", "vector", "buffer",
         )
     ]
 )  # fmt: skip
 
 
-@njit()
-def _vectors_of(lanes, columns, width):
-    """Return pairs of vectors of columns, and the vectors in them."""
-    pairs = (columns + 2 * lanes - 1) // (2 * lanes)
-    return pairs, min(2 * pairs, (width + lanes - 1) // lanes)
-
-
 def _forward_factory(real):
-    lanes = simd.lanes(real)
-
     def forward(c, tile, work, spectrum, stride, rows, columns):
         buffer = work + c.buffer
-        pairs, vectors = _vectors_of(lanes, columns, c.width)
-        simd.call(c.columns_forward, (tile, c.pitch, work, c.vector, buffer, c.columns_forward_factors, pairs))
-        simd.call(c.rows_forward, (work, c.vector, spectrum, stride, buffer, c.rows_forward_factors, c.groups, vectors))
+        simd.call(c.columns_forward, (tile, c.pitch, work, c.vector, buffer, c.columns_forward_factors, columns))
+        simd.call(c.rows_forward, (work, c.vector, spectrum, stride, buffer, c.rows_forward_factors, columns))
 
     return forward
 
 
 def _inverse_factory(real):
-    lanes = simd.lanes(real)
-
     def inverse(c, tile, work, spectrum, stride, rows, columns):
         buffer = work + c.buffer
-        pairs, vectors = _vectors_of(lanes, columns, c.width)
-        simd.call(c.rows_inverse, (work, c.vector, spectrum, stride, buffer, c.rows_inverse_factors, c.groups, vectors))
-        simd.call(c.columns_inverse, (tile, c.pitch, work, c.vector, buffer, c.columns_inverse_factors, pairs))
+        simd.call(c.rows_inverse, (work, c.vector, spectrum, stride, buffer, c.rows_inverse_factors, columns))
+        simd.call(c.columns_inverse, (tile, c.pitch, work, c.vector, buffer, c.columns_inverse_factors, columns))
 
     return inverse
 
@@ -344,14 +330,14 @@ def planar(real: type, height: int, width: int) -> Transform:
         _factors(real, height, 1, 1.0), _factors(real, width, 1, 1.0),
     ]  # fmt: skip
     steps = [
-        _columns_step(_columns_forward, height), _rows_step(_rows_forward, width),
-        _columns_step(_columns_inverse, height), _rows_step(_rows_inverse, width),
+        _step(_columns_forward, height), _step(_rows_forward, width),
+        _step(_columns_inverse, height), _step(_rows_inverse, width),
     ]  # fmt: skip
     context = np.array(
         (
             *(step.address(real) for step in steps),
             *(table.ctypes.data for table in tables),
-            shape.pitch * np.dtype(real).itemsize, vector, 2 * pairs * vector, groups, width,
+            shape.pitch * np.dtype(real).itemsize, vector, 2 * pairs * vector,
         ),
         _CONTEXT,
     )  # fmt: skip
