@@ -15,7 +15,7 @@ from nbfftconv.passes.call import Spectra
 from nbfftconv.passes.forward import forward as fft_forward
 from nbfftconv.passes.grad_input import grad_input as fft_grad_input
 from nbfftconv.passes.grad_weight import grad_weight as fft_grad_weight
-from nbfftconv.passes.spectra import transform_weight
+from nbfftconv.passes.spectra import TransformedWeight, transform_weight
 from nbfftconv.plan import ConvPlan
 from nbfftconv.transpose import transpose
 
@@ -30,8 +30,7 @@ class Kernels:
     """
 
     weight: np.ndarray
-    spectra: Spectra | None = None
-    has_outliers: bool = False
+    transformed: TransformedWeight | None = None
     packed: np.ndarray | None = None
     transposed: "Kernels | None" = None
 
@@ -45,7 +44,7 @@ class Kernels:
         if plan.algorithm == "direct":
             is_read_packed = plan.direction == "forward"
             return cls(weight, packed=direct.pack(plan.geometry, weight) if is_read_packed else None)
-        return cls(weight, *transform_weight(plan, weight))
+        return cls(weight, transform_weight(plan, weight))
 
 
 @dataclass(frozen=True)
@@ -70,8 +69,8 @@ def _convolve(
     if plan.algorithm == "direct":
         direct.forward(geometry, input, kernels.weight, kernels.packed, bias, relu, output)
         return False, None
-    has_outliers, spectra = fft_forward(plan, geometry, input, kernels.spectra, bias, relu, output, keep)
-    return has_outliers or kernels.has_outliers, KeptInput(spectra, has_outliers) if keep else None
+    has_outliers, spectra = fft_forward(plan, geometry, input, kernels.transformed, bias, relu, output, keep)
+    return has_outliers or kernels.transformed.has_outliers, KeptInput(spectra, has_outliers) if keep else None
 
 
 def forward(
@@ -92,7 +91,7 @@ def forward(
     if not has_outliers:
         return kept
     if relu:  # what is to be added comes before the clipping
-        fft_forward(plan, geometry, input, kernels.spectra, bias, False, output)
+        _convolve(plan, geometry, input, kernels, bias, False, output)
     with np.errstate(all="ignore"):
         if not outliers.correct_forward(geometry, input, kernels.weight, output):
             direct.forward(geometry, input, kernels.weight, kernels.packed, bias, relu, output)
@@ -114,7 +113,8 @@ def grad_input(
         direct.grad_input(geometry, result, kernels.weight, grad_output)
         return
     else:
-        has_outliers = fft_grad_input(plan, geometry, kernels.spectra, grad_output, result) or kernels.has_outliers
+        has_outliers = fft_grad_input(plan, geometry, kernels.transformed, grad_output, result)
+        has_outliers = has_outliers or kernels.transformed.has_outliers
     if has_outliers:
         _correct_grad_input(geometry, kernels, grad_output, result)
 
@@ -158,9 +158,9 @@ def backward(
     `plan` is that for the kernels, whose blocks are larger, of a step that shares spectra.
     """
     has_outliers, grad_bias = fft_backward(
-        plan, geometry, input, kept and kept.spectra, kernels.spectra, grad_output, grad_input, grad_weight
+        plan, geometry, input, kept and kept.spectra, kernels.transformed, grad_output, grad_input, grad_weight
     )
-    if has_outliers or kernels.has_outliers:
+    if has_outliers or kernels.transformed.has_outliers:
         _correct_grad_input(geometry, kernels, grad_output, grad_input)
     if has_outliers or (kept is not None and kept.has_outliers):
         _correct_grad_weight(geometry, input, grad_output, grad_weight)

@@ -24,7 +24,7 @@ CASES = [
 
 def values(plan, weight):
     """Kernels' spectra as [unit, step, channel, (re, im), lane]."""
-    made, _ = transform_weight(plan, weight)
+    made = transform_weight(plan, weight).spectra
     depth = weight.shape[1] * plan.grid.channel_phases
     shape = -1, made.unit // made.step, depth | 1, 2, simd.lanes(weight.dtype.type)
     return made.array.reshape(shape)[:, :, :depth]

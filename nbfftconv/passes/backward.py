@@ -10,7 +10,8 @@ from nbfftconv.geometry import ConvGeometry
 from nbfftconv.passes import grad_input as input_pass
 from nbfftconv.passes import grad_weight as weight_pass
 from nbfftconv.passes.call import Call, Spectra, stage
-from nbfftconv.passes.spectra import input_to_spectra, output_to_spectra
+from nbfftconv.passes.spectra import TransformedWeight, input_to_spectra, output_to_spectra
+from nbfftconv.passes.zeros import clear_apart, fill_blank
 from nbfftconv.plan import ConvPlan
 from nbfftconv.transforms import COMPLEX_BYTES
 
@@ -35,7 +36,7 @@ def backward(
     geometry: ConvGeometry,
     input: np.ndarray,
     input_spectra: Spectra | None,
-    weight_spectra: Spectra,
+    weight: TransformedWeight,
     grad_output: np.ndarray,
     grad_input: np.ndarray,
     grad_weight: np.ndarray,
@@ -69,7 +70,9 @@ def backward(
             else:
                 x = input_spectra.from_unit(call.first_unit)
             weight_pass.accumulate(call, output_spectra, x, weight_gradient, units)
-            input_pass.add(call, weight_spectra, output_spectra, block_spectra, units, grad_input)
+            input_pass.add(call, weight.spectra, output_spectra, block_spectra, units, grad_input)
         weight_pass.write(call, grad_weight)
+        clear_apart(call, geometry, input, grad_output, grad_weight)
+        fill_blank(call, geometry, grad_output, grad_input, weight.array, weight.has_zeros, is_forward=False)
         call.run()
         return call.met_outliers, sums

@@ -254,13 +254,12 @@ class Call(_Numbers):
 
     def point(self, name: str, array: np.ndarray) -> None:
         """Point a field of the record to an array's memory."""
-        self._kept.append(array)
+        self.keep(array)
         self.record[name] = array.ctypes.data
 
     def _borrow(self, name: str, nbytes: int) -> np.ndarray:
         """Point a field to scratch memory, which `__exit__` gives back."""
-        memory = scratch.borrow(nbytes)
-        self._borrowed.append(memory)
+        memory = self.borrow(nbytes)
         self.record[name] = memory.ctypes.data
         return memory[:nbytes].view(self.plan.dtype)
 
@@ -275,9 +274,19 @@ class Call(_Numbers):
         record = jit.copy_record(self.record)
         self._tasks.append(threads.Task(stage.address(self.real), record, items, self.transform_slots))
 
-    def add_product(self, task: threads.Task) -> None:
-        """Add the task of a product."""
+    def add_task(self, task: threads.Task) -> None:
+        """Add a task with a record of its own."""
         self._tasks.append(task)
+
+    def borrow(self, nbytes: int) -> np.ndarray:
+        """Return scratch memory, which `__exit__` gives back."""
+        memory = scratch.borrow(nbytes)
+        self._borrowed.append(memory)
+        return memory
+
+    def keep(self, array: np.ndarray) -> None:
+        """Keep an array alive whose address is in a record."""
+        self._kept.append(array)
 
     def run(self) -> None:
         """Run the tasks that were added."""
@@ -317,9 +326,7 @@ class Call(_Numbers):
     @functools.cached_property
     def panels(self) -> np.ndarray:
         """Room for a panel of a product, for each thread."""
-        memory = scratch.borrow(self.slots * panel_bytes(self.real))
-        self._borrowed.append(memory)
-        return memory
+        return self.borrow(self.slots * panel_bytes(self.real))
 
     def tiles_of(self, units: int) -> int:
         """Tiles of so many units of the block under way."""

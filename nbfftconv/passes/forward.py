@@ -12,8 +12,9 @@ from nbfftconv.jit import njit
 from nbfftconv.outliers import WORDS
 from nbfftconv.passes.call import Call, Spectra, stage
 from nbfftconv.passes.places import output_position, place_strips, tile_position
-from nbfftconv.passes.spectra import input_to_spectra, input_unit_to_spectrum
+from nbfftconv.passes.spectra import TransformedWeight, input_to_spectra, input_unit_to_spectrum
 from nbfftconv.passes.tiles import write_rows
+from nbfftconv.passes.zeros import fill_blank
 from nbfftconv.plan import ConvPlan
 from nbfftconv.transforms import COMPLEX_BYTES
 
@@ -154,7 +155,7 @@ def forward(
     plan: ConvPlan,
     geometry: ConvGeometry,
     input: np.ndarray,
-    weight_spectra: Spectra,
+    weight: TransformedWeight,
     bias: np.ndarray | None,
     relu: bool,
     output: np.ndarray,
@@ -169,8 +170,7 @@ def forward(
         The plan's, or the same with the padding applied to `input` beforehand.
     input, output : numpy.ndarray
         C-contiguous, of the plan's dtype and the geometry's sizes.
-    weight_spectra : Spectra
-        Of `nbfftconv.passes.spectra.transform_weight`.
+    weight : TransformedWeight
     bias : numpy.ndarray or None
         (out channels,), contiguous.
     relu : bool
@@ -192,13 +192,14 @@ def forward(
         call.record["relu"] = relu
         call.record["stream"] = output.nbytes > STREAMED_BYTES
         if plan.fused:
-            call.use_spectra("weight", weight_spectra)
+            call.use_spectra("weight", weight.spectra)
             call.add(_input_to_output["filters" if call.lanes > 1 else "frequencies"], call.fused_items)
+            fill_blank(call, geometry, input, output, weight.array, weight.has_zeros, bias, relu, is_forward=True)
             call.run()
             return call.met_outliers, None
 
         input_spectra, output_spectra = call.input_spectra(is_kept=keep), call.output_spectra()
-        w = call.weight_matrix(weight_spectra, filter_axis="row")
+        w = call.weight_matrix(weight.spectra, filter_axis="row")
         y = call.tile_matrix(output_spectra, call.group_filters, row="channel", column="unit")
         for units in call.blocks():
             block = input_spectra.from_unit(call.first_unit if keep else 0)
@@ -206,7 +207,8 @@ def forward(
             input_to_spectra(call, units)
             x = call.tile_matrix(block, call.group_depth, row="unit", column="channel")
             shape = call.groups, call.group_filters, units, call.group_depth, call.steps
-            call.add_product(conjugate_product(w, x, y, shape, call.slots))
+            call.add_task(conjugate_product(w, x, y, shape, call.slots))
             call.add(_spectra_to_output, units * call.filters)
+        fill_blank(call, geometry, input, output, weight.array, weight.has_zeros, bias, relu, is_forward=True)
         call.run()
         return call.met_outliers, input_spectra if keep else None

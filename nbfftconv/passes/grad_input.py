@@ -24,8 +24,9 @@ from nbfftconv.passes.places import (
     samples_inside,
     tile_position,
 )
-from nbfftconv.passes.spectra import output_to_spectra, spectrum_to_tiles
+from nbfftconv.passes.spectra import TransformedWeight, output_to_spectra, spectrum_to_tiles
 from nbfftconv.passes.tiles import add_tile, write_rows
+from nbfftconv.passes.zeros import fill_blank
 from nbfftconv.plan import ConvPlan
 from nbfftconv.simd import VECTOR_BYTES
 from nbfftconv.transforms import COMPLEX_BYTES
@@ -154,7 +155,7 @@ def add(
     g = call.tile_matrix(output_spectra, call.group_filters, row="unit", column="channel")
     x = call.tile_matrix(input_spectra, call.group_depth, row="channel", column="unit")
     shape = call.groups, call.group_depth, units, call.group_filters, call.steps
-    call.add_product(product(w, g, x, shape, call.slots))
+    call.add_task(product(w, g, x, shape, call.slots))
     call.use_spectra("input", input_spectra)
     call.point("input", result)
     rows = -(-units * call.lanes // call.plan.grid.horizontal.count)
@@ -165,7 +166,7 @@ def add(
 def grad_input(
     plan: ConvPlan,
     geometry: ConvGeometry,
-    weight_spectra: Spectra,
+    weight: TransformedWeight,
     grad_output: np.ndarray,
     result: np.ndarray,
 ) -> bool:
@@ -179,6 +180,7 @@ def grad_input(
         begin(call, result)
         for units in call.blocks():
             output_to_spectra(call, units)
-            add(call, weight_spectra, output_spectra, input_spectra, units, result)
+            add(call, weight.spectra, output_spectra, input_spectra, units, result)
+        fill_blank(call, geometry, grad_output, result, weight.array, weight.has_zeros, is_forward=False)
         call.run()
         return call.met_outliers

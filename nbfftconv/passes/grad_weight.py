@@ -13,6 +13,7 @@ from nbfftconv.passes.call import Call, Spectra, stage
 from nbfftconv.passes.places import channel_position, filters_of, samples_inside
 from nbfftconv.passes.spectra import input_to_spectra, output_to_spectra, spectrum_to_tiles
 from nbfftconv.passes.tiles import write_tile
+from nbfftconv.passes.zeros import clear_apart
 from nbfftconv.plan import ConvPlan
 from nbfftconv.transforms import COMPLEX_BYTES
 
@@ -65,12 +66,12 @@ def accumulate(
         g = call.tile_matrix(output_spectra, call.group_filters, row="channel", column="unit")
         x = call.tile_matrix(input_spectra, call.group_depth, row="channel", column="unit")
         shape = call.groups, call.group_filters, call.group_depth, units, call.steps
-        call.add_product(conjugate_product(g, x, w, shape, call.slots, is_added))
+        call.add_task(conjugate_product(g, x, w, shape, call.slots, is_added))
         return
     g = call.tile_matrix(output_spectra, call.group_filters, row="channel", column="tile")
     x = call.tile_matrix(input_spectra, call.group_depth, row="channel", column="tile")
     shape = call.groups, call.group_filters, call.group_depth, call.tiles_of(units), call.steps
-    call.add_product(panel_product(g, x, w, shape, call.panels, call.slots, is_added))
+    call.add_task(panel_product(g, x, w, shape, call.panels, call.slots, is_added))
 
 
 def write(call: Call, result: np.ndarray) -> None:
@@ -98,5 +99,6 @@ def grad_weight(
             output_to_spectra(call, units)
             accumulate(call, *spectra, units)
         write(call, result)
+        clear_apart(call, geometry, input, grad_output, result)
         call.run()
         return call.met_outliers

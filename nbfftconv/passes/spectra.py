@@ -4,6 +4,8 @@ A tile is gathered with zeros around it, freed of outliers and transformed. Outl
 spread over their whole tile; they are taken as zero here, noted, and their products are added afterwards.
 """
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from nbfftconv import simd
@@ -26,6 +28,7 @@ from nbfftconv.passes.places import (
     tile_position,
 )
 from nbfftconv.passes.tiles import gather_tile, stream_steps
+from nbfftconv.passes.zeros import find_zeros
 from nbfftconv.plan import ConvPlan
 from nbfftconv.simd import VECTOR_BYTES
 from nbfftconv.transforms import COMPLEX_BYTES
@@ -289,16 +292,35 @@ def output_to_spectra(call: Call, units: int) -> None:
     call.add(_output_to_spectra, units * call.filters)
 
 
-def transform_weight(plan: ConvPlan, weight: np.ndarray) -> tuple[Spectra, bool]:
-    """Return the spectra of the kernels for the tiles of `plan`, and whether outliers were taken as zero.
+@dataclass(frozen=True)
+class TransformedWeight:
+    """Kernels with their spectra.
 
-    `weight` is C-contiguous, of the plan's dtype and size.
+    Attributes
+    ----------
+    array : numpy.ndarray
+        The kernels themselves.
+    spectra : Spectra
+    has_outliers : bool
+        Whether outliers were taken as zero.
+    has_zeros : numpy.ndarray or None
+        For each filter, as uint8, whether one of its weights is zero; None if none is.
     """
+
+    array: np.ndarray
+    spectra: Spectra
+    has_outliers: bool
+    has_zeros: np.ndarray | None
+
+
+def transform_weight(plan: ConvPlan, weight: np.ndarray) -> TransformedWeight:
+    """Transform kernels, C-contiguous, of the plan's dtype and size, for the tiles of `plan`."""
     with Call(plan, plan.geometry) as call:
         spectra = call.weight_spectra(is_kept=True)
         call.point("weight", weight)
         if spectra.array.nbytes > _STREAMED_BYTES:
             call.finish_apart()
+        has_zeros = find_zeros(call, weight)  # first: it reads in order what the transforms read in pieces
         call.add(_weight_to_spectra, call.groups * call.group_units * call.group_depth)
         call.run()
-        return spectra, call.met_outliers
+        return TransformedWeight(weight, spectra, call.met_outliers, has_zeros if has_zeros.any() else None)

@@ -1,0 +1,659 @@
+"""Exact zeros: a result whose every product is zero is zero, or the bias, as it is by direct convolution.
+
+A tile that is zero in part is transformed as a whole, so what a pass leaves there is rounding of what lies beside it:
+half of it would pass a ReLU. These stages come last in a pass. They look for results that no two operands reach which
+are both not zero, and write what direct convolution has. Where arrays hold no zeros that costs a few reads: one pixel
+that is not zero serves all windows that hold it.
+"""
+
+import functools
+
+import numpy as np
+
+from nbfftconv import jit, simd, threads
+from nbfftconv.geometry import AXIS_NUMBERS, ConvGeometry
+from nbfftconv.jit import njit
+from nbfftconv.passes.call import Call
+
+#: Rows of results that are looked at together: more share the pixels around them, fewer are found full at once.
+_ROWS = 32
+#: Filters of an item of `clear_apart`, at most, and bytes of its sets.
+_FILTERS, _SET_BYTES = 128, 2**20
+#: Output pixels that are looked at before the sets are, at first, and in a run.
+_FIRST_PIXELS, _RUN = 8, 64
+#: Sets of fewer channels do not pay.
+_FEW_CHANNELS = 8
+
+# Along an axis, result i meets under tap u the sample ((i·step + u·dilation - before) / spacing), if that is whole and
+# inside `samples`.
+_AXIS = ("results", "samples", "spacing", "step", "dilation", "before", "taps")
+
+_WINDOWS = np.dtype(
+    [
+        *((name, np.int64) for name in ("source", "target", "bias", "weight", "has_zeros", "covered", "scratch")),
+        # channels of a group that are summed over, and that results have; blocks of rows of results
+        *((name, np.int64) for name in ("groups", "sources", "targets", "relu", "blocks")),
+        # scalars from one weight to the next
+        *((name, np.int64) for name in ("group_weights", "target_weights", "source_weights", "row_weights")),
+        ("column_weights", np.int64),
+        # of a thread: rows of marks, and where what follows them begins
+        *((name, np.int64) for name in ("slot", "is_dense", "row", "done", "candidates", "columns", "blank")),
+        *((f"{axis}_{name}", np.int64) for axis in "yx" for name in _AXIS),
+    ]
+)
+
+_PAIRS = np.dtype(
+    [
+        *((name, np.int64) for name in ("input", "weight", "output", "scratch")),
+        # channels and filters of a group; filters of an item; words of a set of channels
+        *((name, np.int64) for name in ("images", "groups", "channels", "filters", "chunk", "chunks", "words")),
+        # of a thread: bytes, where the sets of pixels begin, and pixels of a row of them
+        *((name, np.int64) for name in ("slot", "pixels", "columns")),
+        *((f"{axis}_{name}", np.int64) for axis in "yx" for name in AXIS_NUMBERS),
+    ]
+)
+
+
+_WEIGHTS = np.dtype([(name, np.int64) for name in ("weight", "has_zeros", "taps")])
+
+
+def _zeros(real):
+    itemsize = np.dtype(real).itemsize
+
+    def find_zeros(r, slot, begin, end):
+        has_zeros = simd.pointer(np.uint8, r.has_zeros)
+        for k in range(begin, end):
+            taps = simd.pointer(real, r.weight + k * r.taps * itemsize)
+            found = np.uint8(0)
+            for i in range(r.taps):
+                found |= np.uint8(taps[i] == real(0))
+            has_zeros[k] = found
+
+    return find_zeros
+
+
+_find_zeros = jit.stage(_WEIGHTS)(_zeros)
+
+
+@njit()
+def _last_sample(start, taps, dilation, spacing, samples):
+    """Return the last place, `dilation` apart from `start` on, at which there is a sample, or -1."""
+    place = start + (taps - 1) * dilation
+    end = (samples - 1) * spacing
+    if place > end:
+        place -= (place - end + dilation - 1) // dilation * dilation
+    while place >= 0 and place >= start:
+        if spacing == 1 or place % spacing == 0:
+            return place
+        place -= dilation
+    return -1
+
+
+@njit()
+def _is_full(real, r, row):
+    """Tell whether every window of a row of samples that has samples has one that is not zero."""
+    values = simd.pointer(real, row)
+    i = 0
+    while i < r.x_results:
+        start = i * r.x_step - r.x_before
+        place = first = _last_sample(start, r.x_taps, r.x_dilation, r.x_spacing, r.x_samples)
+        while place >= 0 and place >= start:
+            if place % r.x_spacing == 0 and values[place // r.x_spacing] != real(0):
+                break
+            place -= r.x_dilation
+        if first >= 0 and (place < 0 or place < start):
+            return False
+        if first >= 0 and r.x_dilation == 1:  # it is in the next windows, too
+            i = (place + r.x_before) // r.x_step + 1
+        else:
+            i += 1
+    return True
+
+
+@njit()
+def _may_be_blank(real, itemsize, r, source, first, last):
+    """Tell whether the windows of some rows of results may be blank, by the first channel."""
+    full = -1
+    for i in range(first, last):
+        start = i * r.y_step - r.y_before
+        distance = full - start
+        if full >= 0 and distance >= 0 and distance <= (r.y_taps - 1) * r.y_dilation and distance % r.y_dilation == 0:
+            continue
+        full = _last_sample(start, r.y_taps, r.y_dilation, r.y_spacing, r.y_samples)
+        if full < 0 or not _is_full(real, r, source + full // r.y_spacing * r.x_samples * itemsize):
+            return True
+    return False
+
+
+@njit()
+def _row_of(r, first, i, u):
+    """Return the row of marks of a result's row under a tap, and the row of samples, -1 if there is none."""
+    place = i * r.y_step + u * r.y_dilation - r.y_before
+    marks = (i - first) * r.y_step + u * r.y_dilation if r.is_dense else (i - first) * r.y_taps + u
+    if place < 0 or place % r.y_spacing != 0 or place // r.y_spacing >= r.y_samples:
+        return marks, -1
+    return marks, place // r.y_spacing
+
+
+@njit()
+def _mark(real, row, count, marks):
+    """Set the marks of samples that are not zero."""
+    values, marked = simd.pointer(real, row), simd.pointer(np.uint8, marks)
+    for i in range(count):
+        marked[i] |= np.uint8(values[i] != real(0))
+
+
+@njit()
+def _set(place, count, value):
+    marks = simd.pointer(np.uint8, place)
+    for i in range(count):
+        marks[i] = value
+
+
+@njit()
+def _count(place, count):
+    marks = simd.pointer(np.uint8, place)
+    total = 0
+    for i in range(count):
+        total += marks[i]
+    return total
+
+
+@njit()
+def _results_of(r, tap):
+    """Return the results, as a range, that meet a sample under a horizontal tap, and the sample that result 0 meets.
+
+    Where samples are spaced, return the samples that meet a result, and the result that sample 0 meets.
+    """
+    offset = tap * r.x_dilation - r.x_before
+    if r.x_spacing == 1:
+        first = max(0, (r.x_step - 1 - offset) // r.x_step)
+        return first, max(first, min(r.x_results, (r.x_samples - 1 - offset) // r.x_step + 1)), offset
+    first = max(0, (r.x_spacing - 1 + offset) // r.x_spacing)
+    return first, max(first, min(r.x_samples, (r.x_results - 1 + offset) // r.x_spacing + 1)), -offset
+
+
+@njit()
+def _blank_columns(r, marks, blank):
+    """Find the windows with samples, but without marks; return their number."""
+    marked, empty = simd.pointer(np.uint8, marks), simd.pointer(np.uint8, blank)
+    covered = simd.pointer(np.uint8, r.covered)
+    for i in range(r.x_results):
+        empty[i] = covered[i]
+    if r.x_dilation == 1:  # samples are next to each other
+        seen, latest = 0, -1
+        for i in range(r.x_results):
+            start = i * r.x_step - r.x_before
+            end = min(start + r.x_taps - 1, (r.x_samples - 1) * r.x_spacing)
+            while seen * r.x_spacing <= end:
+                if marked[seen] != 0:
+                    latest = seen
+                seen += 1
+            if latest >= 0 and latest * r.x_spacing >= start:
+                empty[i] = 0
+        return _count(blank, r.x_results)
+    for tap in range(r.x_taps):
+        first, last, offset = _results_of(r, tap)
+        if r.x_spacing == 1:
+            for i in range(first, last):
+                empty[i] &= marked[i * r.x_step + offset] ^ 1
+        else:
+            for i in range(first, last):
+                empty[i * r.x_spacing + offset] &= marked[i] ^ 1
+    return _count(blank, r.x_results)
+
+
+@njit()
+def _fill(real, itemsize, r, image, channel, i, blank, wanted):
+    """Write what is left of results without products: those of a row where `blank` has the wanted value."""
+    value = real(0)
+    if r.bias != 0:
+        value += simd.pointer(real, r.bias)[channel]
+    if r.relu != 0 and value < real(0):
+        value = real(0)
+    row = (image * r.groups * r.targets + channel) * r.y_results + i
+    results, chosen = simd.pointer(real, r.target + row * r.x_results * itemsize), simd.pointer(np.uint8, blank)
+    for j in range(r.x_results):
+        results[j] = value if chosen[j] == wanted else results[j]
+
+
+@njit()
+def _fill_blank(real, itemsize, r, image, group, source, first, last, marks):
+    """Fill results whose windows are zero in all channels."""
+    done, candidates = simd.pointer(np.int64, marks + r.done), simd.pointer(np.uint8, marks + r.candidates)
+    columns, blank = marks + r.columns, marks + r.blank
+    plane = r.y_samples * r.x_samples * itemsize
+    for i in range(first, last):
+        candidates[i - first] = 1
+        for u in range(r.y_taps):
+            at, _ = _row_of(r, first, i, u)
+            done[at] = 0
+            _set(marks + at * r.row, r.x_samples, 0)
+    channels = 1
+    while True:
+        left = 0
+        for i in range(first, last):
+            if candidates[i - first] == 0:
+                continue
+            _set(columns, r.x_samples, 0)
+            seen = simd.pointer(np.uint8, columns)
+            for u in range(r.y_taps):
+                at, y = _row_of(r, first, i, u)
+                if y < 0:
+                    continue
+                row = marks + at * r.row
+                for channel in range(done[at], channels):
+                    _mark(real, source + channel * plane + y * r.x_samples * itemsize, r.x_samples, row)
+                done[at] = channels
+                marked = simd.pointer(np.uint8, row)
+                for x in range(r.x_samples):
+                    seen[x] |= marked[x]
+            count = _blank_columns(r, columns, blank)
+            candidates[i - first] = count > 0
+            left += count
+            if count > 0 and channels == r.sources:
+                for target in range(r.targets):
+                    _fill(real, itemsize, r, image, group * r.targets + target, i, blank, 1)
+        if left == 0 or channels == r.sources:
+            return
+        channels = min(2 * channels, r.sources)
+
+
+@njit()
+def _fill_sparse(real, itemsize, r, image, group, target, source, first, last, blank):
+    """Fill results of one channel, some of whose weights are zero."""
+    empty, covered = simd.pointer(np.uint8, blank), simd.pointer(np.uint8, r.covered)
+    weights = simd.pointer(real, r.weight)
+    for i in range(first, last):
+        for j in range(r.x_results):
+            empty[j] = covered[j]
+        left = r.x_results
+        for channel in range(r.sources):
+            for u in range(r.y_taps):
+                _, y = _row_of(r, first, i, u)
+                if y < 0:
+                    continue
+                values = simd.pointer(real, source + (channel * r.y_samples + y) * r.x_samples * itemsize)
+                at = group * r.group_weights + target * r.target_weights + channel * r.source_weights
+                at += u * r.row_weights
+                for v in range(r.x_taps):
+                    if weights[at + v * r.column_weights] == real(0):
+                        continue
+                    begin, end, offset = _results_of(r, v)
+                    if r.x_spacing == 1 and r.x_step == 1:
+                        for j in range(begin, end):
+                            empty[j] &= np.uint8(values[j + offset] == real(0))
+                    elif r.x_spacing == 1:
+                        for j in range(begin, end):
+                            empty[j] &= np.uint8(values[j * r.x_step + offset] == real(0))
+                    else:
+                        for j in range(begin, end):
+                            empty[j * r.x_spacing + offset] &= np.uint8(values[j] == real(0))
+                left = _count(blank, r.x_results)
+                if left == 0:
+                    break
+            if left == 0:
+                break
+        if left > 0:
+            _fill(real, itemsize, r, image, group * r.targets + target, i, blank, 1)
+
+
+def _windows(real):
+    itemsize = np.dtype(real).itemsize
+
+    def fill_blank(r, slot, begin, end):
+        marks = r.scratch + slot * r.slot
+        has_zeros = simd.pointer(np.uint8, r.has_zeros)
+        is_covered = _count(r.covered, r.x_results) == r.x_results
+        for item in range(begin, end):
+            first = item % r.blocks * _ROWS
+            last = min(first + _ROWS, r.y_results)
+            group, image = item // r.blocks % r.groups, item // (r.blocks * r.groups)
+            source = r.source + (image * r.groups + group) * r.sources * r.y_samples * r.x_samples * itemsize
+            if _may_be_blank(real, itemsize, r, source, first, last):
+                _fill_blank(real, itemsize, r, image, group, source, first, last, marks)
+            for target in range(r.targets):
+                channel = group * r.targets + target
+                if r.has_zeros != 0 and has_zeros[channel] != 0:
+                    _fill_sparse(real, itemsize, r, image, group, target, source, first, last, marks + r.blank)
+                if not is_covered:
+                    for i in range(first, last):
+                        _fill(real, itemsize, r, image, channel, i, r.covered, 0)
+
+    return fill_blank
+
+
+_fill_windows = jit.stage(_WINDOWS)(_windows)
+
+
+@njit()
+def _meet_at_a_pixel(real, itemsize, r, group, first, last):
+    """Tell whether one output pixel is not zero in filters first .. last - 1, nor all that it sees in any channel."""
+    y = (r.y_before + r.y_stride - 1) // r.y_stride
+    x = (r.x_before + r.x_stride - 1) // r.x_stride
+    y_last = min(r.y_output - 1, (r.y_input - 1 + r.y_before - (r.y_kernel - 1) * r.y_dilation) // r.y_stride)
+    x_last = min(r.x_output - 1, (r.x_input - 1 + r.x_before - (r.x_kernel - 1) * r.x_dilation) // r.x_stride)
+    if y > y_last or x > x_last:
+        return False
+    y, x = (y + y_last) // 2, (x + x_last) // 2
+    gradient, pixels = simd.pointer(real, r.output), simd.pointer(real, r.input)
+    for k in range(group * r.filters + first, group * r.filters + last):
+        if gradient[(k * r.y_output + y) * r.x_output + x] == real(0):
+            return False
+    y, x = y * r.y_stride - r.y_before, x * r.x_stride - r.x_before
+    for c in range(group * r.channels, (group + 1) * r.channels):
+        for u in range(r.y_kernel):
+            row = (c * r.y_input + y + u * r.y_dilation) * r.x_input + x
+            for v in range(r.x_kernel):
+                if pixels[row + v * r.x_dilation] == real(0):
+                    return False
+    return True
+
+
+@njit()
+def _gather_sets(real, r, n, group, y, x, count, pixels):
+    """Note for `count` pixels of the input from column `x` on, in the rows under the taps from `y` on, which channels
+    are not zero there."""
+    values, sets = simd.pointer(real, r.input), simd.pointer(np.uint64, pixels)
+    for u in range(r.y_kernel):
+        row = y + u * r.y_dilation
+        if row < 0 or row >= r.y_input:
+            continue
+        at = u * r.columns * r.words
+        for i in range(count * r.words):
+            sets[at + i] = np.uint64(0)
+        for c in range(r.channels):
+            word, bit = c // 64, np.uint64(1) << np.uint64(c % 64)
+            samples = (((n * r.groups + group) * r.channels + c) * r.y_input + row) * r.x_input + x
+            for i in range(count):
+                if values[samples + i] != real(0):
+                    sets[at + i * r.words + word] |= bit
+
+
+@njit()
+def _meet(real, r, n, group, first, last, y, x, count, met, pixels):
+    """Note what filters first .. last - 1 meet at `count` output pixels from (y, x) on."""
+    top, left = y * r.y_stride - r.y_before, x * r.x_stride - r.x_before
+    begin = max(0, left)
+    end = min(r.x_input, left + (count - 1) * r.x_stride + (r.x_kernel - 1) * r.x_dilation + 1)
+    if end <= begin:
+        return
+    _gather_sets(real, r, n, group, top, begin, end - begin, pixels)
+    gradient, sets, found = simd.pointer(real, r.output), simd.pointer(np.uint64, pixels), simd.pointer(np.uint64, met)
+    taps = r.y_kernel * r.x_kernel
+    for k in range(first, last):
+        row = (((n * r.groups + group) * r.filters + k) * r.y_output + y) * r.x_output + x
+        for i in range(count):
+            if gradient[row + i] == real(0):
+                continue
+            for u in range(r.y_kernel):
+                if top + u * r.y_dilation < 0 or top + u * r.y_dilation >= r.y_input:
+                    continue
+                for v in range(r.x_kernel):
+                    column = left + i * r.x_stride + v * r.x_dilation
+                    if column < begin or column >= end:
+                        continue
+                    target = ((k - first) * taps + u * r.x_kernel + v) * r.words
+                    at = (u * r.columns + column - begin) * r.words
+                    for word in range(r.words):
+                        found[target + word] |= sets[at + word]
+
+
+@njit()
+def _clear_apart(real, r, group, first, last, met, is_last):
+    """Tell whether there are weights whose operands did not meet, but whose gradient is not zero; clear the last."""
+    gradient, found = simd.pointer(real, r.weight), simd.pointer(np.uint64, met)
+    taps = r.y_kernel * r.x_kernel
+    for k in range(first, last):
+        for tap in range(taps):
+            for word in range(r.words):
+                missing = ~found[((k - first) * taps + tap) * r.words + word]
+                if missing == np.uint64(0):
+                    continue
+                for c in range(word * 64, min(r.channels, word * 64 + 64)):
+                    at = ((group * r.filters + k) * r.channels + c) * taps + tap
+                    if (missing >> np.uint64(c % 64)) & np.uint64(1) and gradient[at] != real(0):
+                        if not is_last:
+                            return True
+                        gradient[at] = real(0)
+    return False
+
+
+@njit()
+def _clear_met_by_sets(real, r, group, first, last, met, pixels):
+    """Clear the gradients of filters first .. last - 1 under weights that nothing meets, by sets of channels."""
+    found = simd.pointer(np.uint64, met)
+    for i in range((last - first) * r.y_kernel * r.x_kernel * r.words):
+        found[i] = np.uint64(0)
+    rows = r.images * r.y_output
+    seen, wanted = 0, _FIRST_PIXELS
+    for i in range(rows):
+        row = (i + r.y_output // 2) % rows  # from the midst, where padding is far
+        x = 0
+        while x < r.x_output:
+            count = min(_RUN, r.x_output - x, wanted - seen)
+            _meet(real, r, row // r.y_output, group, first, last, row % r.y_output, x, count, met, pixels)
+            x += count
+            seen += count
+            if seen == wanted:
+                if not _clear_apart(real, r, group, first, last, met, False):
+                    return
+                wanted *= 2
+    _clear_apart(real, r, group, first, last, met, True)
+
+
+@njit()
+def _meeting(real, r, group, k, c, u, v, hint):
+    """Return an output pixel at which a weight meets a pixel, neither of them zero, `hint` if it is one; else -1."""
+    pixels, gradient = simd.pointer(real, r.input), simd.pointer(real, r.output)
+    offset = v * r.x_dilation - r.x_before
+    begin = max(0, (r.x_stride - 1 - offset) // r.x_stride)
+    end = min(r.x_output, (r.x_input - 1 - offset) // r.x_stride + 1)
+    rows = r.images * r.y_output
+    for i in range(-1, rows):
+        row = (hint // r.x_output + max(i, 0)) % rows
+        n, y = row // r.y_output, row % r.y_output * r.y_stride + u * r.y_dilation - r.y_before
+        if y < 0 or y >= r.y_input:
+            continue
+        g = (n * r.groups + group) * r.filters * r.y_output * r.x_output
+        g += (k * r.y_output + row % r.y_output) * r.x_output
+        x = (((n * r.groups + group) * r.channels + c) * r.y_input + y) * r.x_input + offset
+        first, last = begin, end
+        if i < 0:
+            first = hint % r.x_output
+            last = min(end, first + 1) if first >= begin else first
+        for column in range(first, last):
+            if gradient[g + column] != real(0) and pixels[x + column * r.x_stride] != real(0):
+                return row * r.x_output + column
+    return -1
+
+
+@njit()
+def _clear_met_by_pixels(real, r, group, first, last):
+    """The same, weight by weight: where the one before met a pixel, the next often does."""
+    gradient = simd.pointer(real, r.weight)
+    middle = r.y_output // 2 * r.x_output + r.x_output // 2
+    for k in range(first, last):
+        for c in range(r.channels):
+            hint = middle
+            at = ((group * r.filters + k) * r.channels + c) * r.y_kernel * r.x_kernel
+            for u in range(r.y_kernel):
+                for v in range(r.x_kernel):
+                    if gradient[at] != real(0):
+                        pixel = _meeting(real, r, group, k, c, u, v, hint)
+                        if pixel < 0:
+                            gradient[at] = real(0)
+                        else:
+                            hint = pixel
+                    at += 1
+
+
+def _pairs(real):
+    itemsize = np.dtype(real).itemsize
+
+    def clear_apart(r, slot, begin, end):
+        met = r.scratch + slot * r.slot
+        for item in range(begin, end):
+            group = item // r.chunks
+            first = item % r.chunks * r.chunk
+            last = min(first + r.chunk, r.filters)
+            if _meet_at_a_pixel(real, itemsize, r, group, first, last):
+                continue
+            if r.channels < _FEW_CHANNELS:
+                _clear_met_by_pixels(real, r, group, first, last)
+            else:
+                _clear_met_by_sets(real, r, group, first, last, met, met + r.pixels)
+
+    return clear_apart
+
+
+_clear_pairs = jit.stage(_PAIRS)(_pairs)
+
+
+def _forward_axis(numbers: dict[str, int]) -> dict[str, int]:
+    return {
+        "results": numbers["output"], "samples": numbers["input"], "spacing": 1, "step": numbers["stride"],
+        "dilation": numbers["dilation"], "before": numbers["before"], "taps": numbers["kernel"],
+    }  # fmt: skip
+
+
+def _backward_axis(numbers: dict[str, int]) -> dict[str, int]:
+    """The gradient's samples are a stride apart, and taps are reversed."""
+    return {
+        "results": numbers["input"], "samples": numbers["output"], "spacing": numbers["stride"], "step": 1,
+        "dilation": numbers["dilation"], "before": (numbers["kernel"] - 1) * numbers["dilation"] - numbers["before"],
+        "taps": numbers["kernel"],
+    }  # fmt: skip
+
+
+def _covered(results: int, samples: int, spacing: int, step: int, dilation: int, before: int, taps: int) -> np.ndarray:
+    """Return which results along an axis meet a sample under some tap, as uint8."""
+    start = np.arange(results, dtype=np.int64) * step - before
+    first = np.maximum(0, -(start // dilation))  # the first tap at or after sample 0
+    covered = np.zeros(results, bool)
+    for tap in range(min(spacing, taps)):  # later ones repeat
+        place = start + (first + tap) * dilation
+        covered |= (first + tap < taps) & (place <= (samples - 1) * spacing) & (place % spacing == 0)
+    return covered.astype(np.uint8)
+
+
+def find_zeros(call: Call, weight: np.ndarray) -> np.ndarray:
+    """Add the task that finds which filters have weights that are zero; return where it writes that, as uint8."""
+    has_zeros = np.empty(weight.shape[0], np.uint8)
+    record = np.zeros((), _WEIGHTS)
+    record["weight"], record["has_zeros"] = weight.ctypes.data, has_zeros.ctypes.data
+    record["taps"] = weight[0].size
+    call.add_task(threads.Task(_find_zeros.address(call.real), record, weight.shape[0], call.slots))
+    return has_zeros
+
+
+@functools.lru_cache(maxsize=256)
+def _windows_record(geometry: ConvGeometry, is_forward: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Return the record without addresses, and which columns of results meet samples at all."""
+    record = np.zeros((), _WINDOWS)
+    make = _forward_axis if is_forward else _backward_axis
+    y, x = (make(geometry.axis_numbers(axis)) for axis in (0, 1))
+    for name, axis in (("y", y), ("x", x)):
+        for field, value in axis.items():
+            record[f"{name}_{field}"] = value
+    filters, channels, *kernel = geometry.weight_size
+    filters, taps = filters // geometry.groups, kernel[0] * kernel[1]
+    record["groups"], record["group_weights"] = geometry.groups, filters * channels * taps
+    if is_forward:
+        record["sources"], record["targets"] = channels, filters
+        record["target_weights"], record["source_weights"] = channels * taps, taps
+        record["row_weights"], record["column_weights"] = kernel[1], 1
+    else:
+        record["sources"], record["targets"] = filters, channels
+        record["target_weights"], record["source_weights"] = taps, channels * taps
+        record["row_weights"], record["column_weights"] = -kernel[1], -1
+    block = min(_ROWS, y["results"])
+    record["blocks"] = -(-y["results"] // _ROWS)
+    dense, apart = (block - 1) * y["step"] + (y["taps"] - 1) * y["dilation"] + 1, block * y["taps"]
+    record["is_dense"], rows = dense <= apart, min(dense, apart)
+    record["row"] = row = -(-x["samples"] // 8) * 8
+    record["done"] = at = rows * row
+    record["candidates"] = at = at + 8 * rows
+    record["columns"] = at = at + _ROWS
+    record["blank"] = at = at + row
+    record["slot"] = -(-(at + x["results"]) // 64) * 64
+    return record, _covered(**x)
+
+
+def fill_blank(
+    call: Call,
+    geometry: ConvGeometry,
+    source: np.ndarray,
+    target: np.ndarray,
+    weight: np.ndarray,
+    has_zeros: np.ndarray | None,
+    bias: np.ndarray | None = None,
+    relu: bool = False,
+    *,
+    is_forward: bool,
+) -> None:
+    """Add the task that writes results without products, after all that writes `target`.
+
+    Parameters
+    ----------
+    call : Call
+    geometry : ConvGeometry
+        Of the pass.
+    source, target : numpy.ndarray
+        The input and the output if `is_forward`; else the gradients at the output and at the input.
+    weight : numpy.ndarray
+    has_zeros : numpy.ndarray or None
+        For each filter, as uint8, whether one of its weights is zero; None if none is.
+    bias : numpy.ndarray or None
+    relu : bool
+    """
+    numbers, covered = _windows_record(geometry, is_forward)
+    record = jit.copy_record(numbers)
+    if has_zeros is not None:
+        if not is_forward:
+            has_zeros = np.ones(geometry.input_size[1], np.uint8)
+            first = weight.itemsize * (weight.shape[2] * weight.shape[3] - 1)  # taps are reversed
+        else:
+            first = 0
+        record["weight"], record["has_zeros"] = weight.ctypes.data + first, has_zeros.ctypes.data
+        call.keep(has_zeros)
+    if bias is not None:
+        record["bias"] = bias.ctypes.data
+    record["relu"] = relu
+    record["source"], record["target"], record["covered"] = (a.ctypes.data for a in (source, target, covered))
+    record["scratch"] = call.borrow(call.slots * int(record["slot"])).ctypes.data
+    items = target.shape[0] * int(record["groups"] * record["blocks"])
+    call.add_task(threads.Task(_fill_windows.address(call.real), record, items, call.slots))
+
+
+@functools.lru_cache(maxsize=256)
+def _pairs_record(geometry: ConvGeometry) -> np.ndarray:
+    record = np.zeros((), _PAIRS)
+    for name, axis in (("y", 0), ("x", 1)):
+        for field, value in geometry.axis_numbers(axis).items():
+            record[f"{name}_{field}"] = value
+    filters, channels, *kernel = geometry.weight_size
+    filters //= geometry.groups
+    record["images"], record["groups"] = geometry.input_size[0], geometry.groups
+    record["channels"], record["filters"] = channels, filters
+    record["words"] = words = -(-channels // 64)
+    set_bytes = 8 * words * kernel[0] * kernel[1]
+    record["chunk"] = chunk = max(1, min(filters, _FILTERS, _SET_BYTES // set_bytes))
+    record["chunks"] = -(-filters // chunk)
+    reach = (_RUN - 1) * geometry.stride[1] + (kernel[1] - 1) * geometry.dilation[1] + 1
+    record["columns"] = columns = min(geometry.input_size[3], reach)
+    record["pixels"] = chunk * set_bytes
+    record["slot"] = -(-(chunk * set_bytes + 8 * words * kernel[0] * columns) // 64) * 64
+    return record
+
+
+def clear_apart(
+    call: Call, geometry: ConvGeometry, input: np.ndarray, grad_output: np.ndarray, result: np.ndarray
+) -> None:
+    """Add the task that clears gradients of weights under which no pixel meets a gradient, neither of them zero."""
+    record = jit.copy_record(_pairs_record(geometry))
+    for name, array in (("input", input), ("output", grad_output), ("weight", result)):
+        record[name] = array.ctypes.data
+    record["scratch"] = call.borrow(call.slots * int(record["slot"])).ctypes.data
+    items = int(record["groups"] * record["chunks"]) if input.shape[0] else 0
+    call.add_task(threads.Task(_clear_pairs.address(call.real), record, items, call.slots))
