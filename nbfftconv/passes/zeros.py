@@ -15,14 +15,17 @@ from nbfftconv.geometry import AXIS_NUMBERS, ConvGeometry
 from nbfftconv.jit import njit
 from nbfftconv.passes.call import Call
 
-#: Rows of results that are looked at together: more share the pixels around them, fewer are found full at once.
-_ROWS = 32
+#: Rows of results that are looked at together, at least, and windows above each other: more share the pixels around.
+_ROWS, _WINDOWS_HIGH = 32, 2
 #: Filters of an item of `clear_apart`, at most, and bytes of its sets.
 _FILTERS, _SET_BYTES = 128, 2**20
 #: Output pixels that are looked at before the sets are, at first, and in a run.
 _FIRST_PIXELS, _RUN = 8, 64
 #: Sets of fewer channels do not pay.
 _FEW_CHANNELS = 8
+
+#: Lines that are fetched of a plane, at most, and planes ahead.
+_FETCHED, _AHEAD = 16, 4
 
 # Along an axis, result i meets under tap u the sample ((i·step + u·dilation - before) / spacing), if that is whole and
 # inside `samples`.
@@ -32,7 +35,7 @@ _WINDOWS = np.dtype(
     [
         *((name, np.int64) for name in ("source", "target", "bias", "weight", "has_zeros", "covered", "scratch")),
         # channels of a group that are summed over, and that results have; blocks of rows of results
-        *((name, np.int64) for name in ("groups", "sources", "targets", "relu", "blocks")),
+        *((name, np.int64) for name in ("groups", "sources", "targets", "relu", "blocks", "block")),
         # scalars from one weight to the next
         *((name, np.int64) for name in ("group_weights", "target_weights", "source_weights", "row_weights")),
         ("column_weights", np.int64),
@@ -93,20 +96,28 @@ def _last_sample(start, taps, dilation, spacing, samples):
 def _is_full(real, r, row):
     """Tell whether every window of a row of samples that has samples has one that is not zero."""
     values = simd.pointer(real, row)
+    reach, end = (r.x_taps - 1) * r.x_dilation, (r.x_samples - 1) * r.x_spacing
     i = 0
     while i < r.x_results:
         start = i * r.x_step - r.x_before
-        place = first = _last_sample(start, r.x_taps, r.x_dilation, r.x_spacing, r.x_samples)
-        while place >= 0 and place >= start:
-            if place % r.x_spacing == 0 and values[place // r.x_spacing] != real(0):
+        place = start + reach
+        if place > end or r.x_spacing > 1:
+            place = _last_sample(start, r.x_taps, r.x_dilation, r.x_spacing, r.x_samples)
+        if place < 0:
+            i += 1
+            continue
+        while place >= max(0, start):
+            if r.x_spacing == 1:
+                if values[place] != real(0):
+                    break
+            elif place % r.x_spacing == 0 and values[place // r.x_spacing] != real(0):
                 break
             place -= r.x_dilation
-        if first >= 0 and (place < 0 or place < start):
+        if place < max(0, start):
             return False
-        if first >= 0 and r.x_dilation == 1:  # it is in the next windows, too
-            i = (place + r.x_before) // r.x_step + 1
-        else:
-            i += 1
+        i += 1
+        if r.x_dilation == 1:  # it is in the next windows, too
+            i = place + r.x_before + 1 if r.x_step == 1 else (place + r.x_before) // r.x_step + 1
     return True
 
 
@@ -123,6 +134,25 @@ def _may_be_blank(real, itemsize, r, source, first, last):
         if full < 0 or not _is_full(real, r, source + full // r.y_spacing * r.x_samples * itemsize):
             return True
     return False
+
+
+# (address): fetch a line.
+_fetch = simd.kernel(lambda v, address: v.prefetch(address), "fetch", 1)
+
+
+@njit()
+def _fetch_samples(real, itemsize, r, source, first, last):
+    """Fetch what `_may_be_blank` reads of a small plane without zeros: the call would wait for a few lines each."""
+    y_end, x_end = min(r.y_samples, last - r.y_before + r.y_taps - 1), r.x_samples
+    if (last - first) * r.x_samples > _FETCHED * r.y_taps * r.x_taps:
+        return
+    y = min(first - r.y_before + r.y_taps, r.y_samples) - 1
+    while 0 <= y and y < y_end:
+        x = min(r.x_taps - r.x_before, r.x_samples) - 1
+        while 0 <= x and x < x_end:
+            _fetch(real, (source + (y * r.x_samples + x) * itemsize,))
+            x = x_end if x == x_end - 1 else min(x + r.x_taps, x_end - 1)
+        y = y_end if y == y_end - 1 else min(y + r.y_taps, y_end - 1)
 
 
 @njit()
@@ -305,11 +335,14 @@ def _windows(real):
         marks = r.scratch + slot * r.slot
         has_zeros = simd.pointer(np.uint8, r.has_zeros)
         is_covered = _count(r.covered, r.x_results) == r.x_results
+        group_bytes = r.sources * r.y_samples * r.x_samples * itemsize
         for item in range(begin, end):
-            first = item % r.blocks * _ROWS
-            last = min(first + _ROWS, r.y_results)
-            group, image = item // r.blocks % r.groups, item // (r.blocks * r.groups)
-            source = r.source + (image * r.groups + group) * r.sources * r.y_samples * r.x_samples * itemsize
+            first, plane = item % r.blocks * r.block, item // r.blocks
+            last = min(first + r.block, r.y_results)
+            image, group = plane // r.groups, plane % r.groups
+            source = r.source + plane * group_bytes
+            if item + _AHEAD < end and r.blocks == 1:
+                _fetch_samples(real, itemsize, r, source + _AHEAD * group_bytes, first, last)
             if _may_be_blank(real, itemsize, r, source, first, last):
                 _fill_blank(real, itemsize, r, image, group, source, first, last, marks)
             for target in range(r.targets):
@@ -344,9 +377,15 @@ def _meet_at_a_pixel(real, itemsize, r, group, first, last):
     for c in range(group * r.channels, (group + 1) * r.channels):
         for u in range(r.y_kernel):
             row = (c * r.y_input + y + u * r.y_dilation) * r.x_input + x
-            for v in range(r.x_kernel):
-                if pixels[row + v * r.x_dilation] == real(0):
-                    return False
+            zeros = np.uint8(0)  # no exit in between, for the loop to be one of vectors
+            if r.x_dilation == 1:
+                for v in range(r.x_kernel):
+                    zeros |= np.uint8(pixels[row + v] == real(0))
+            else:
+                for v in range(r.x_kernel):
+                    zeros |= np.uint8(pixels[row + v * r.x_dilation] == real(0))
+            if zeros != 0:
+                return False
     return True
 
 
@@ -567,14 +606,14 @@ def _windows_record(geometry: ConvGeometry, is_forward: bool) -> tuple[np.ndarra
         record["sources"], record["targets"] = filters, channels
         record["target_weights"], record["source_weights"] = taps, channels * taps
         record["row_weights"], record["column_weights"] = -kernel[1], -1
-    block = min(_ROWS, y["results"])
-    record["blocks"] = -(-y["results"] // _ROWS)
+    record["block"] = block = min(max(_ROWS, _WINDOWS_HIGH * y["taps"]), y["results"])
+    record["blocks"] = -(-y["results"] // block)
     dense, apart = (block - 1) * y["step"] + (y["taps"] - 1) * y["dilation"] + 1, block * y["taps"]
     record["is_dense"], rows = dense <= apart, min(dense, apart)
     record["row"] = row = -(-x["samples"] // 8) * 8
     record["done"] = at = rows * row
     record["candidates"] = at = at + 8 * rows
-    record["columns"] = at = at + _ROWS
+    record["columns"] = at = at + block
     record["blank"] = at = at + row
     record["slot"] = -(-(at + x["results"]) // 64) * 64
     return record, _covered(**x)
