@@ -90,13 +90,15 @@ def forward(
     has_outliers, kept = _convolve(plan, geometry, input, kernels, bias, relu, output, keep)
     if not has_outliers:
         return kept
+    corrections = outliers.of_forward(geometry, input, kernels.weight)
+    if corrections is None:
+        direct.forward(geometry, input, kernels.weight, kernels.packed, bias, relu, output)
+        return kept
     if relu:  # what is to be added comes before the clipping
         _convolve(plan, geometry, input, kernels, bias, False, output)
-    with np.errstate(all="ignore"):
-        if not outliers.correct_forward(geometry, input, kernels.weight, output):
-            direct.forward(geometry, input, kernels.weight, kernels.packed, bias, relu, output)
-        elif relu:
-            np.maximum(output, 0, out=output)
+    corrections.add_to(output)
+    if relu:
+        np.maximum(output, 0, out=output)
     return kept
 
 
@@ -120,8 +122,15 @@ def grad_input(
 
 
 def _correct_grad_input(geometry: ConvGeometry, kernels: Kernels, grad_output: np.ndarray, result: np.ndarray) -> None:
-    """Add the products of outliers."""
-    if not outliers.correct_grad_input(geometry, result, kernels.weight, grad_output):
+    """Add the products of outliers, or convolve directly where these are many."""
+    corrections = outliers.of_grad_input(geometry, kernels.weight, grad_output)
+    transposed = geometry.transposed()
+    if corrections is not None:
+        corrections.add_to(result)
+    elif transposed is not None and np.isfinite(kernels.weight).all():
+        weight = transpose(kernels.weight, geometry.groups)
+        direct.forward(transposed, grad_output, weight, None, None, False, result)
+    else:
         direct.grad_input(geometry, result, kernels.weight, grad_output)
 
 
@@ -138,9 +147,12 @@ def grad_weight(
 def _correct_grad_weight(
     geometry: ConvGeometry, input: np.ndarray, grad_output: np.ndarray, result: np.ndarray
 ) -> None:
-    """Add the products of outliers."""
-    if not outliers.correct_grad_weight(geometry, input, result, grad_output):
+    """Add the products of outliers, or convolve directly where these are many."""
+    corrections = outliers.of_grad_weight(geometry, input, grad_output)
+    if corrections is None:
         direct.grad_weight(geometry, input, result, grad_output)
+    else:
+        corrections.add_to(result)
 
 
 def backward(

@@ -147,9 +147,9 @@ def _fetch_samples(real, itemsize, r, source, first, last):
     if (last - first) * r.x_samples > _FETCHED * r.y_taps * r.x_taps:
         return
     y = min(first - r.y_before + r.y_taps, r.y_samples) - 1
-    while 0 <= y and y < y_end:
+    while y >= 0 and y < y_end:
         x = min(r.x_taps - r.x_before, r.x_samples) - 1
-        while 0 <= x and x < x_end:
+        while x >= 0 and x < x_end:
             _fetch(real, (source + (y * r.x_samples + x) * itemsize,))
             x = x_end if x == x_end - 1 else min(x + r.x_taps, x_end - 1)
         y = y_end if y == y_end - 1 else min(y + r.y_taps, y_end - 1)
