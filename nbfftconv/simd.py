@@ -204,6 +204,11 @@ class Emitter:
         """The larger integers of two vectors of magnitudes."""
         return self._builder.select(self._builder.icmp_signed(">", a, b), a, b)
 
+    def limited(self, value: ir.Value, limit: int) -> ir.Value:
+        """Vector with zero in the lanes whose magnitude, as bits, is over a limit."""
+        over = self._builder.icmp_signed(">", self.magnitude_bits(value), ir.Constant(self._bits, [limit] * self.lanes))
+        return self._builder.select(over, self.zero(), value)
+
     def no_bits(self) -> ir.Value:
         """Vector of magnitudes of zero."""
         return ir.Constant(self._bits, None)

@@ -8,6 +8,8 @@ import numpy as np
 
 from nbfftconv import simd
 from nbfftconv.jit import njit
+from nbfftconv.outliers import WORDS
+from nbfftconv.simd import VECTOR_BYTES
 
 
 @njit()
@@ -172,25 +174,40 @@ def place_strips(itemsize, r, places, unit):
         simd.pointer(np.int64, places)[lane] = at if exists else last_strip * r.strip_bytes
 
 
-@njit()
-def clear_outliers(real, word, limit, tile, count):
-    """Set the outliers of a tile to zero."""
-    magnitude_bits = word(~word(0)) >> word(1)
-    bits, values = simd.pointer(word, tile), simd.pointer(real, tile)
-    for i in range(count):
-        if bits[i] & magnitude_bits > limit:
-            values[i] = real(0)
+def _finite(v, value):
+    """The vector, with zeros for outliers."""
+    return v.limited(value, int(WORDS[np.float32 if v.itemsize == 4 else np.float64][1]))
 
 
-@njit()
-def copy_tiles(real, itemsize, r, places, base, tiles, rows):
-    """Copy a unit's tiles from their places to scratch memory, one after the other."""
-    for i in range(rows):
-        place = places + i * r.place
-        masks = simd.pointer(np.uint16, place + 8 * r.lanes)
-        for lane in range(r.lanes):
-            samples = simd.pointer(real, base + simd.pointer(np.int64, place)[lane])
-            tile = simd.pointer(real, tiles + lane * r.tile + i * r.pitch * itemsize)
-            for j in range(r.pitch):
-                inside = masks[j // r.lanes * r.lanes + lane] >> (j % r.lanes) & 1
-                tile[j] = samples[j] if inside else real(0)
+def _clear(v, tile, vectors):
+    def vector(at):
+        v.store(_finite(v, v.load(at)), at)
+        return [v.add(at, v.integer(VECTOR_BYTES))]
+
+    v.repeat(vectors, [tile], vector)
+
+
+def _copy(v, places, place_step, base, tiles, tile, pitch, rows, vectors):
+    for lane in range(v.lanes):
+
+        def row(place, target, lane=lane):
+            def vector(source, target, mask):
+                v.store(_finite(v, v.load_some(source, v.mask_at(mask))), target)
+                return [
+                    v.add(source, v.integer(VECTOR_BYTES)),
+                    v.add(target, v.integer(VECTOR_BYTES)),
+                    v.add(mask, v.integer(2 * v.lanes)),
+                ]
+
+            source = v.add(base, v.integer_at(v.add(place, v.integer(8 * lane))))
+            v.repeat(vectors, [source, target, v.add(place, v.integer(8 * v.lanes + 2 * lane))], vector)
+            return [v.add(place, place_step), v.add(target, pitch)]
+
+        v.repeat(rows, [places, v.add(tiles, v.scale(tile, v.integer(lane)))], row)
+
+
+#: ``(tile, vectors)``: set the outliers of so many vectors to zero.
+clear_outliers = simd.kernel(_clear, "clear_outliers", 2)
+#: ``(places, place_step, base, tiles, tile, pitch, rows, vectors)``: copy a unit's tiles, without outliers, from their
+#: places to scratch memory, one every `tile` bytes; `vectors` are in a row.
+copy_tiles = simd.kernel(_copy, "copy_tiles", 8)

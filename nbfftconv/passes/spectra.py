@@ -98,7 +98,7 @@ def transform_tile(real, word, limit, itemsize, r, slot, spectrum, stride, rows,
     """Free the gathered tile of outliers, and transform it."""
     tile = r.scratch + slot * r.slot
     if _met_outliers(word, limit, itemsize, r, slot):
-        clear_outliers(real, word, limit, tile, r.y_tile * r.pitch)
+        clear_outliers(real, (tile, r.y_tile * r.pitch * itemsize // VECTOR_BYTES))
     simd.call(r.forward, (r.context, tile, tile + r.work, spectrum, stride, rows, columns))
 
 
@@ -110,8 +110,9 @@ def transform_places(real, word, limit, itemsize, r, slot, base, spectrum, strid
     simd.call(r.forward, (places, base, work, spectrum, stride, rows, ahead, largest))
     if not _met_outliers(word, limit, itemsize, r, slot):
         return True
-    copy_tiles(real, itemsize, r, places, base, tiles, rows)
-    clear_outliers(real, word, limit, tiles, r.lanes * r.y_tile * r.pitch)
+    copy_tiles(real, (
+        places, r.place, base, tiles, r.tile, r.pitch * itemsize, rows, r.pitch // r.lanes,
+    ))  # fmt: skip
     place_tiles(itemsize, r, places, rows)
     simd.call(r.forward, (places, tiles, work, spectrum, stride, rows, 0, largest))
     return False
