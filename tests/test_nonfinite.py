@@ -5,6 +5,9 @@ An FFT alone would smear it over its tile. Values that are finite but huge must 
 
 from __future__ import annotations
 
+from contextlib import ExitStack, contextmanager
+from unittest import mock
+
 import numpy as np
 import oracle
 import pytest
@@ -14,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import nbfftconv
+from nbfftconv import direct
 
 NONFINITE = (np.nan, np.inf, -np.inf)
 ALGORITHMS = ["auto", "fft", "tiled", "codelets", "planar", "direct"]
@@ -244,3 +248,73 @@ def test_huge_times_tiny(direction, transposed, algorithm, rng):
     a, b = a * np.float32(1e30), b * np.float32(1e-30)
     plan = case.plan(direction, np.float32, algorithm=algorithm, transposed=transposed)
     assert_accurate_where_finite(case.run(direction, a, b, plan), case.expect(direction, a, b), np.float32)
+
+
+# Few or many -----------------------------------------------------------------------------------------
+
+
+@contextmanager
+def direct_calls():
+    """Count what direct convolution computes, by any of its passes."""
+    calls = []
+    with ExitStack() as stack:
+        for name in ("forward", "grad_input", "grad_weight"):
+            original = getattr(direct, name)
+
+            def counted(*arguments, original=original):
+                calls.append(original)
+                return original(*arguments)
+
+            stack.enter_context(mock.patch.object(direct, name, counted))
+        yield calls
+
+
+# An outlier of the input has up to 1,176 products; direct convolution has 9 million in all.
+MANY = Case((1, 24, 18, 18), (24, 24, 7, 7), padding=3)
+DEPTHWISE = Case((2, 40, 30, 30), (40, 1, 9, 9), padding=4, groups=40)
+STRIDED = Case((2, 24, 41, 41), (24, 24, 5, 5), stride=2, padding=2)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("which", [0, 1])
+@pytest.mark.parametrize("share", [0.01, 0.5])
+@pytest.mark.parametrize(("direction", "transposed"), WAYS)
+@pytest.mark.parametrize("case", [MANY, DEPTHWISE, STRIDED], ids=["dense", "depthwise", "strided"])
+def test_many_cost_no_more_than_direct_convolution(case, direction, transposed, share, which, dtype, rng):
+    """One by one, their products would take fifty times as long."""
+    operands = case.operands(direction, dtype, rng, positive=True)
+    if operands[which].shape == case.weight_size and case is not MANY:
+        share = 0.5
+    strew(rng, operands[which], NONFINITE, int(share * operands[which].size))
+    plan = case.plan(direction, dtype, algorithm="fft", transposed=transposed)
+    with direct_calls() as calls:
+        result = case.run(direction, *operands, plan)
+    assert len(calls) == 1
+    assert_accurate_where_finite(result, case.expect(direction, *operands), dtype)
+
+
+@pytest.mark.parametrize(("direction", "transposed"), WAYS)
+@pytest.mark.parametrize("case", [MANY, DEPTHWISE, STRIDED], ids=["dense", "depthwise", "strided"])
+def test_few_are_added_to_what_the_fft_has(case, direction, transposed, rng):
+    operands = case.operands(direction, np.float32, rng, positive=True)
+    for operand in operands:
+        strew(rng, operand, NONFINITE, 1)
+    plan = case.plan(direction, np.float32, algorithm="fft", transposed=transposed)
+    with direct_calls() as calls:
+        result = case.run(direction, *operands, plan)
+    assert not calls
+    assert_accurate_where_finite(result, case.expect(direction, *operands), np.float32)
+
+
+@pytest.mark.parametrize(("direction", "transposed"), WAYS)
+def test_sums_of_products_do_not_depend_on_the_threads(direction, transposed, rng, restore_threads):
+    operands = MANY.operands(direction, np.float32, rng)
+    for operand in operands:
+        strew(rng, operand, [3e13, -2e15, 7e20], 5)
+    plan = MANY.plan(direction, np.float32, algorithm="fft", transposed=transposed)
+    results = []
+    for threads in (1, 2, 3):
+        nbfftconv.set_num_threads(threads)
+        results.append(MANY.run(direction, *operands, plan))
+    for result in results[1:]:
+        np.testing.assert_array_equal(result, results[0])

@@ -68,7 +68,8 @@ def dense(array: NDArray, rng: np.random.Generator) -> None:
 
 
 ZEROS = [
-    blank_but_a_patch, blank_patch, blank_rows_and_columns, dead_channels, rectified, scattered, one_tap, nothing, dense,
+    blank_but_a_patch, blank_patch, blank_rows_and_columns, dead_channels, rectified, scattered, one_tap, nothing,
+    dense,
 ]  # fmt: skip
 
 
