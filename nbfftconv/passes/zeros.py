@@ -40,7 +40,10 @@ _WINDOWS = np.dtype(
         *((name, np.int64) for name in ("group_weights", "target_weights", "source_weights", "row_weights")),
         ("column_weights", np.int64),
         # of a thread: rows of marks, and where what follows them begins
-        *((name, np.int64) for name in ("slot", "is_dense", "row", "done", "candidates", "columns", "blank")),
+        *(
+            (name, np.int64)
+            for name in ("slot", "is_dense", "rows", "row", "done", "candidates", "columns", "latest", "blank")
+        ),
         *((f"{axis}_{name}", np.int64) for axis in "yx" for name in _AXIS),
     ]
 )
@@ -248,42 +251,76 @@ def _fill(real, itemsize, r, image, channel, i, blank, wanted):
 
 
 @njit()
+def _mark_row(real, itemsize, r, source, y, at, channels, marks):
+    """Mark what is not zero in a row of samples, in those channels that were not looked at yet."""
+    done, line = simd.pointer(np.int64, marks + r.done), r.x_samples * itemsize
+    for channel in range(done[at], channels):
+        _mark(real, source + (channel * r.y_samples + y) * line, r.x_samples, marks + at * r.row)
+    done[at] = channels
+
+
+@njit()
+def _join_rows(real, itemsize, r, source, first, i, channels, following, marks):
+    """Mark the columns with marks under a result's window, whose rows follow each other; return the row after it.
+
+    For every column the last row with a mark is kept: rows before `following` are in there already.
+    """
+    latest, seen = simd.pointer(np.int32, marks + r.latest), simd.pointer(np.uint8, marks + r.columns)
+    top = max(0, i * r.y_step - r.y_before)
+    end = max(following, min(i * r.y_step - r.y_before + r.y_taps, r.y_samples))
+    for y in range(max(following, top), end):
+        at = y - (first * r.y_step - r.y_before)
+        _mark_row(real, itemsize, r, source, y, at, channels, marks)
+        marked = simd.pointer(np.uint8, marks + at * r.row)
+        for x in range(r.row):
+            latest[x] = np.int32(y) if marked[x] != 0 else latest[x]
+    for x in range(r.row):
+        seen[x] = np.uint8(latest[x] >= np.int32(top))
+    return end
+
+
+@njit()
+def _join_rows_apart(real, itemsize, r, source, first, i, channels, marks):
+    """The same for any rows."""
+    seen = simd.pointer(np.uint8, marks + r.columns)
+    _set(marks + r.columns, r.row, 0)
+    for u in range(r.y_taps):
+        at, y = _row_of(r, first, i, u)
+        if y >= 0:
+            _mark_row(real, itemsize, r, source, y, at, channels, marks)
+            marked = simd.pointer(np.uint8, marks + at * r.row)
+            for x in range(r.row):
+                seen[x] |= marked[x]
+
+
+@njit()
 def _fill_blank(real, itemsize, r, image, group, source, first, last, marks):
     """Fill results whose windows are zero in all channels."""
-    done, candidates = simd.pointer(np.int64, marks + r.done), simd.pointer(np.uint8, marks + r.candidates)
-    columns, blank = marks + r.columns, marks + r.blank
-    plane = r.y_samples * r.x_samples * itemsize
-    for i in range(first, last):
-        candidates[i - first] = 1
-        for u in range(r.y_taps):
-            at, _ = _row_of(r, first, i, u)
-            done[at] = 0
-            _set(marks + at * r.row, r.x_samples, 0)
+    candidates, latest = simd.pointer(np.uint8, marks + r.candidates), simd.pointer(np.int32, marks + r.latest)
+    done = simd.pointer(np.int64, marks + r.done)
+    _set(marks, r.rows * r.row, 0)
+    for at in range(r.rows):
+        done[at] = 0
+    _set(marks + r.candidates, last - first, 1)
+    follow = r.is_dense != 0 and r.y_dilation == 1 and r.y_spacing == 1
     channels = 1
     while True:
-        left = 0
+        left, following = 0, 0
+        for x in range(r.row):
+            latest[x] = np.int32(-1)
         for i in range(first, last):
             if candidates[i - first] == 0:
                 continue
-            _set(columns, r.x_samples, 0)
-            seen = simd.pointer(np.uint8, columns)
-            for u in range(r.y_taps):
-                at, y = _row_of(r, first, i, u)
-                if y < 0:
-                    continue
-                row = marks + at * r.row
-                for channel in range(done[at], channels):
-                    _mark(real, source + channel * plane + y * r.x_samples * itemsize, r.x_samples, row)
-                done[at] = channels
-                marked = simd.pointer(np.uint8, row)
-                for x in range(r.x_samples):
-                    seen[x] |= marked[x]
-            count = _blank_columns(r, columns, blank)
+            if follow:
+                following = _join_rows(real, itemsize, r, source, first, i, channels, following, marks)
+            else:
+                _join_rows_apart(real, itemsize, r, source, first, i, channels, marks)
+            count = _blank_columns(r, marks + r.columns, marks + r.blank)
             candidates[i - first] = count > 0
             left += count
             if count > 0 and channels == r.sources:
                 for target in range(r.targets):
-                    _fill(real, itemsize, r, image, group * r.targets + target, i, blank, 1)
+                    _fill(real, itemsize, r, image, group * r.targets + target, i, marks + r.blank, 1)
         if left == 0 or channels == r.sources:
             return
         channels = min(2 * channels, r.sources)
@@ -483,44 +520,48 @@ def _clear_met_by_sets(real, r, group, first, last, met, pixels):
 
 @njit()
 def _meeting(real, r, group, k, c, u, v, hint):
-    """Return an output pixel at which a weight meets a pixel, neither of them zero, `hint` if it is one; else -1."""
+    """Return an output pixel, (image, row, column), at which a weight meets a pixel, neither of them zero.
+
+    From `hint` on, row by row; the image is -1 if there is none.
+    """
     pixels, gradient = simd.pointer(real, r.input), simd.pointer(real, r.output)
+    n, row, column = hint
     offset = v * r.x_dilation - r.x_before
-    begin = max(0, (r.x_stride - 1 - offset) // r.x_stride)
-    end = min(r.x_output, (r.x_input - 1 - offset) // r.x_stride + 1)
-    rows = r.images * r.y_output
-    for i in range(-1, rows):
-        row = (hint // r.x_output + max(i, 0)) % rows
-        n, y = row // r.y_output, row % r.y_output * r.y_stride + u * r.y_dilation - r.y_before
-        if y < 0 or y >= r.y_input:
-            continue
-        g = (n * r.groups + group) * r.filters * r.y_output * r.x_output
-        g += (k * r.y_output + row % r.y_output) * r.x_output
-        x = (((n * r.groups + group) * r.channels + c) * r.y_input + y) * r.x_input + offset
-        first, last = begin, end
-        if i < 0:
-            first = hint % r.x_output
-            last = min(end, first + 1) if first >= begin else first
-        for column in range(first, last):
-            if gradient[g + column] != real(0) and pixels[x + column * r.x_stride] != real(0):
-                return row * r.x_output + column
-    return -1
+    begin = max(0, -offset)
+    end = r.x_input - offset
+    if r.x_stride > 1:
+        begin, end = (begin + r.x_stride - 1) // r.x_stride, (end + r.x_stride - 1) // r.x_stride
+    end = min(r.x_output, end)
+    for i in range(r.images * r.y_output + 1):  # the first row twice: from the hint on, and whole
+        y = row * r.y_stride + u * r.y_dilation - r.y_before
+        if y >= 0 and y < r.y_input:
+            plane = n * r.groups + group
+            g = ((plane * r.filters + k) * r.y_output + row) * r.x_output
+            x = ((plane * r.channels + c) * r.y_input + y) * r.x_input + offset
+            for at in range(max(begin, column) if i == 0 else begin, end):
+                if gradient[g + at] != real(0) and pixels[x + at * r.x_stride] != real(0):
+                    return n, row, at
+        row += 1
+        if row == r.y_output:
+            row, n = 0, n + 1
+            if n == r.images:
+                n = 0
+    return -1, 0, 0
 
 
 @njit()
 def _clear_met_by_pixels(real, r, group, first, last):
     """The same, weight by weight: where the one before met a pixel, the next often does."""
     gradient = simd.pointer(real, r.weight)
-    middle = r.y_output // 2 * r.x_output + r.x_output // 2
     for k in range(first, last):
         for c in range(r.channels):
-            hint = middle
+            hint = 0, r.y_output // 2, r.x_output // 2
             at = ((group * r.filters + k) * r.channels + c) * r.y_kernel * r.x_kernel
             for u in range(r.y_kernel):
                 for v in range(r.x_kernel):
                     if gradient[at] != real(0):
                         pixel = _meeting(real, r, group, k, c, u, v, hint)
-                        if pixel < 0:
+                        if pixel[0] < 0:
                             gradient[at] = real(0)
                         else:
                             hint = pixel
@@ -609,12 +650,13 @@ def _windows_record(geometry: ConvGeometry, is_forward: bool) -> tuple[np.ndarra
     record["block"] = block = min(max(_ROWS, _WINDOWS_HIGH * y["taps"]), y["results"])
     record["blocks"] = -(-y["results"] // block)
     dense, apart = (block - 1) * y["step"] + (y["taps"] - 1) * y["dilation"] + 1, block * y["taps"]
-    record["is_dense"], rows = dense <= apart, min(dense, apart)
-    record["row"] = row = -(-x["samples"] // 8) * 8
-    record["done"] = at = rows * row
-    record["candidates"] = at = at + 8 * rows
-    record["columns"] = at = at + block
-    record["blank"] = at = at + row
+    record["is_dense"], record["rows"] = dense <= apart, min(dense, apart)
+    record["row"] = row = -(-x["samples"] // 64) * 64
+    record["done"] = at = record["rows"] * row
+    record["candidates"] = at = at + 8 * record["rows"]
+    record["columns"] = at = at + -(-block // 64) * 64
+    record["latest"] = at = at + row
+    record["blank"] = at = at + 4 * row
     record["slot"] = -(-(at + x["results"]) // 64) * 64
     return record, _covered(**x)
 
