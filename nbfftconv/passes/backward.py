@@ -9,9 +9,10 @@ from nbfftconv import simd
 from nbfftconv.geometry import ConvGeometry
 from nbfftconv.passes import grad_input as input_pass
 from nbfftconv.passes import grad_weight as weight_pass
+from nbfftconv.passes.blank_windows import BlankWindows
 from nbfftconv.passes.call import Call, Spectra, stage
 from nbfftconv.passes.spectra import TransformedWeight, input_to_spectra, output_to_spectra
-from nbfftconv.passes.zeros import clear_apart, fill_blank
+from nbfftconv.passes.unmet_weights import UnmetWeights
 from nbfftconv.plan import ConvPlan
 from nbfftconv.transforms import COMPLEX_BYTES
 
@@ -72,7 +73,10 @@ def backward(
             weight_pass.accumulate(call, output_spectra, x, weight_gradient, units)
             input_pass.add(call, weight.spectra, output_spectra, block_spectra, units, grad_input)
         weight_pass.write(call, grad_weight)
-        clear_apart(call, geometry, input, grad_output, grad_weight)
-        fill_blank(call, geometry, grad_output, grad_input, weight.array, weight.has_zeros, is_forward=False)
+        unmet = UnmetWeights(call, geometry, input, grad_output, grad_weight)
+        arrays = grad_output, grad_input, weight.array, weight.has_zeros
+        blank = BlankWindows(call, geometry, *arrays, is_forward=False)
         call.run()
+        unmet.clear()
+        blank.fill()
         return call.met_outliers, sums

@@ -10,11 +10,11 @@ from nbfftconv.accumulate import COLUMNS, KERNELS, ROWS, conjugate_product
 from nbfftconv.geometry import ConvGeometry
 from nbfftconv.jit import njit
 from nbfftconv.outliers import WORDS
+from nbfftconv.passes.blank_windows import BlankWindows
 from nbfftconv.passes.call import Call, Spectra, stage
 from nbfftconv.passes.places import output_position, place_strips, tile_position
 from nbfftconv.passes.spectra import TransformedWeight, input_to_spectra, input_unit_to_spectrum
 from nbfftconv.passes.tiles import write_rows
-from nbfftconv.passes.zeros import fill_blank
 from nbfftconv.plan import ConvPlan
 from nbfftconv.transforms import COMPLEX_BYTES
 
@@ -191,11 +191,13 @@ def forward(
             call.point("bias", bias)
         call.record["relu"] = relu
         call.record["stream"] = output.nbytes > STREAMED_BYTES
+        arrays = input, output, weight.array, weight.has_zeros
         if plan.fused:
             call.use_spectra("weight", weight.spectra)
             call.add(_input_to_output["filters" if call.lanes > 1 else "frequencies"], call.fused_items)
-            fill_blank(call, geometry, input, output, weight.array, weight.has_zeros, bias, relu, is_forward=True)
+            blank = BlankWindows(call, geometry, *arrays, bias, relu, is_forward=True)
             call.run()
+            blank.fill()
             return call.met_outliers, None
 
         input_spectra, output_spectra = call.input_spectra(is_kept=keep), call.output_spectra()
@@ -209,6 +211,7 @@ def forward(
             shape = call.groups, call.group_filters, units, call.group_depth, call.steps
             call.add_task(conjugate_product(w, x, y, shape, call.slots))
             call.add(_spectra_to_output, units * call.filters)
-        fill_blank(call, geometry, input, output, weight.array, weight.has_zeros, bias, relu, is_forward=True)
+        blank = BlankWindows(call, geometry, *arrays, bias, relu, is_forward=True)
         call.run()
+        blank.fill()
         return call.met_outliers, input_spectra if keep else None

@@ -15,6 +15,7 @@ from nbfftconv import simd
 from nbfftconv.accumulate import product
 from nbfftconv.geometry import ConvGeometry
 from nbfftconv.jit import njit
+from nbfftconv.passes.blank_windows import BlankWindows
 from nbfftconv.passes.call import Call, Spectra, stage
 from nbfftconv.passes.forward import STREAMED_BYTES
 from nbfftconv.passes.places import (
@@ -26,7 +27,6 @@ from nbfftconv.passes.places import (
 )
 from nbfftconv.passes.spectra import TransformedWeight, output_to_spectra, spectrum_to_tiles
 from nbfftconv.passes.tiles import add_tile, write_rows
-from nbfftconv.passes.zeros import fill_blank
 from nbfftconv.plan import ConvPlan
 from nbfftconv.simd import VECTOR_BYTES
 from nbfftconv.transforms import COMPLEX_BYTES
@@ -181,6 +181,8 @@ def grad_input(
         for units in call.blocks():
             output_to_spectra(call, units)
             add(call, weight.spectra, output_spectra, input_spectra, units, result)
-        fill_blank(call, geometry, grad_output, result, weight.array, weight.has_zeros, is_forward=False)
+        arrays = grad_output, result, weight.array, weight.has_zeros
+        blank = BlankWindows(call, geometry, *arrays, is_forward=False)
         call.run()
+        blank.fill()
         return call.met_outliers

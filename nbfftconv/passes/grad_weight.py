@@ -13,7 +13,7 @@ from nbfftconv.passes.call import Call, Spectra, stage
 from nbfftconv.passes.places import channel_position, filters_of, samples_inside
 from nbfftconv.passes.spectra import input_to_spectra, output_to_spectra, spectrum_to_tiles
 from nbfftconv.passes.tiles import write_tile
-from nbfftconv.passes.zeros import clear_apart
+from nbfftconv.passes.unmet_weights import UnmetWeights
 from nbfftconv.plan import ConvPlan
 from nbfftconv.transforms import COMPLEX_BYTES
 
@@ -99,6 +99,7 @@ def grad_weight(
             output_to_spectra(call, units)
             accumulate(call, *spectra, units)
         write(call, result)
-        clear_apart(call, geometry, input, grad_output, result)
+        unmet = UnmetWeights(call, geometry, input, grad_output, result)
         call.run()
+        unmet.clear()
         return call.met_outliers

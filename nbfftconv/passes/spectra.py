@@ -11,6 +11,7 @@ import numpy as np
 from nbfftconv import simd
 from nbfftconv.jit import njit
 from nbfftconv.outliers import WORDS
+from nbfftconv.passes.blank_windows import find_zeros
 from nbfftconv.passes.call import Call, Spectra, stage
 from nbfftconv.passes.places import (
     channel_position,
@@ -28,7 +29,6 @@ from nbfftconv.passes.places import (
     tile_position,
 )
 from nbfftconv.passes.tiles import gather_tile, stream_steps
-from nbfftconv.passes.zeros import find_zeros
 from nbfftconv.plan import ConvPlan
 from nbfftconv.simd import VECTOR_BYTES
 from nbfftconv.transforms import COMPLEX_BYTES

@@ -1,9 +1,9 @@
-"""Exact zeros: a result whose every product is zero is zero, or the bias, as it is by direct convolution.
+"""Blank windows: an output whose every product is zero is the bias, and such a gradient at the input is zero, exactly.
 
 A tile that is zero in part is transformed as a whole, so what a pass leaves there is rounding of what lies beside it:
-half of it would pass a ReLU. These stages come last in a pass. They look for results that no two operands reach which
-are both not zero, and write what direct convolution has. Where arrays hold no zeros that costs a few reads: one pixel
-that is not zero serves all windows that hold it.
+half of it would pass a ReLU. A pass looks for windows that are zero in its first channel, which takes a few reads where
+there are none, since a pixel that is not zero serves all windows that hold it. Only if some are found, or weights are
+zero, are results written anew.
 """
 
 import functools
@@ -11,19 +11,12 @@ import functools
 import numpy as np
 
 from nbfftconv import jit, simd, threads
-from nbfftconv.geometry import AXIS_NUMBERS, ConvGeometry
+from nbfftconv.geometry import ConvGeometry
 from nbfftconv.jit import njit
 from nbfftconv.passes.call import Call
 
 #: Rows of results that are looked at together, at least, and windows above each other: more share the pixels around.
 _ROWS, _WINDOWS_HIGH = 32, 2
-#: Filters of an item of `clear_apart`, at most, and bytes of its sets.
-_FILTERS, _SET_BYTES = 128, 2**20
-#: Output pixels that are looked at before the sets are, at first, and in a run.
-_FIRST_PIXELS, _RUN = 8, 64
-#: Sets of fewer channels do not pay.
-_FEW_CHANNELS = 8
-
 #: Lines that are fetched of a plane, at most, and planes ahead.
 _FETCHED, _AHEAD = 16, 4
 
@@ -34,6 +27,9 @@ _AXIS = ("results", "samples", "spacing", "step", "dilation", "before", "taps")
 _WINDOWS = np.dtype(
     [
         *((name, np.int64) for name in ("source", "target", "bias", "weight", "has_zeros", "covered", "scratch")),
+        # for each item whether its windows may be blank, and the items whose results are looked at
+        ("found", np.int64),
+        ("items", np.int64),
         # channels of a group that are summed over, and that results have; blocks of rows of results
         *((name, np.int64) for name in ("groups", "sources", "targets", "relu", "blocks", "block")),
         # scalars from one weight to the next
@@ -47,18 +43,6 @@ _WINDOWS = np.dtype(
         *((f"{axis}_{name}", np.int64) for axis in "yx" for name in _AXIS),
     ]
 )
-
-_PAIRS = np.dtype(
-    [
-        *((name, np.int64) for name in ("input", "weight", "output", "scratch")),
-        # channels and filters of a group; filters of an item; words of a set of channels
-        *((name, np.int64) for name in ("images", "groups", "channels", "filters", "chunk", "chunks", "words")),
-        # of a thread: bytes, where the sets of pixels begin, and pixels of a row of them
-        *((name, np.int64) for name in ("slot", "pixels", "columns")),
-        *((f"{axis}_{name}", np.int64) for axis in "yx" for name in AXIS_NUMBERS),
-    ]
-)
-
 
 _WEIGHTS = np.dtype([(name, np.int64) for name in ("weight", "has_zeros", "taps")])
 
@@ -365,22 +349,42 @@ def _fill_sparse(real, itemsize, r, image, group, target, source, first, last, b
             _fill(real, itemsize, r, image, group * r.targets + target, i, blank, 1)
 
 
-def _windows(real):
+@njit()
+def _place_of(r, item):
+    """Return the image and group of an item, together, and the rows of its results."""
+    first = item % r.blocks * r.block
+    return item // r.blocks, first, min(first + r.block, r.y_results)
+
+
+def _look(real):
     itemsize = np.dtype(real).itemsize
 
-    def fill_blank(r, slot, begin, end):
-        marks = r.scratch + slot * r.slot
-        has_zeros = simd.pointer(np.uint8, r.has_zeros)
-        is_covered = _count(r.covered, r.x_results) == r.x_results
+    def look_for_blank_windows(r, slot, begin, end):
+        found = simd.pointer(np.uint8, r.found)
         group_bytes = r.sources * r.y_samples * r.x_samples * itemsize
         for item in range(begin, end):
-            first, plane = item % r.blocks * r.block, item // r.blocks
-            last = min(first + r.block, r.y_results)
-            image, group = plane // r.groups, plane % r.groups
+            plane, first, last = _place_of(r, item)
             source = r.source + plane * group_bytes
             if item + _AHEAD < end and r.blocks == 1:
                 _fetch_samples(real, itemsize, r, source + _AHEAD * group_bytes, first, last)
-            if _may_be_blank(real, itemsize, r, source, first, last):
+            found[item] = _may_be_blank(real, itemsize, r, source, first, last)
+
+    return look_for_blank_windows
+
+
+def _write(real):
+    itemsize = np.dtype(real).itemsize
+
+    def fill_blank_windows(r, slot, begin, end):
+        marks = r.scratch + slot * r.slot
+        has_zeros, found = simd.pointer(np.uint8, r.has_zeros), simd.pointer(np.uint8, r.found)
+        items = simd.pointer(np.int64, r.items)
+        is_covered = _count(r.covered, r.x_results) == r.x_results
+        for index in range(begin, end):
+            plane, first, last = _place_of(r, items[index])
+            image, group = plane // r.groups, plane % r.groups
+            source = r.source + plane * r.sources * r.y_samples * r.x_samples * itemsize
+            if found[items[index]] != 0:
                 _fill_blank(real, itemsize, r, image, group, source, first, last, marks)
             for target in range(r.targets):
                 channel = group * r.targets + target
@@ -390,204 +394,21 @@ def _windows(real):
                     for i in range(first, last):
                         _fill(real, itemsize, r, image, channel, i, r.covered, 0)
 
-    return fill_blank
+    return fill_blank_windows
 
 
-_fill_windows = jit.stage(_WINDOWS)(_windows)
+_look_for_blank_windows = jit.stage(_WINDOWS)(_look)
+_fill_blank_windows = jit.stage(_WINDOWS)(_write)
 
 
-@njit()
-def _meet_at_a_pixel(real, itemsize, r, group, first, last):
-    """Tell whether one output pixel is not zero in filters first .. last - 1, nor all that it sees in any channel."""
-    y = (r.y_before + r.y_stride - 1) // r.y_stride
-    x = (r.x_before + r.x_stride - 1) // r.x_stride
-    y_last = min(r.y_output - 1, (r.y_input - 1 + r.y_before - (r.y_kernel - 1) * r.y_dilation) // r.y_stride)
-    x_last = min(r.x_output - 1, (r.x_input - 1 + r.x_before - (r.x_kernel - 1) * r.x_dilation) // r.x_stride)
-    if y > y_last or x > x_last:
-        return False
-    y, x = (y + y_last) // 2, (x + x_last) // 2
-    gradient, pixels = simd.pointer(real, r.output), simd.pointer(real, r.input)
-    for k in range(group * r.filters + first, group * r.filters + last):
-        if gradient[(k * r.y_output + y) * r.x_output + x] == real(0):
-            return False
-    y, x = y * r.y_stride - r.y_before, x * r.x_stride - r.x_before
-    for c in range(group * r.channels, (group + 1) * r.channels):
-        for u in range(r.y_kernel):
-            row = (c * r.y_input + y + u * r.y_dilation) * r.x_input + x
-            zeros = np.uint8(0)  # no exit in between, for the loop to be one of vectors
-            if r.x_dilation == 1:
-                for v in range(r.x_kernel):
-                    zeros |= np.uint8(pixels[row + v] == real(0))
-            else:
-                for v in range(r.x_kernel):
-                    zeros |= np.uint8(pixels[row + v * r.x_dilation] == real(0))
-            if zeros != 0:
-                return False
-    return True
-
-
-@njit()
-def _gather_sets(real, r, n, group, y, x, count, pixels):
-    """Note for `count` pixels of the input from column `x` on, in the rows under the taps from `y` on, which channels
-    are not zero there."""
-    values, sets = simd.pointer(real, r.input), simd.pointer(np.uint64, pixels)
-    for u in range(r.y_kernel):
-        row = y + u * r.y_dilation
-        if row < 0 or row >= r.y_input:
-            continue
-        at = u * r.columns * r.words
-        for i in range(count * r.words):
-            sets[at + i] = np.uint64(0)
-        for c in range(r.channels):
-            word, bit = c // 64, np.uint64(1) << np.uint64(c % 64)
-            samples = (((n * r.groups + group) * r.channels + c) * r.y_input + row) * r.x_input + x
-            for i in range(count):
-                if values[samples + i] != real(0):
-                    sets[at + i * r.words + word] |= bit
-
-
-@njit()
-def _meet(real, r, n, group, first, last, y, x, count, met, pixels):
-    """Note what filters first .. last - 1 meet at `count` output pixels from (y, x) on."""
-    top, left = y * r.y_stride - r.y_before, x * r.x_stride - r.x_before
-    begin = max(0, left)
-    end = min(r.x_input, left + (count - 1) * r.x_stride + (r.x_kernel - 1) * r.x_dilation + 1)
-    if end <= begin:
-        return
-    _gather_sets(real, r, n, group, top, begin, end - begin, pixels)
-    gradient, sets, found = simd.pointer(real, r.output), simd.pointer(np.uint64, pixels), simd.pointer(np.uint64, met)
-    taps = r.y_kernel * r.x_kernel
-    for k in range(first, last):
-        row = (((n * r.groups + group) * r.filters + k) * r.y_output + y) * r.x_output + x
-        for i in range(count):
-            if gradient[row + i] == real(0):
-                continue
-            for u in range(r.y_kernel):
-                if top + u * r.y_dilation < 0 or top + u * r.y_dilation >= r.y_input:
-                    continue
-                for v in range(r.x_kernel):
-                    column = left + i * r.x_stride + v * r.x_dilation
-                    if column < begin or column >= end:
-                        continue
-                    target = ((k - first) * taps + u * r.x_kernel + v) * r.words
-                    at = (u * r.columns + column - begin) * r.words
-                    for word in range(r.words):
-                        found[target + word] |= sets[at + word]
-
-
-@njit()
-def _clear_apart(real, r, group, first, last, met, is_last):
-    """Tell whether there are weights whose operands did not meet, but whose gradient is not zero; clear the last."""
-    gradient, found = simd.pointer(real, r.weight), simd.pointer(np.uint64, met)
-    taps = r.y_kernel * r.x_kernel
-    for k in range(first, last):
-        for tap in range(taps):
-            for word in range(r.words):
-                missing = ~found[((k - first) * taps + tap) * r.words + word]
-                if missing == np.uint64(0):
-                    continue
-                for c in range(word * 64, min(r.channels, word * 64 + 64)):
-                    at = ((group * r.filters + k) * r.channels + c) * taps + tap
-                    if (missing >> np.uint64(c % 64)) & np.uint64(1) and gradient[at] != real(0):
-                        if not is_last:
-                            return True
-                        gradient[at] = real(0)
-    return False
-
-
-@njit()
-def _clear_met_by_sets(real, r, group, first, last, met, pixels):
-    """Clear the gradients of filters first .. last - 1 under weights that nothing meets, by sets of channels."""
-    found = simd.pointer(np.uint64, met)
-    for i in range((last - first) * r.y_kernel * r.x_kernel * r.words):
-        found[i] = np.uint64(0)
-    rows = r.images * r.y_output
-    seen, wanted = 0, _FIRST_PIXELS
-    for i in range(rows):
-        row = (i + r.y_output // 2) % rows  # from the midst, where padding is far
-        x = 0
-        while x < r.x_output:
-            count = min(_RUN, r.x_output - x, wanted - seen)
-            _meet(real, r, row // r.y_output, group, first, last, row % r.y_output, x, count, met, pixels)
-            x += count
-            seen += count
-            if seen == wanted:
-                if not _clear_apart(real, r, group, first, last, met, False):
-                    return
-                wanted *= 2
-    _clear_apart(real, r, group, first, last, met, True)
-
-
-@njit()
-def _meeting(real, r, group, k, c, u, v, hint):
-    """Return an output pixel, (image, row, column), at which a weight meets a pixel, neither of them zero.
-
-    From `hint` on, row by row; the image is -1 if there is none.
-    """
-    pixels, gradient = simd.pointer(real, r.input), simd.pointer(real, r.output)
-    n, row, column = hint
-    offset = v * r.x_dilation - r.x_before
-    begin = max(0, -offset)
-    end = r.x_input - offset
-    if r.x_stride > 1:
-        begin, end = (begin + r.x_stride - 1) // r.x_stride, (end + r.x_stride - 1) // r.x_stride
-    end = min(r.x_output, end)
-    for i in range(r.images * r.y_output + 1):  # the first row twice: from the hint on, and whole
-        y = row * r.y_stride + u * r.y_dilation - r.y_before
-        if y >= 0 and y < r.y_input:
-            plane = n * r.groups + group
-            g = ((plane * r.filters + k) * r.y_output + row) * r.x_output
-            x = ((plane * r.channels + c) * r.y_input + y) * r.x_input + offset
-            for at in range(max(begin, column) if i == 0 else begin, end):
-                if gradient[g + at] != real(0) and pixels[x + at * r.x_stride] != real(0):
-                    return n, row, at
-        row += 1
-        if row == r.y_output:
-            row, n = 0, n + 1
-            if n == r.images:
-                n = 0
-    return -1, 0, 0
-
-
-@njit()
-def _clear_met_by_pixels(real, r, group, first, last):
-    """The same, weight by weight: where the one before met a pixel, the next often does."""
-    gradient = simd.pointer(real, r.weight)
-    for k in range(first, last):
-        for c in range(r.channels):
-            hint = 0, r.y_output // 2, r.x_output // 2
-            at = ((group * r.filters + k) * r.channels + c) * r.y_kernel * r.x_kernel
-            for u in range(r.y_kernel):
-                for v in range(r.x_kernel):
-                    if gradient[at] != real(0):
-                        pixel = _meeting(real, r, group, k, c, u, v, hint)
-                        if pixel[0] < 0:
-                            gradient[at] = real(0)
-                        else:
-                            hint = pixel
-                    at += 1
-
-
-def _pairs(real):
-    itemsize = np.dtype(real).itemsize
-
-    def clear_apart(r, slot, begin, end):
-        met = r.scratch + slot * r.slot
-        for item in range(begin, end):
-            group = item // r.chunks
-            first = item % r.chunks * r.chunk
-            last = min(first + r.chunk, r.filters)
-            if _meet_at_a_pixel(real, itemsize, r, group, first, last):
-                continue
-            if r.channels < _FEW_CHANNELS:
-                _clear_met_by_pixels(real, r, group, first, last)
-            else:
-                _clear_met_by_sets(real, r, group, first, last, met, met + r.pixels)
-
-    return clear_apart
-
-
-_clear_pairs = jit.stage(_PAIRS)(_pairs)
+def find_zeros(call: Call, weight: np.ndarray) -> np.ndarray:
+    """Add the task that finds which filters have weights that are zero; return where it writes that, as uint8."""
+    has_zeros = np.empty(weight.shape[0], np.uint8)
+    record = np.zeros((), _WEIGHTS)
+    record["weight"], record["has_zeros"] = weight.ctypes.data, has_zeros.ctypes.data
+    record["taps"] = weight[0].size
+    call.add_task(threads.Task(_find_zeros.address(call.real), record, weight.shape[0], call.slots))
+    return has_zeros
 
 
 def _forward_axis(numbers: dict[str, int]) -> dict[str, int]:
@@ -617,18 +438,8 @@ def _covered(results: int, samples: int, spacing: int, step: int, dilation: int,
     return covered.astype(np.uint8)
 
 
-def find_zeros(call: Call, weight: np.ndarray) -> np.ndarray:
-    """Add the task that finds which filters have weights that are zero; return where it writes that, as uint8."""
-    has_zeros = np.empty(weight.shape[0], np.uint8)
-    record = np.zeros((), _WEIGHTS)
-    record["weight"], record["has_zeros"] = weight.ctypes.data, has_zeros.ctypes.data
-    record["taps"] = weight[0].size
-    call.add_task(threads.Task(_find_zeros.address(call.real), record, weight.shape[0], call.slots))
-    return has_zeros
-
-
 @functools.lru_cache(maxsize=256)
-def _windows_record(geometry: ConvGeometry, is_forward: bool) -> tuple[np.ndarray, np.ndarray]:
+def _numbers(geometry: ConvGeometry, is_forward: bool) -> tuple[np.ndarray, np.ndarray]:
     """Return the record without addresses, and which columns of results meet samples at all."""
     record = np.zeros((), _WINDOWS)
     make = _forward_axis if is_forward else _backward_axis
@@ -661,19 +472,8 @@ def _windows_record(geometry: ConvGeometry, is_forward: bool) -> tuple[np.ndarra
     return record, _covered(**x)
 
 
-def fill_blank(
-    call: Call,
-    geometry: ConvGeometry,
-    source: np.ndarray,
-    target: np.ndarray,
-    weight: np.ndarray,
-    has_zeros: np.ndarray | None,
-    bias: np.ndarray | None = None,
-    relu: bool = False,
-    *,
-    is_forward: bool,
-) -> None:
-    """Add the task that writes results without products, after all that writes `target`.
+class BlankWindows:
+    """Windows in which nothing multiplies anything. Made before the call runs, which looks for them; then `fill`.
 
     Parameters
     ----------
@@ -687,54 +487,53 @@ def fill_blank(
         For each filter, as uint8, whether one of its weights is zero; None if none is.
     bias : numpy.ndarray or None
     relu : bool
+    is_forward : bool
     """
-    numbers, covered = _windows_record(geometry, is_forward)
-    record = jit.copy_record(numbers)
-    if has_zeros is not None:
-        if not is_forward:
-            has_zeros = np.ones(geometry.input_size[1], np.uint8)
+
+    def __init__(
+        self,
+        call: Call,
+        geometry: ConvGeometry,
+        source: np.ndarray,
+        target: np.ndarray,
+        weight: np.ndarray,
+        has_zeros: np.ndarray | None,
+        bias: np.ndarray | None = None,
+        relu: bool = False,
+        *,
+        is_forward: bool,
+    ) -> None:
+        self._call = call
+        numbers, self._covered = _numbers(geometry, is_forward)
+        self._record = record = jit.copy_record(numbers)
+        self._has_zeros, first = has_zeros, 0
+        if has_zeros is not None and not is_forward:
+            self._has_zeros = np.ones(geometry.input_size[1], np.uint8)
             first = weight.itemsize * (weight.shape[2] * weight.shape[3] - 1)  # taps are reversed
+        if has_zeros is not None:
+            record["weight"], record["has_zeros"] = weight.ctypes.data + first, self._has_zeros.ctypes.data
+        if bias is not None:
+            record["bias"] = bias.ctypes.data
+        record["relu"] = relu
+        record["source"], record["target"], record["covered"] = (
+            array.ctypes.data for array in (source, target, self._covered)
+        )
+        self._found = np.zeros(target.shape[0] * int(record["groups"] * record["blocks"]), np.uint8)
+        record["found"] = self._found.ctypes.data
+        self._add(_look_for_blank_windows, len(self._found))
+
+    def _add(self, stage: jit.Callback, items: int) -> None:
+        self._call.add_task(threads.Task(stage.address(self._call.real), self._record, items, self._call.slots))
+
+    def fill(self) -> None:
+        """Write what direct convolution has, once the target is written."""
+        if self._has_zeros is None and self._covered.all():
+            items = np.flatnonzero(self._found)
         else:
-            first = 0
-        record["weight"], record["has_zeros"] = weight.ctypes.data + first, has_zeros.ctypes.data
-        call.keep(has_zeros)
-    if bias is not None:
-        record["bias"] = bias.ctypes.data
-    record["relu"] = relu
-    record["source"], record["target"], record["covered"] = (a.ctypes.data for a in (source, target, covered))
-    record["scratch"] = call.borrow(call.slots * int(record["slot"])).ctypes.data
-    items = target.shape[0] * int(record["groups"] * record["blocks"])
-    call.add_task(threads.Task(_fill_windows.address(call.real), record, items, call.slots))
-
-
-@functools.lru_cache(maxsize=256)
-def _pairs_record(geometry: ConvGeometry) -> np.ndarray:
-    record = np.zeros((), _PAIRS)
-    for name, axis in (("y", 0), ("x", 1)):
-        for field, value in geometry.axis_numbers(axis).items():
-            record[f"{name}_{field}"] = value
-    filters, channels, *kernel = geometry.weight_size
-    filters //= geometry.groups
-    record["images"], record["groups"] = geometry.input_size[0], geometry.groups
-    record["channels"], record["filters"] = channels, filters
-    record["words"] = words = -(-channels // 64)
-    set_bytes = 8 * words * kernel[0] * kernel[1]
-    record["chunk"] = chunk = max(1, min(filters, _FILTERS, _SET_BYTES // set_bytes))
-    record["chunks"] = -(-filters // chunk)
-    reach = (_RUN - 1) * geometry.stride[1] + (kernel[1] - 1) * geometry.dilation[1] + 1
-    record["columns"] = columns = min(geometry.input_size[3], reach)
-    record["pixels"] = chunk * set_bytes
-    record["slot"] = -(-(chunk * set_bytes + 8 * words * kernel[0] * columns) // 64) * 64
-    return record
-
-
-def clear_apart(
-    call: Call, geometry: ConvGeometry, input: np.ndarray, grad_output: np.ndarray, result: np.ndarray
-) -> None:
-    """Add the task that clears gradients of weights under which no pixel meets a gradient, neither of them zero."""
-    record = jit.copy_record(_pairs_record(geometry))
-    for name, array in (("input", input), ("output", grad_output), ("weight", result)):
-        record[name] = array.ctypes.data
-    record["scratch"] = call.borrow(call.slots * int(record["slot"])).ctypes.data
-    items = int(record["groups"] * record["chunks"]) if input.shape[0] else 0
-    call.add_task(threads.Task(_clear_pairs.address(call.real), record, items, call.slots))
+            items = np.arange(len(self._found))
+        if len(items) == 0:
+            return
+        memory = self._call.borrow(self._call.slots * int(self._record["slot"]))
+        self._record["items"], self._record["scratch"] = items.ctypes.data, memory.ctypes.data
+        self._add(_fill_blank_windows, len(items))
+        self._call.run()
