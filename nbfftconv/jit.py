@@ -9,14 +9,15 @@ What Dispatcher and CFunc expect of a cache is private to Numba, whose versions 
 """
 
 import contextlib
+import dataclasses
 import functools
 import hashlib
 import marshal
 import pickle
 import pkgutil
-import platform
 import sys
 from collections.abc import Callable, Iterator
+from importlib.machinery import ModuleSpec
 from types import FunctionType
 from typing import Any
 
@@ -31,6 +32,7 @@ from numba.core.compiler import CompileResult
 from numba.core.dispatcher import Dispatcher
 from numba.core.extending import _Intrinsic
 from numba.core.serialize import dumps
+from numba.core.typing.templates import Signature
 
 from nbfftconv import simd, store
 from nbfftconv.forking import fork_safe_lock
@@ -45,27 +47,25 @@ _SETTINGS = (
 _compile_lock = fork_safe_lock()
 
 
-def _modules(package: str, paths: list[str]) -> Iterator[tuple[str, bytes]]:
-    """Names and contents of a package's modules, wherever they were imported from; ValueError if there is none."""
-    for module in pkgutil.iter_modules(paths, f"{package}."):
-        spec = module.module_finder.find_spec(module.name)
-        try:
-            content = spec.loader.get_data(spec.origin)
-        except (AttributeError, TypeError, OSError):  # frozen: there is no file
-            content = marshal.dumps(spec.loader.get_code(module.name), 2)  # no later version depends on the code alone
-        yield module.name, content
-        if module.ispkg:
-            yield from _modules(module.name, spec.submodule_search_locations)
+def _modules(spec: ModuleSpec) -> Iterator[tuple[str, bytes]]:
+    """Names and contents of a package and of all modules in it, wherever they are imported from."""
+    try:
+        content = spec.loader.get_data(spec.origin)
+    except (AttributeError, TypeError, OSError):  # frozen: there is no file
+        content = marshal.dumps(spec.loader.get_code(spec.name), 2)  # later versions depend on more than the code
+    yield spec.name, content
+    for module in pkgutil.iter_modules(spec.submodule_search_locations or [], f"{spec.name}."):
+        yield from _modules(module.module_finder.find_spec(module.name))
 
 
 def _package_stamp() -> str | None:
     """Hash of the package's source, or code, and of what compiles it; None if that is not to be had."""
     package = __name__.partition(".")[0]
-    versions = [numba.__version__, llvmlite.__version__, np.__version__, sys.version, platform.python_implementation()]
+    versions = numba.__version__, llvmlite.__version__, np.__version__, sys.version, sys.implementation.cache_tag
     digest = hashlib.sha256(repr(versions).encode())
     found = set()
     try:
-        for name, content in _modules(package, sys.modules[package].__path__):
+        for name, content in _modules(sys.modules[package].__spec__):
             found.add(name)
             digest.update(f"{name} {len(content)} ".encode() + content)
     except Exception:  # of whatever imports modules here
@@ -75,6 +75,10 @@ def _package_stamp() -> str | None:
 
 # At once: who replaces the package's files while it is in use does not replace what is compiled here.
 _STAMP = _package_stamp()
+
+
+# What a text tells all of.
+_SIMPLE = int, float, str, type(None), np.generic, np.dtype, types.Type, Signature
 
 
 def _describe(value: Any) -> Any:
@@ -91,8 +95,12 @@ def _describe(value: Any) -> Any:
         return value.__module__, value.__qualname__
     if isinstance(value, (tuple, list)):
         return type(value).__qualname__, tuple(map(_describe, value))
+    if dataclasses.is_dataclass(value):
+        return type(value).__qualname__, tuple(
+            _describe(getattr(value, field.name)) for field in dataclasses.fields(value)
+        )
     text = str(value)
-    if " at 0x" in text:  # an address
+    if not isinstance(value, _SIMPLE) or " at 0x" in text:  # an address
         raise ValueError(f"what {text} is in another process is not known")
     return type(value).__qualname__, text
 

@@ -11,7 +11,7 @@ _INSIDE = ("nbfftconv", "numba", "contextlib", "functools")
 
 def _first_frame_outside() -> FrameType:
     frame = sys._getframe()
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in _INSIDE:
+    while frame.f_back is not None and str(frame.f_globals.get("__name__")).partition(".")[0] in _INSIDE:
         frame = frame.f_back
     return frame
 

@@ -256,19 +256,18 @@ def _tidy(path: Path) -> None:
     """Mark a folder as used, and remove what killed processes have left in it."""
     with contextlib.suppress(OSError):
         os.utime(path)
-        for entry in os.scandir(path):
-            if _TEMPORARY.fullmatch(entry.name) and time.time() - entry.stat().st_mtime > _LEFT_OVER:
-                os.unlink(entry)
+        for name in filter(_TEMPORARY.fullmatch, os.listdir(path)):
+            if time.time() - os.lstat(path / name).st_mtime > _LEFT_OVER:
+                os.unlink(path / name)
 
 
 def _prune(path: Path) -> None:
     """Remove the folders beside a new one that have not been used for the longest time."""
     with contextlib.suppress(OSError):
-        entries = [entry for entry in os.scandir(path.parent) if _STAMP.fullmatch(entry.name)]
-        others = [entry for entry in entries if entry.name != path.name and entry.is_dir(follow_symlinks=False)]
-        others.sort(key=lambda entry: entry.stat().st_mtime, reverse=True)
-        for entry in others[_KEPT_STAMPS:]:
-            shutil.rmtree(entry, ignore_errors=True)
+        others = [path.parent / name for name in os.listdir(path.parent) if _STAMP.fullmatch(name)]
+        others = sorted((other for other in others if other != path), key=lambda other: -os.lstat(other).st_mtime)
+        for other in others[_KEPT_STAMPS:]:
+            shutil.rmtree(other, ignore_errors=True)  # which takes no link for a folder
 
 
 @functools.cache
