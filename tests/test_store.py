@@ -226,24 +226,43 @@ def test_a_disk_that_writes_a_part(cache, monkeypatch):
 # Locks -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("code", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EIO], ids=errno.errorcode.get)
-def test_a_file_system_without_locks(cache, monkeypatch, code):
+def raising(code: int, when=lambda *arguments: True, original=None):
+    def function(*arguments, **keywords):
+        if when(*arguments):
+            raise OSError(code, os.strerror(code))
+        return original(*arguments, **keywords)
+
+    return function
+
+
+def without_locks(patch, code):
+    patch.setattr(store.fcntl, "flock", raising(code))
+
+
+def read_only(patch, code):
+    creates = lambda *arguments: arguments[1] & (os.O_CREAT | os.O_RDWR)  # noqa: E731
+    patch.setattr(os, "open", raising(code, creates, os.open))
+
+
+@pytest.mark.parametrize(
+    ("how", "code"),
+    [
+        *((without_locks, code) for code in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EIO)),
+        *((read_only, code) for code in (errno.EROFS, errno.EACCES, errno.ENOSPC)),
+    ],
+)
+def test_wisdom_without_locks_or_read_only(cache, monkeypatch, how, code):
     """What can be read is used, and nothing kept."""
-    fftw.fftw(np.float32, 6, 10)
-    with cache_folder() as folder:
-        fftw._save_wisdom(Document.in_cache("fftw-wisdom.json"))
-        before = folder.read("fftw-wisdom.json")
-
-    def refuse(*arguments):
-        raise OSError(code, os.strerror(code))
-
+    with fftw._shared_wisdom():
+        fftw._make(np.float32, 6, 10, 0)
+    before = (cache / "fftw-wisdom.json").read_bytes()
     loaded = []
     load = fftw._load_wisdom
-    monkeypatch.setattr(store.fcntl, "flock", refuse)
     monkeypatch.setattr(fftw, "_load_wisdom", lambda document: loaded.append(1) or load(document))
-    monkeypatch.setattr(fftw, "_save_wisdom", lambda document: pytest.fail("written without a lock"))
-    with no_warnings(), fftw._shared_wisdom():
-        pass
+    with monkeypatch.context() as patch, no_warnings():
+        how(patch, code)
+        with fftw._shared_wisdom():
+            pass
     assert loaded == [1]
     assert (cache / "fftw-wisdom.json").read_bytes() == before
 
