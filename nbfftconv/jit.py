@@ -1,86 +1,204 @@
-"""Compilation with Numba, and its cache on disk.
+"""Compilation with Numba, and the machine code kept on disk.
 
-Numba's own cache is refreshed when the file that defines a function changes. Kernels here are assembled from several
-files, so this cache is stamped with the source of the whole package. A damaged or unwritable cache costs a
-compilation, never an error.
+Numba's own cache gives the functions that share a name one index, written without a lock: processes that compiled at
+once mixed them up. Here a file holds the code of one function for one signature, is named for all that the code depends
+on, and is put in place in one step. A kernel is assembled from several files of the package, so all of them count. A
+file that is damaged, or cannot be written, costs a compilation, never an error.
+
+What Dispatcher and CFunc expect of a cache is private to Numba, whose versions are therefore bounded in pyproject.toml.
 """
 
+import contextlib
+import dataclasses
 import functools
 import hashlib
-from collections.abc import Callable
-from pathlib import Path
+import marshal
+import pickle
+import pkgutil
+import sys
+from collections.abc import Callable, Iterator
+from importlib.machinery import ModuleSpec
+from types import FunctionType
 from typing import Any
 
+import llvmlite
 import numba
 import numpy as np
 from numba import types
-from numba.core.caching import CompileResultCacheImpl, FunctionCache, _CacheLocator
+from numba.core import config
+from numba.core.caching import NullCache
 from numba.core.ccallback import CFunc
+from numba.core.compiler import CompileResult
+from numba.core.dispatcher import Dispatcher
+from numba.core.extending import _Intrinsic
+from numba.core.serialize import dumps
+from numba.core.typing.templates import Signature
 
+from nbfftconv import simd, store
 from nbfftconv.forking import fork_safe_lock
-from nbfftconv.paths import cache_directory
 
-_PACKAGE = Path(__file__).parent
+_FORMAT = b"nbfftconv kernel 1\n"
+# Numba's settings that change the code of a function.
+_SETTINGS = (
+    "OPT", "ENABLE_AVX", "CPU_NAME", "CPU_FEATURES", "LOOP_VECTORIZE", "SLP_VECTORIZE", "DISABLE_INTEL_SVML",
+    "BOUNDSCHECK", "DEBUGINFO_DEFAULT", "EXTEND_VARIABLE_LIFETIMES", "DEBUG_NRT", "NRT_STATS", "ENABLE_PROFILING",
+    "LLVM_REFPRUNE_PASS", "LLVM_REFPRUNE_FLAGS", "PARFOR_MAX_TUPLE_SIZE",
+)  # fmt: skip
 _compile_lock = fork_safe_lock()
 
 
-@functools.cache
-def _package_stamp() -> str:
-    digest = hashlib.sha256()
-    for source in sorted(_PACKAGE.rglob("*.py")):
-        digest.update(source.read_bytes())
-    return digest.hexdigest()
+def _modules(spec: ModuleSpec) -> Iterator[tuple[str, bytes]]:
+    """Names and contents of a package and of all modules in it, wherever they are imported from."""
+    try:
+        content = spec.loader.get_data(spec.origin)
+    except (AttributeError, TypeError, OSError):  # frozen: there is no file
+        content = marshal.dumps(spec.loader.get_code(spec.name), 2)  # later versions depend on more than the code
+    yield spec.name, content
+    for module in pkgutil.iter_modules(spec.submodule_search_locations or [], f"{spec.name}."):
+        yield from _modules(module.module_finder.find_spec(module.name))
 
 
-class _Locator(_CacheLocator):
-    def __init__(self, function: Callable, file: str) -> None:
-        self._disambiguator = f"{function.__module__}-{function.__code__.co_firstlineno}"
-
-    @classmethod
-    def from_function(cls, function: Callable, file: str) -> "_Locator":
-        return cls(function, file)
-
-    def get_cache_path(self) -> str:
-        return str(cache_directory() / "kernels" / _package_stamp()[:16])
-
-    def get_source_stamp(self) -> str:
-        return _package_stamp()
-
-    def get_disambiguator(self) -> str:
-        return self._disambiguator
+def _package_stamp() -> str | None:
+    """Hash of the package's source, or code, and of what compiles it; None if that is not to be had."""
+    package = __name__.partition(".")[0]
+    versions = numba.__version__, llvmlite.__version__, np.__version__, sys.version, sys.implementation.cache_tag
+    digest = hashlib.sha256(repr(versions).encode())
+    found = set()
+    try:
+        for name, content in _modules(sys.modules[package].__spec__):
+            found.add(name)
+            digest.update(f"{name} {len(content)} ".encode() + content)
+    except Exception:  # of whatever imports modules here
+        return None
+    return digest.hexdigest()[:16] if __name__ in found else None
 
 
-class _CacheImpl(CompileResultCacheImpl):
-    _locator_classes = [_Locator]
+# At once: who replaces the package's files while it is in use does not replace what is compiled here.
+_STAMP = _package_stamp()
 
 
-class _Cache(FunctionCache):
-    _impl_class = _CacheImpl
+# What a text tells all of.
+_SIMPLE = int, float, str, type(None), np.generic, np.dtype, types.Type, Signature
 
-    def load_overload(self, sig: Any, target_context: Any) -> Any:
+
+def _describe(value: Any) -> Any:
+    """Return what a value is in any process; ValueError if that cannot be told."""
+    if isinstance(value, Dispatcher):
+        return _describe(value.py_func)
+    if isinstance(value, _Intrinsic):
+        return "intrinsic", value._name, _describe(value._defn)
+    if isinstance(value, FunctionType):
+        inside = *(cell.cell_contents for cell in value.__closure__ or ()), *(value.__defaults__ or ())
+        place = value.__module__, value.__qualname__, value.__code__.co_firstlineno
+        return *place, tuple(map(_describe, inside))
+    if isinstance(value, type):
+        return value.__module__, value.__qualname__
+    if isinstance(value, (tuple, list)):
+        return type(value).__qualname__, tuple(map(_describe, value))
+    if dataclasses.is_dataclass(value):
+        return type(value).__qualname__, tuple(
+            _describe(getattr(value, field.name)) for field in dataclasses.fields(value)
+        )
+    text = str(value)
+    if not isinstance(value, _SIMPLE) or " at 0x" in text:  # an address
+        raise ValueError(f"what {text} is in another process is not known")
+    return type(value).__qualname__, text
+
+
+def key(function: Callable, signature: Any, options: dict[str, Any], target: tuple) -> bytes:
+    """Return all that a function's machine code depends on, but for the package and the versions of what compiles it.
+
+    Parameters
+    ----------
+    function : function
+        Of this package. What is in its closure is told by name or number, as far down as it goes.
+    signature : numba.core.typing.Signature or tuple of numba.types.Type
+    options : dict
+        Of the compilation.
+    target : tuple
+        Numba's `magic_tuple` of the CPU.
+
+    Raises
+    ------
+    ValueError
+        If something in it is known in this process only.
+    """
+    settings = [(name, str(getattr(config, name, None))) for name in _SETTINGS]
+    described = _describe(function), _describe(signature), repr(options), target, simd.VECTOR_BYTES, settings
+    return repr(described).encode()
+
+
+def _hash(content: bytes) -> bytes:
+    return hashlib.sha256(content).hexdigest().encode()
+
+
+def _packed(key: bytes, code: bytes) -> bytes:
+    content = key + b"\n" + code
+    return _FORMAT + _hash(content) + content
+
+
+def _unpacked(key: bytes, file: bytes) -> bytes:
+    """Return the code in a file; ValueError if it is not of this key, or not whole."""
+    start = len(_FORMAT) + len(_hash(b""))
+    content = file[start:]
+    if file[:start] != _FORMAT + _hash(content) or not content.startswith(key + b"\n"):
+        raise ValueError("damaged")
+    return content[len(key) + 1 :]
+
+
+class _Cache(NullCache):
+    """The methods that Numba calls: before it compiles a function for a signature, and afterwards."""
+
+    def __init__(self, function: Callable, options: dict[str, Any]) -> None:
+        self._function, self._options = function, options
+
+    def _key(self, signature: Any, target_context: Any) -> bytes:
+        return key(self._function, signature, self._options, target_context.codegen().magic_tuple())
+
+    def load_overload(self, sig: Any, target_context: Any) -> CompileResult | None:
+        """Return what was kept for a signature, or None."""
+        target_context.refresh()  # it may have to know functions that were made since
         try:
-            return super().load_overload(sig, target_context)
-        except Exception:  # unpickling a damaged file may raise anything
+            key = self._key(sig, target_context)
+            with _folder() as folder:
+                file = folder.read(_name(key))
+            return CompileResult._rebuild(target_context, *pickle.loads(_unpacked(key, file)))
+        except Exception:  # whatever is wrong with it, the function is compiled
             return None
 
-    def save_overload(self, sig: Any, data: Any) -> None:
-        try:
-            super().save_overload(sig, data)
-        except Exception:  # unwritable, full, or an index that cannot be read
-            self.disable()
+    def save_overload(self, sig: Any, data: CompileResult) -> None:
+        """Keep what was compiled for a signature, if that is possible."""
+        if any(not lifted.can_cache for lifted in data.lifted) or data.library.has_dynamic_globals:
+            return  # addresses of this process are in it
+        with contextlib.suppress(Exception):
+            key = self._key(sig, data.target_context)
+            content = _packed(key, dumps(data._reduce()))
+            with _folder() as folder:
+                folder.replace(_name(key), content)
 
-    def _index_key(self, sig: Any, codegen: Any) -> tuple:
-        # By name: Numba would hash a pickle, and that of an intrinsic differs from process to process.
-        cells = [cell.cell_contents for cell in self._py_func.__closure__ or ()]
-        return sig, codegen.magic_tuple(), tuple(getattr(cell, "__name__", repr(cell)) for cell in cells)
+
+def _folder() -> contextlib.AbstractContextManager[store.Folder]:
+    if _STAMP is None:
+        raise FileNotFoundError("machine code could be of another version of the package")
+    return store.cache_folder("kernels", _STAMP)
+
+
+def _name(key: bytes) -> str:
+    return f"{hashlib.sha256(key).hexdigest()}.kernel"
+
+
+def _refuse(*args: Any, **keywords: Any) -> None:
+    raise RuntimeError("nbfftconv computes by compiled code only: NUMBA_DISABLE_JIT must not be set")
 
 
 def njit(**options: Any) -> Callable:
     """`numba.njit` with the cache of this package, no GIL, and compilation under the lock that a fork waits for."""
 
     def decorate(function: Callable) -> Any:
+        if config.DISABLE_JIT:
+            return functools.wraps(function)(_refuse)
         dispatcher = numba.njit(nogil=True, **options)(function)
-        dispatcher._cache = _Cache(function)
+        dispatcher._cache = _Cache(function, dispatcher.targetoptions)
         compile_for_args = dispatcher._compile_for_args
 
         def compile_locked(*args: Any, **keywords: Any) -> Any:
@@ -115,9 +233,14 @@ class Callback:
         return callback.address
 
     def _compile(self, real: type) -> CFunc:
+        if config.DISABLE_JIT:
+            _refuse()
         function = self._factory(real)
+        # Symbols in machine code are names and a count of this process: two closures from different processes, loaded
+        # by a third one, could have the same.
+        function.__qualname__ += f".{hashlib.sha256(repr(_describe(function)).encode()).hexdigest()[:16]}"
         callback = CFunc(function, (self._signature.args, self._signature.return_type), locals={}, options={})
-        callback._cache = _Cache(function)
+        callback._cache = _Cache(function, {"callback": True})
         callback.compile()
         return callback
 

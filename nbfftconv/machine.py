@@ -4,15 +4,15 @@ import contextlib
 import math
 import os
 import time
-import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import numpy as np
 
-from nbfftconv import accumulate, documents, scratch, simd, threads
+from nbfftconv import accumulate, scratch, simd, threads
 from nbfftconv.forking import fork_safe_lock
+from nbfftconv.report import report
+from nbfftconv.store import Document
 from nbfftconv.transforms import COMPLEX_BYTES
 
 _FORMAT = "nbfftconv machine 1"
@@ -66,29 +66,39 @@ def set_machine(machine: Machine | None) -> None:
 
 
 def _read_or_measure() -> Machine:
-    file = documents.file_of_machine("machine")
-    with documents.locked(file) as writable:  # others would measure each other's noise
-        try:
-            return _read(file)
-        except ValueError as error:
-            warnings.warn(f"ignored: {error}", stacklevel=2)
-        except OSError:
-            pass
-        if not writable:
-            return DEFAULT
-        machine = _measure()
-        with contextlib.suppress(OSError):
-            documents.replace_of_machine(file, _FORMAT, asdict(machine))
-        return machine
+    document = Document.of_machine("machine")
+    with contextlib.suppress(OSError, ValueError):
+        return _read(document)
+    with document.locked() as is_locked:
+        if not is_locked:
+            return _read_or_report(document) or DEFAULT
+    _product()  # to compile it takes seconds, for which others need not wait
+    with document.locked() as is_locked:  # others would measure each other's noise
+        machine = _read_or_report(document)
+        if machine is None and is_locked:
+            machine = _measure()
+            with contextlib.suppress(OSError):
+                document.replace_of_machine(_FORMAT, asdict(machine))
+        return machine or DEFAULT
 
 
-def _read(file: Path) -> Machine:
-    document = documents.read_of_machine(file, _FORMAT)
-    figures = {name: document.get(name) for name in asdict(DEFAULT)}
+def _read_or_report(document: Document) -> Machine | None:
+    try:
+        return _read(document)
+    except ValueError as error:
+        report(f"ignored: {error}")
+    except OSError:
+        pass
+    return None
+
+
+def _read(document: Document) -> Machine:
+    content = document.read_of_machine(_FORMAT)
+    figures = {name: content.get(name) for name in asdict(DEFAULT)}
     for name, figure in figures.items():
         default = getattr(DEFAULT, name)
         if not isinstance(figure, float) or not default / _FACTOR <= figure <= default * _FACTOR:
-            raise ValueError(f"{os.fspath(file)!r} is damaged: {name} {figure!r}")
+            raise ValueError(f"{os.fspath(document.path)!r} is damaged: {name} {figure!r}")
     return Machine(**figures)
 
 
@@ -113,8 +123,12 @@ def _best_seconds(function: Callable[[], object], repetitions: int) -> float:
     return best
 
 
-def _measure_flops() -> float:
-    rows, columns, depth, steps = 32, 12, 64, 16
+_PRODUCT = 32, 12, 64, 16  # rows, columns, depth, steps
+
+
+def _product() -> tuple[threads.Task, object]:
+    """Return the product that is timed, and the operands, which must outlive it."""
+    rows, columns, depth, steps = _PRODUCT
 
     def matrix(entries: int, row: int, **lanes: object) -> accumulate.Matrix:
         spectra = scratch.aligned(entries * COMPLEX_BYTES).view(np.float32)
@@ -126,7 +140,12 @@ def _measure_flops() -> float:
     b = matrix(columns * depth, depth * COMPLEX_BYTES)
     c = matrix(rows * columns, columns * COMPLEX_BYTES)
     shape = 1, rows, columns, depth, steps
-    task = accumulate.conjugate_product(a, b, c, shape, 1)
+    return accumulate.conjugate_product(a, b, c, shape, 1), (a, b, c)
+
+
+def _measure_flops() -> float:
+    rows, columns, depth, steps = _PRODUCT
+    task, _operands = _product()
     seconds = _best_seconds(lambda: threads.run(task), 60)
     return 8 * rows * columns * depth * steps * simd.lanes(np.float32) / seconds
 

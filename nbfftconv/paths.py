@@ -1,15 +1,24 @@
 """Where the package keeps files between processes: compiled kernels, FFTW's wisdom, what was measured."""
 
+import functools
 import os
 from pathlib import Path
 
 from numba.misc.appdirs import AppDirs
 
 
-def cache_directory() -> Path:
+@functools.cache
+def _absolute(override: str | None) -> Path | None:
+    path = override or AppDirs(appname="nbfftconv", appauthor=False).user_cache_dir
+    path = os.path.expanduser(path)
+    if override and not path.startswith("~"):
+        path = os.path.abspath(path)  # once: the working directory may change
+    return Path(path) if os.path.isabs(path) else None
+
+
+def cache_directory() -> Path | None:
     """Return the folder of everything that is kept on disk; it need not exist, nor be writable.
 
-    ``NBFFTCONV_CACHE_DIR`` overrides the platform's user cache folder.
+    ``NBFFTCONV_CACHE_DIR`` overrides the platform's user cache folder. Who has no home has no folder either: None.
     """
-    override = os.environ.get("NBFFTCONV_CACHE_DIR")
-    return Path(override or AppDirs(appname="nbfftconv", appauthor=False).user_cache_dir)
+    return _absolute(os.environ.get("NBFFTCONV_CACHE_DIR"))

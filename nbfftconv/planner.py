@@ -10,7 +10,6 @@ Candidates may be measured instead; then the automatic choice is the winner that
 
 import functools
 import math
-import warnings
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import replace
@@ -25,6 +24,7 @@ from nbfftconv.direct import grad_weight_bytes, packed_bytes, scratch_bytes
 from nbfftconv.geometry import ConvGeometry, Padding, pair
 from nbfftconv.machine import Machine, get_machine
 from nbfftconv.plan import DIRECTIONS, ConvPlan, StepPlan
+from nbfftconv.report import report
 from nbfftconv.scratch import get_scratch_limit
 
 ALGORITHMS = ("auto", "fft", "direct")
@@ -209,7 +209,7 @@ def _make_plan(
         try:
             return _plan_of_winner(*problem, winner, weight_is_transformed, limit, machine)
         except ValueError as error:
-            warnings.warn(f"ignored in the profile: {winner} for {geometry}: {error}", stacklevel=3)
+            report(f"ignored in the profile: {winner} for {geometry}: {error}")
     is_free = _is_free(algorithm, transform, tile)
     if is_free and geometry.weight_size[2:] == (1, 1):
         return _direct_plan(*problem, direct_way, "an FFT cannot save anything with a 1x1 kernel")

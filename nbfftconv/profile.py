@@ -1,20 +1,19 @@
 """The profile: what was measured on a machine and is used from then on, the fastest plans and the thread counts."""
 
 import os
-import warnings
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from nbfftconv import documents
 from nbfftconv.forking import fork_safe_lock
 from nbfftconv.geometry import ConvGeometry, integer, pair
 from nbfftconv.plan import DIRECTIONS
+from nbfftconv.report import report
+from nbfftconv.store import ABSENT, Document
 
 _FORMAT = "nbfftconv profile 1"
-_ABSENT = FileNotFoundError, NotADirectoryError
 _DTYPES = ("float32", "float64")
 
 
@@ -83,10 +82,14 @@ _lock = fork_safe_lock()
 _profiles: dict[str | None, Profile] = {}  # by the value of NBFFTCONV_PROFILE
 
 
+def _document() -> Document:
+    override = os.environ.get("NBFFTCONV_PROFILE")
+    return Document(Path(override)) if override else Document.of_machine("profile")
+
+
 def profile_file() -> Path:
     """Return the file of the profile; it need not exist."""
-    override = os.environ.get("NBFFTCONV_PROFILE")
-    return Path(override) if override else documents.file_of_machine("profile")
+    return _document().path
 
 
 def get_profile() -> Profile:
@@ -94,7 +97,7 @@ def get_profile() -> Profile:
     key = os.environ.get("NBFFTCONV_PROFILE")
     with _lock:
         if key not in _profiles:
-            _profiles[key] = _read_or_ignore(profile_file())
+            _profiles[key] = _read_or_ignore(_document())
         return _profiles[key]
 
 
@@ -103,55 +106,57 @@ def remember(threads: tuple[int, int] | None = None, winners: dict[Problem, Winn
 
     A file that is no profile of this machine is not lost but renamed, to end in ".ignored".
     """
-    key, file, new = os.environ.get("NBFFTCONV_PROFILE"), profile_file(), winners or {}
-    with _lock, documents.locked(file):
+    key, document, new = os.environ.get("NBFFTCONV_PROFILE"), _document(), winners or {}
+    with _lock, document.locked() as is_locked:
         known = get_profile()
         try:
-            kept = _read_or_set_aside(file)
+            if not is_locked:
+                raise OSError(f"{os.fspath(document.path)!r} cannot be locked")
+            kept = _read_or_set_aside(document)
             kept = Profile(threads or kept.threads, kept.winners | new)
-            documents.replace_of_machine(file, _FORMAT, _to_json(kept))
+            document.replace_of_machine(_FORMAT, _to_json(kept))
         except OSError as error:
-            warnings.warn(f"the profile is kept for this process only: {error}", stacklevel=3)
+            report(f"the profile is kept for this process only: {error}")
             kept = Profile(threads or known.threads, new)
         _profiles[key] = Profile(kept.threads, known.winners | kept.winners)
 
 
-def _read_or_ignore(file: Path) -> Profile:
+def _read_or_ignore(document: Document) -> Profile:
     try:
-        return _read(file)
-    except _ABSENT:
+        return _read(document)
+    except ABSENT:
         pass
     except (OSError, ValueError) as error:
-        warnings.warn(f"ignored: {error}", stacklevel=3)
+        report(f"ignored: {error}")
     return Profile()
 
 
-def _read_or_set_aside(file: Path) -> Profile:
+def _read_or_set_aside(document: Document) -> Profile:
     try:
-        return _read(file)
-    except _ABSENT:
+        return _read(document)
+    except ABSENT:
         pass
     except ValueError:  # reported when it was read first
-        os.replace(file, file.with_name(f"{file.name}.ignored"))
+        document.set_aside()
     return Profile()
 
 
-def _read(file: Path) -> Profile:
+def _read(document: Document) -> Profile:
     """Return what the file holds; single winners that make no sense are reported and ignored."""
-    document = documents.read_of_machine(file, _FORMAT)
-    entries, counts = document.get("winners"), document.get("threads")
+    content, name = document.read_of_machine(_FORMAT), os.fspath(document.path)
+    entries, counts = content.get("winners"), content.get("threads")
     if not isinstance(entries, list):
-        raise ValueError(f"{os.fspath(file)!r} is damaged: winners {entries!r}")
+        raise ValueError(f"{name!r} is damaged: winners {entries!r}")
     try:
         threads = None if counts is None else (integer("loops", counts["loops"], 1), integer("fftw", counts["fftw"], 1))
     except (TypeError, ValueError, KeyError) as error:
-        raise ValueError(f"{os.fspath(file)!r} is damaged: threads {counts!r}") from error
+        raise ValueError(f"{name!r} is damaged: threads {counts!r}") from error
     winners = {}
     for entry in entries:
         try:
             winners[_problem(entry)] = _winner(entry)
         except (TypeError, ValueError, KeyError) as error:
-            warnings.warn(f"ignored in {os.fspath(file)!r}: {error!r} in {entry!r}", stacklevel=5)
+            report(f"ignored in {name!r}: {error!r} in {entry!r}")
     return Profile(threads, winners)
 
 

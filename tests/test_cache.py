@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
-from processes import FEW, run_scenario
+from processes import FEW, TIMEOUT, run_scenario
 
 
 @pytest.fixture(scope="module")
@@ -49,3 +53,64 @@ def test_damaged_files(tmp_path):
         path.write_bytes(content[: len(content) // 2] if number % 2 else b"garbage")
     for _ in range(2):
         assert run_scenario("once", *FEW, **environment).keys() == names
+
+
+SIDES = {"float32": (30, 36, 40), "float64": (36, 30, 40)}
+LIMIT = {"float32": 1e-5, "float64": 1e-13}
+
+
+class Workers:
+    """Processes of cold_worker.py on one cache folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._barriers = 0
+
+    def start(self, cases: list[tuple[str, list[int]]], delay: float = 0.0) -> list[subprocess.Popen]:
+        self._barriers += 1
+        ready = self._folder / f"ready{self._barriers}"
+        ready.mkdir()
+        cache = self._folder / "cache"
+        cache.mkdir(mode=0o700, exist_ok=True)
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "NBFFTCONV_CACHE_DIR": str(cache)}
+        script = str(Path(__file__).with_name("cold_worker.py"))
+        return [
+            subprocess.Popen(
+                [sys.executable, script, real, json.dumps(sides), str(delay), str(ready), str(len(cases))],
+                env=environment, stdout=subprocess.PIPE, text=True,
+            )
+            for real, sides in cases
+        ]  # fmt: skip
+
+    def check(self, cases, processes, killed=()) -> None:
+        for (real, _), process in zip(cases, processes, strict=True):
+            text, _ = process.communicate(timeout=TIMEOUT)
+            if process not in killed:
+                assert process.returncode == 0 and float(text) < LIMIT[real], (real, process.args, text)
+
+
+ONE_EACH = [(real, [side]) for side in (30, 36, 40) for real in SIDES]
+ALL = [(real, list(sides)) for real, sides in SIDES.items()]
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.4])
+def test_six_workers_cold_on_one_folder(tmp_path, delay):
+    """They compute what is right, and so do those that find what they have left."""
+    workers = Workers(tmp_path)
+    workers.check(ONE_EACH, workers.start(ONE_EACH, delay))
+    workers.check(ALL, workers.start(ALL))
+
+
+def test_workers_killed_while_they_write(tmp_path):
+    workers = Workers(tmp_path)
+    processes = workers.start(ONE_EACH, 0.4)
+    cache = tmp_path / "cache"
+    killed = []
+    for process in processes[:3]:
+        deadline = time.monotonic() + TIMEOUT
+        while not any(cache.rglob(".*.tmp")) and time.monotonic() < deadline:  # somebody is in the middle
+            time.sleep(0.005)
+        process.kill()
+        killed.append(process)
+    workers.check(ONE_EACH, processes, killed)
+    workers.check(ALL, workers.start(ALL))

@@ -9,17 +9,17 @@ included.
 import contextlib
 import ctypes
 import os
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pyfftw
 
-from nbfftconv import documents, simd
+from nbfftconv import simd
 from nbfftconv.forking import fork_safe_lock
 from nbfftconv.jit import Callback
-from nbfftconv.paths import cache_directory
+from nbfftconv.report import report
+from nbfftconv.store import ABSENT, Document
 from nbfftconv.transforms import COMPLEX_BYTES, Layout, Transform, signature
 
 # Symbols are found through the libraries that pyFFTW's extension module is linked to.
@@ -31,7 +31,6 @@ _DESTROY_INPUT = 1 << 0
 _effort = "measure"
 _lock = fork_safe_lock()  # FFTW's planner is one for the process
 _transforms: dict[tuple, tuple[Transform, np.ndarray]] = {}
-_known_wisdom = 0  # modification time of the shared file that was last read or written
 
 
 class _Dimension(ctypes.Structure):
@@ -76,10 +75,7 @@ def save_wisdom(path: str | os.PathLike) -> None:
     path : path-like
         Replaced in one step if it exists.
     """
-    with _lock:
-        double, single, _ = pyfftw.export_wisdom()
-    document = {"format": "nbfftconv wisdom", "double": double.decode(), "single": single.decode()}
-    documents.replace(Path(path), document)
+    _save_wisdom(Document(Path(path)))
 
 
 def load_wisdom(path: str | os.PathLike) -> None:
@@ -92,15 +88,26 @@ def load_wisdom(path: str | os.PathLike) -> None:
     ValueError
         If it is no such file, or FFTW refuses it: damaged, or of another FFTW.
     """
+    _load_wisdom(Document(Path(path)))
+
+
+def _save_wisdom(document: Document) -> None:
+    with _lock:
+        double, single, _ = pyfftw.export_wisdom()
+    document.replace({"format": "nbfftconv wisdom", "double": double.decode(), "single": single.decode()})
+
+
+def _load_wisdom(document: Document) -> None:
+    path = os.fspath(document.path)
     try:
-        document = documents.read(Path(path))
-        wisdom = document["double"].encode(), document["single"].encode(), b""
+        content = document.read()
+        wisdom = content["double"].encode(), content["single"].encode(), b""
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{os.fspath(path)!r} is no wisdom file: {error!r}") from error
+        raise ValueError(f"{path!r} is no wisdom file: {error!r}") from error
     with _lock:
         accepted = pyfftw.import_wisdom(wisdom)
     if not (accepted[0] and accepted[1]):
-        raise ValueError(f"FFTW does not accept the wisdom in {os.fspath(path)!r}: damaged, or of another FFTW")
+        raise ValueError(f"FFTW does not accept the wisdom in {path!r}: damaged, or of another FFTW")
 
 
 @contextlib.contextmanager
@@ -108,26 +115,20 @@ def _shared_wisdom() -> Iterator[None]:
     """Within, FFTW knows what other processes have measured, and what it measures they will know.
 
     One process measures at a time: two that measured the same size might choose plans with other last bits. Where the
-    cache folder cannot be written, a process is on its own.
+    cache folder cannot be written or locked, what there is is used, and nothing is added.
     """
-    global _known_wisdom
-    file = cache_directory() / "fftw-wisdom.json"
-    with documents.locked(file) as writable:
-        if not writable:
-            yield
-            return
+    document = Document.in_cache("fftw-wisdom.json")
+    with document.locked() as is_locked:
         try:
-            modified = file.stat().st_mtime_ns
-            if modified != _known_wisdom:
-                load_wisdom(file)
-        except FileNotFoundError:
+            _load_wisdom(document)
+        except ABSENT:
             pass
         except (OSError, ValueError) as error:
-            warnings.warn(f"ignored: {error}", stacklevel=2)
+            report(f"ignored: {error}")
         yield
-        with contextlib.suppress(OSError):
-            save_wisdom(file)
-            _known_wisdom = file.stat().st_mtime_ns
+        if is_locked:
+            with contextlib.suppress(OSError):
+                _save_wisdom(document)
 
 
 def _function(real: type, name: str, result: type | None, arguments: list) -> ctypes._CFuncPtr:
