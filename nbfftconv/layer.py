@@ -321,8 +321,11 @@ def _frozen(array: np.ndarray) -> np.ndarray:
 def _transformed(cache: dict[tuple, engine.Kernels], plan: ConvPlan, weight: np.ndarray) -> engine.Kernels:
     """Return the kernels as `plan` needs them, from `cache` if they were transformed or packed before."""
     key: tuple[Any, ...] = (plan.dtype, plan.algorithm, plan.transform, plan.tile, plan.transposed is None)
-    if plan.algorithm == "direct":  # a gradient does not read them as the forward pass does
-        key += (plan.direction,)
+    key += (plan.geometry.groups,)
+    if plan.algorithm == "direct":  # a gradient does not read them as the forward pass does, nor do all image sizes
+        key += plan.direction, plan.weight_spectra_bytes
+    else:  # an image of one output along an axis has no stride there
+        key += plan.grid.vertical.tap_step, plan.grid.horizontal.tap_step
     kernels = cache.get(key)
     if kernels is None:
         kernels = cache[key] = engine.Kernels.of(plan, compact(weight, plan.dtype))

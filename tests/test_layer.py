@@ -377,6 +377,34 @@ def test_one_layer_for_images_of_many_sizes(rng):
         assert_accurate(layer.backward(g), oracle.conv2d_input(x.shape, w, g, padding="same"), np.float32)
 
 
+@pytest.mark.parametrize("algorithm", ["fft", "direct"])
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(("stride", "dilation", "kernel"), [(2, 1, 3), ((2, 3), (1, 2), 3), (3, 2, 4), ((3, 1), 1, 7)])
+def test_strides_and_images_of_one_output(stride, dilation, kernel, training, algorithm, rng):
+    """Of one output along an axis a stride does not count, so the kernels' spectra are others, of the same tile."""
+    w = rng.standard_normal((4, 2, kernel, kernel))
+    geometry = {"stride": stride, "dilation": dilation, "groups": 2}
+    layer = Conv2d(w, **geometry, algorithm=algorithm, training=training)
+    least = [d * (kernel - 1) + 1 for d in oracle.pair(dilation)]
+    more = [0, 1, 3, 20]
+    sizes = [(least[0] + i, least[1] + j) for i in more for j in more]
+    for height, width in rng.permutation(sizes).tolist():
+        x = rng.standard_normal((1, 4, height, width))
+        y = layer(x)
+        assert_accurate(y, oracle.conv2d(x, w, **geometry), np.float64)
+        if training:
+            assert_accurate(layer.backward(y), oracle.conv2d_input(x.shape, w, y, **geometry), np.float64)
+
+
+def test_depthwise_kernels_of_narrow_and_of_wide_images(rng):
+    """The widest rows are beyond the depthwise convolution, and the other one reads packed kernels."""
+    w = rng.standard_normal((2, 1, 3, 3)).astype(np.float32)
+    layer = Conv2d(w, groups=2, algorithm="direct")
+    for width in (20, 300_000, 20):
+        x = rng.standard_normal((1, 2, 4, width)).astype(np.float32)
+        assert_accurate(layer(x), oracle.conv2d(x, w, groups=2), np.float32)
+
+
 def test_dtypes_promote_and_do_not_stick(operands):
     x, w, bias, g = operands
     layer = Conv2d(w, bias, **CASE.options)
