@@ -396,13 +396,15 @@ def test_strides_and_images_of_one_output(stride, dilation, kernel, training, al
             assert_accurate(layer.backward(y), oracle.conv2d_input(x.shape, w, y, **geometry), np.float64)
 
 
-def test_depthwise_kernels_of_narrow_and_of_wide_images(rng):
-    """The widest rows are beyond the depthwise convolution, and the other one reads packed kernels."""
-    w = rng.standard_normal((2, 1, 3, 3)).astype(np.float32)
-    layer = Conv2d(w, groups=2, algorithm="direct")
-    for width in (20, 300_000, 20):
-        x = rng.standard_normal((1, 2, 4, width)).astype(np.float32)
-        assert_accurate(layer(x), oracle.conv2d(x, w, groups=2), np.float32)
+@pytest.mark.parametrize("training", [True, False])
+def test_depthwise_kernels_of_narrow_and_of_wide_images(training, rng):
+    """Wide images with tall kernels are beyond the depthwise convolution, and the other one reads packed kernels."""
+    w = rng.standard_normal((2, 1, 31, 3)).astype(np.float32)
+    geometry = {"groups": 2, "dilation": (8, 1)}
+    layer = Conv2d(w, **geometry, algorithm="direct", training=training)
+    for width in (20, 2000, 20):
+        x = rng.standard_normal((1, 2, 243, width)).astype(np.float32)
+        assert_accurate(layer(x), oracle.conv2d(x, w, **geometry), np.float32)
 
 
 def test_dtypes_promote_and_do_not_stick(operands):
