@@ -322,8 +322,8 @@ def _transformed(cache: dict[tuple, engine.Kernels], plan: ConvPlan, weight: np.
     """Return the kernels as `plan` needs them, from `cache` if they were transformed or packed before."""
     key: tuple[Any, ...] = (plan.dtype, plan.algorithm, plan.transform, plan.tile, plan.transposed is None)
     key += (plan.geometry.groups,)
-    if plan.algorithm == "direct":  # a gradient does not read them as the forward pass does, nor do all image sizes
-        key += plan.direction, plan.weight_spectra_bytes
+    if plan.algorithm == "direct":  # a gradient does not read them as the forward pass does
+        key += (plan.direction,)
     else:  # an image of one output along an axis has no stride there
         key += plan.grid.vertical.tap_step, plan.grid.horizontal.tap_step
     kernels = cache.get(key)

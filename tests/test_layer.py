@@ -396,17 +396,6 @@ def test_strides_and_images_of_one_output(stride, dilation, kernel, training, al
             assert_accurate(layer.backward(y), oracle.conv2d_input(x.shape, w, y, **geometry), np.float64)
 
 
-@pytest.mark.parametrize("training", [True, False])
-def test_depthwise_kernels_of_narrow_and_of_wide_images(training, rng):
-    """Wide images with tall kernels are beyond the depthwise convolution, and the other one reads packed kernels."""
-    w = rng.standard_normal((2, 1, 31, 3)).astype(np.float32)
-    geometry = {"groups": 2, "dilation": (8, 1)}
-    layer = Conv2d(w, **geometry, algorithm="direct", training=training)
-    for width in (20, 2000, 20):
-        x = rng.standard_normal((1, 2, 243, width)).astype(np.float32)
-        assert_accurate(layer(x), oracle.conv2d(x, w, **geometry), np.float32)
-
-
 def test_dtypes_promote_and_do_not_stick(operands):
     x, w, bias, g = operands
     layer = Conv2d(w, bias, **CASE.options)
