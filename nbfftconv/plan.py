@@ -10,12 +10,12 @@ from nbfftconv.tiling import TileGrid, axis_tiles
 DIRECTIONS = ("forward", "grad_weight", "grad_input")
 
 
-def filters_of_share(filters: int, depth: int, lanes: int) -> int:
+def filters_of_share(filters: int, depth: int, lanes: int | np.ndarray) -> int | np.ndarray:
     """Filters of a group that a fused pass convolves with what it transformed of `depth` channels.
 
     So many that it hardly matters that every share transforms the input anew, in whole units of lanes.
     """
-    return min(filters, -(-8 * depth // lanes) * lanes)
+    return np.minimum(filters, -(-8 * depth // lanes) * lanes)
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,8 @@ class ConvPlan:
         for sums of their gradient that are added up at the end.
     reason : str
         Why this was chosen.
+    seconds : float
+        Time of a call that the cost model expects on one core.
     transposed : ConvPlan or None
         Of "grad_input", if it is run as a forward pass: that pass's plan, for `ConvGeometry.transposed`, from which
         all attributes are but geometry and direction.
@@ -64,6 +66,7 @@ class ConvPlan:
     scratch_bytes: int
     weight_spectra_bytes: int
     reason: str
+    seconds: float
     transposed: "ConvPlan | None" = None
 
     def as_grad_input(self, geometry: ConvGeometry) -> "ConvPlan":

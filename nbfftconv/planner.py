@@ -12,7 +12,6 @@ import functools
 import math
 import warnings
 from collections import defaultdict
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -20,7 +19,7 @@ import numpy as np
 
 from nbfftconv import measure as measuring
 from nbfftconv import profile
-from nbfftconv.costs import LAYOUTS, Choice, choices, direct_cost, fft_cost, transposition_cost
+from nbfftconv.costs import MODELS, Choices, choices_of, direct_cost, fft_cost, tiles_for, transposition_cost
 from nbfftconv.direct import grad_weight_bytes, packed_bytes, scratch_bytes
 from nbfftconv.geometry import ConvGeometry, Padding, pair
 from nbfftconv.machine import Machine, get_machine
@@ -28,7 +27,7 @@ from nbfftconv.plan import DIRECTIONS, ConvPlan, StepPlan
 from nbfftconv.scratch import get_scratch_limit
 
 ALGORITHMS = ("auto", "fft", "direct")
-TRANSFORMS = ("auto", *LAYOUTS)
+TRANSFORMS = ("auto", *MODELS)
 
 #: The automatic choice never needs more memory for the spectra of the kernels, in bytes.
 WEIGHT_SPECTRA_LIMIT = 2**32
@@ -147,21 +146,22 @@ def _promising(geometry: ConvGeometry, direction: str, dtype: np.dtype, weight_i
     first = _make_plan(*problem)
     if geometry.weight_size[2:] == (1, 1):
         return [first]
-    ways = _ways(geometry, direction, True)
-    cost = direct_cost(*ways[0], dtype, weight_is_transformed, machine)
-    costs = [(cost, _direct_plan(geometry, direction, dtype, ways[0], ""))]
-    by_transform = defaultdict(list)
-    for candidate in _costed(*problem):
-        by_transform[candidate[1].name].append(candidate)
-    for candidates in by_transform.values():
-        candidates.sort(key=lambda candidate: candidate[0])
-        by_tile = {}
-        for candidate in candidates:  # fused or not, transposed or not, as the plan for a tile is chosen
-            by_tile.setdefault((candidate[1].grid.vertical.tile, candidate[1].grid.horizontal.tile), candidate)
-        for cost, choice in list(by_tile.values())[:_MEASURED_TILES]:
-            costs.append((cost, _fft_plan(geometry, direction, choice, "")))
-    least = min(cost for cost, _ in costs)
-    return [first, *(plan for cost, plan in costs if cost <= _MEASURED_FACTOR * least)]
+    plans = [_direct_plan(geometry, direction, dtype, True, weight_is_transformed, machine, "")]
+    costed = _costed(*problem)
+    costs = np.concatenate([of_way for of_way, _ in costed])
+    places = [(choices, index) for of_way, choices in costed for index in range(len(of_way))]
+    most = _MEASURED_FACTOR * min(plans[0].seconds, costs.min(initial=math.inf))
+    tiles = defaultdict(set)
+    for at in np.argsort(costs, kind="stable"):
+        if costs[at] > most:
+            break
+        choices, index = places[at]
+        transform, *tile = (int(of_tiles[index]) for of_tiles in choices.tiles[:3])
+        # fused or not, transposed or not, as the plan for a tile is chosen
+        if len(tiles[transform]) < _MEASURED_TILES and tuple(tile) not in tiles[transform]:
+            tiles[transform].add(tuple(tile))
+            plans.append(_fft_plan(geometry, direction, choices, index, costs[at], ""))
+    return [first, *(plan for plan in plans if plan.seconds <= most)]
 
 
 def make_plan(
@@ -202,9 +202,9 @@ def _make_plan(
     winner: profile.Winner | None = None,
 ) -> ConvPlan:
     problem = geometry, direction, dtype
-    direct_way = _ways(geometry, direction, transposes)[0]
+    direct_problem = *problem, transposes, weight_is_transformed, machine
     if algorithm == "direct":
-        return _direct_plan(*problem, direct_way, "it was asked for")
+        return _direct_plan(*direct_problem, "it was asked for")
     if winner is not None:
         try:
             return _plan_of_winner(*problem, winner, weight_is_transformed, limit, machine)
@@ -212,22 +212,22 @@ def _make_plan(
             warnings.warn(f"ignored in the profile: {winner} for {geometry}: {error}", stacklevel=3)
     is_free = _is_free(algorithm, transform, tile)
     if is_free and geometry.weight_size[2:] == (1, 1):
-        return _direct_plan(*problem, direct_way, "an FFT cannot save anything with a 1x1 kernel")
+        return _direct_plan(*direct_problem, "an FFT cannot save anything with a 1x1 kernel")
     costed = _costed(*problem, algorithm, transform, tile, weight_is_transformed, transposes, limit, machine)
-    best = min(costed, key=lambda candidate: candidate[0], default=None)
-    if best is None:
+    cost, *place = _cheapest(costed)
+    if cost == math.inf:
         if not is_free:
             raise ValueError(
                 f"the spectra of one tile{f' of {tile}' if tile else ''} for input {geometry.input_size} and weight "
                 f"{geometry.weight_size} do not fit the scratch limit of {limit} bytes; "
                 "see nbfftconv.scratch.set_scratch_limit"
             )
-        return _direct_plan(*problem, direct_way, "no tile fits the limits of memory")
-    cost, direct = best[0], direct_cost(*direct_way, dtype, weight_is_transformed, machine)
-    figures = f"the model expects {cost * 1e3:.3g} ms by FFT, {direct * 1e3:.3g} ms direct, on one core"
-    if is_free and direct <= cost:
-        return _direct_plan(*problem, direct_way, figures)
-    return _fft_plan(geometry, direction, best[1], figures if is_free else "it was asked for")
+        return _direct_plan(*direct_problem, "no tile fits the limits of memory")
+    if not is_free:
+        return _fft_plan(geometry, direction, *place, cost, "it was asked for")
+    direct = _direct_plan(*direct_problem, "")
+    figures = f"the model expects {cost * 1e3:.3g} ms by FFT, {direct.seconds * 1e3:.3g} ms direct, on one core"
+    return replace(direct, reason=figures) if direct.seconds <= cost else _fft_plan(geometry, direction, *place, cost, figures)
 
 
 def _plan_of_winner(
@@ -245,7 +245,7 @@ def _plan_of_winner(
         f"the cost model's choice took {winner.model_seconds * 1e3:.3g} ms"
     )
     if winner.algorithm == "direct":
-        return _direct_plan(geometry, direction, dtype, _ways(geometry, direction, True)[0], reason)
+        return _direct_plan(geometry, direction, dtype, True, weight_is_transformed, machine, reason)
     if winner.transform not in TRANSFORMS[1:]:
         raise ValueError(f"transform must be one of {', '.join(TRANSFORMS[1:])}, got {winner.transform!r}")
     chosen = "fft", winner.transform, winner.tile
@@ -277,31 +277,26 @@ def _shared_step(
     """Return the cheapest step of passes that share spectra, None if passes that share nothing are cheaper."""
     if algorithm == "direct" or (algorithm == "auto" and geometry.weight_size[2:] == (1, 1)):
         return None
-    apart = 0.0
-    for direction in DIRECTIONS:
-        costed = _costed(geometry, direction, dtype, algorithm, "auto", None, False, True, limit, machine)
-        costs = [cost for cost, _ in costed]
-        if algorithm == "auto":
-            costs.append(direct_cost(*_ways(geometry, direction, True)[0], dtype, False, machine))
-        apart += min(costs, default=math.inf)
-    least, best = apart, None
-    passes = [choices(geometry, direction, dtype, "auto", None, limit) for direction in DIRECTIONS]
-    staged = [[choice for choice in of_pass if not choice.fused] for of_pass in passes]
-    for step in zip(*staged, strict=True):
-        if step[0].weight > WEIGHT_SPECTRA_LIMIT and algorithm == "auto":
-            continue
-        forward, grad_weight, grad_input = (fft_cost(choice, False, machine) for choice in step)
-        keeps = step[0].input_bytes <= spectra_limit
-        shared = grad_weight.output + grad_input.weight + keeps * grad_weight.input
-        if (cost := sum(forward) + sum(grad_weight) + sum(grad_input) - shared) < least:
-            least, best = cost, (step, keeps)
-    if best is None:
+    apart = sum(
+        _make_plan(geometry, direction, dtype, algorithm, "auto", None, False, True, limit, machine).seconds
+        for direction in DIRECTIONS
+    )
+    tiles = tiles_for(geometry, dtype, "auto", None, machine)
+    step = [Choices.of(geometry, direction, dtype, tiles).staged(limit) for direction in DIRECTIONS]
+    forward, grad_weight, grad_input = (fft_cost(choices, False, machine) for choices in step)
+    keeps = step[0].input_bytes <= spectra_limit
+    shared = grad_weight.output + grad_input.weight + keeps * grad_weight.input
+    costs = sum(forward) + sum(grad_weight) + sum(grad_input) - shared
+    cost, choices, index = _cheapest([(np.where(_allowed(step[0], algorithm), costs, math.inf), step[0])])
+    if not cost < apart:
         return None
-    step, keeps = best
-    reason = f"the model expects {least * 1e3:.3g} ms for a step that shares spectra, {apart * 1e3:.3g} ms for one "
+    reason = f"the model expects {cost * 1e3:.3g} ms for a step that shares spectra, {apart * 1e3:.3g} ms for one "
     reason += "that does not, on one core"
-    plans = (_fft_plan(geometry, choice.direction, choice, reason) for choice in step)
-    return StepPlan(*plans, shares_spectra=True, keeps_input_spectra=keeps)
+    plans = (
+        _fft_plan(geometry, of_pass.direction, of_pass, index, sum(of_cost)[index], reason)
+        for of_pass, of_cost in zip(step, (forward, grad_weight, grad_input), strict=True)
+    )
+    return StepPlan(*plans, shares_spectra=True, keeps_input_spectra=bool(keeps[index]))
 
 
 _Way = tuple[ConvGeometry, str]
@@ -313,31 +308,34 @@ def _ways(geometry: ConvGeometry, direction: str, transposes: bool) -> list[_Way
     return [*([] if transposed is None else [(transposed, "forward")]), (geometry, direction)]
 
 
-def _direct_plan(geometry: ConvGeometry, direction: str, dtype: np.dtype, way: _Way, reason: str) -> ConvPlan:
+def _direct_plan(
+    geometry: ConvGeometry,
+    direction: str,
+    dtype: np.dtype,
+    transposes: bool,
+    weight_is_packed: bool,
+    machine: Machine,
+    reason: str,
+) -> ConvPlan:
+    way = _ways(geometry, direction, transposes)[0]
     scratch, weight = 0, 0
     if way[1] == "forward":
         scratch, weight = scratch_bytes(way[0], dtype), packed_bytes(way[0], dtype)
     elif direction == "grad_weight":
         scratch, weight = grad_weight_bytes(geometry, dtype)
-    plan = ConvPlan(*way, dtype, "direct", None, None, False, 0, scratch, weight, reason)
+    seconds = direct_cost(*way, dtype, weight_is_packed, machine)
+    plan = ConvPlan(*way, dtype, "direct", None, None, False, 0, scratch, weight, reason, seconds)
     return plan if way[1] == direction else plan.as_grad_input(geometry)
 
 
-def _fft_plan(geometry: ConvGeometry, direction: str, choice: Choice, reason: str) -> ConvPlan:
-    plan = ConvPlan(
-        choice.geometry,
-        choice.direction,
-        choice.dtype,
-        "fft",
-        choice.name,
-        choice.grid,
-        choice.fused,
-        max(1, min(choice.grid.tiles, choice.block_units * choice.layout.lanes)),
-        choice.block_units * choice.unit,
-        choice.weight,
-        reason,
-    )
-    return plan if choice.direction == direction else plan.as_grad_input(geometry)
+def _fft_plan(
+    geometry: ConvGeometry, direction: str, choices: Choices, index: int, seconds: float, reason: str
+) -> ConvPlan:
+    plan = choices.plan(index, float(seconds), reason)
+    return plan if choices.direction == direction else plan.as_grad_input(geometry)
+
+
+_Costed = tuple[np.ndarray, Choices]  # the seconds of each choice, infinite where there is none
 
 
 def _costed(
@@ -351,11 +349,26 @@ def _costed(
     transposes: bool,
     limit: int,
     machine: Machine,
-) -> Iterator[tuple[float, Choice]]:
-    """Yield what fits the limits of memory, with its cost."""
+) -> list[_Costed]:
+    """Return all that there is to choose from, with its cost."""
+    costed = []
     for way in _ways(geometry, direction, transposes):
         is_transposed = way[1] != direction and not weight_is_transformed
         fixed = transposition_cost(geometry, dtype, machine) if is_transposed else 0.0
-        for choice in choices(*way, dtype, transform, tile, limit):
-            if choice.weight <= WEIGHT_SPECTRA_LIMIT or algorithm != "auto":
-                yield fixed + sum(fft_cost(choice, weight_is_transformed, machine)), choice
+        tiles = tiles_for(way[0], dtype, transform, tile, machine)
+        for choices in choices_of(*way, dtype, tiles, limit):
+            seconds = fixed + sum(fft_cost(choices, weight_is_transformed, machine))
+            costed.append((np.where(_allowed(choices, algorithm), seconds, math.inf), choices))
+    return costed
+
+
+def _allowed(choices: Choices, algorithm: str) -> np.ndarray:
+    """Which choices fit the limits of memory."""
+    return choices.fits & ((choices.weight <= WEIGHT_SPECTRA_LIMIT) | (algorithm != "auto"))
+
+
+def _cheapest(costed: list[_Costed]) -> tuple[float, Choices, int]:
+    """Return the least cost, where it is, and whose; infinity if there is nothing to choose from."""
+    each = ((seconds, choices, int(seconds.argmin())) for seconds, choices in costed if len(seconds))
+    found = ((float(seconds[index]), choices, index) for seconds, choices, index in each)
+    return min(found, key=lambda candidate: candidate[0], default=(math.inf, None, 0))
