@@ -220,7 +220,7 @@ def _table(
     return np.stack([np.broadcast_to(field, height.shape) for field in tiles])
 
 
-def tiles_for(
+def _tiles(
     geometry: ConvGeometry, dtype: np.dtype, transform: str, tile: tuple[int, int] | None, machine: Machine
 ) -> Tiles:
     """Return the tiles to choose from."""
@@ -276,7 +276,6 @@ class Choices:
     Attributes
     ----------
     geometry : ConvGeometry
-    direction : str
     dtype : numpy.dtype
     tiles : Tiles
     grid : TileGrid
@@ -289,6 +288,8 @@ class Choices:
         Bytes of the kernels' spectra.
     lane_filters : numpy.ndarray
         Filters of all groups, with the lanes that have none.
+    direction : str
+        The pass; "" before a blocking for one is chosen.
     block_units : numpy.ndarray
         Units whose spectra are in memory at once; of a thread, if fused.
     fits : numpy.ndarray
@@ -299,7 +300,6 @@ class Choices:
     """
 
     geometry: ConvGeometry
-    direction: str
     dtype: np.dtype
     tiles: Tiles
     grid: TileGrid
@@ -307,13 +307,14 @@ class Choices:
     unit: np.ndarray
     weight: np.ndarray
     lane_filters: np.ndarray
-    block_units: np.ndarray
-    fits: np.ndarray
+    direction: str = ""
+    block_units: np.ndarray | None = None
+    fits: np.ndarray | None = None
     fused: bool = False
     shares: np.ndarray | int = 1
 
     @classmethod
-    def of(cls, geometry: ConvGeometry, direction: str, dtype: np.dtype, tiles: Tiles) -> "Choices":
+    def of(cls, geometry: ConvGeometry, dtype: np.dtype, tiles: Tiles) -> "Choices":
         """Return the choices with all but their blocking."""
         axes = (_axis(geometry, axis, sides) for axis, sides in enumerate((tiles.height, tiles.width)))
         grid = TileGrid(*axes, geometry.input_size[0])
@@ -323,8 +324,7 @@ class Choices:
         unit = tiles.steps * (step_stride(depth * geometry.groups) + step_stride(filters))
         lane_filters = geometry.groups * _ceil(filters // geometry.groups, tiles.lanes) * tiles.lanes
         weight = lane_filters / tiles.lanes * tiles.steps * step_stride(depth)
-        none, all_fit = np.zeros_like(units), np.ones(units.shape, bool)
-        return cls(geometry, direction, dtype, tiles, grid, units, unit, weight, lane_filters, none, all_fit)
+        return cls(geometry, dtype, tiles, grid, units, unit, weight, lane_filters)
 
     @property
     def input_bytes(self) -> np.ndarray:
@@ -337,19 +337,19 @@ class Choices:
         """Blocks of units."""
         return _ceil(self.units, self.block_units)
 
-    def staged(self, limit: int) -> "Choices":
+    def staged(self, direction: str, limit: int) -> "Choices":
         """Stage after stage, each over as many units as fit the limits."""
         streamed = np.minimum(self.weight, _LARGEST_BLOCK_BYTES)
-        if self.direction == "grad_weight":  # read and written with every block
+        if direction == "grad_weight":  # read and written with every block
             streamed = np.minimum(4 * self.weight, _LARGEST_SUMMED_BYTES)
         size = np.minimum(limit, np.maximum(_BLOCK_BYTES, streamed))
         units = np.maximum(1, np.minimum(self.units, np.floor(size / self.unit)))
         blocks = np.maximum(1, _ceil(self.units, units))
         units = np.maximum(1, _ceil(self.units, blocks))
-        return dataclasses.replace(self, block_units=units, fits=self.unit <= limit)
+        return dataclasses.replace(self, direction=direction, block_units=units, fits=self.unit <= limit)
 
     def fuse(self, limit: int) -> "Choices | None":
-        """All stages of a block by one thread, where one fits a core's cache."""
+        """All stages of a block of a forward pass by one thread, where one fits a core's cache."""
         filters, channels = self.geometry.weight_size[0] // self.geometry.groups, self.geometry.weight_size[1]
         depth = channels * self.grid.channel_phases
         if depth > _FUSED_DEPTH:
@@ -359,9 +359,9 @@ class Choices:
         tiles = 2 * self.tiles.lanes * self.tiles.nbytes
         units = np.floor(np.minimum(_CORE_BYTES - tiles, limit) / unit)
         units = np.minimum(np.minimum(units, self.units), 2 * COLUMNS)
-        fits, shares = units >= 1, _ceil(filters, share)
+        fits, units, shares = units >= 1, np.maximum(units, 1), _ceil(filters, share)
         return dataclasses.replace(
-            self, unit=unit, block_units=np.maximum(units, 1), fits=fits, fused=True, shares=shares
+            self, unit=unit, direction="forward", block_units=units, fits=fits, fused=True, shares=shares
         )
 
     def plan(self, index: int, seconds: float, reason: str) -> ConvPlan:
@@ -398,11 +398,19 @@ def _ceil(count: np.ndarray | int, size: np.ndarray | int) -> np.ndarray:
     return np.ceil(count / size)
 
 
-def choices_of(geometry: ConvGeometry, direction: str, dtype: np.dtype, tiles: Tiles, limit: int) -> list[Choices]:
-    """Return what to choose from: first fused passes, if there are some."""
-    whole = Choices.of(geometry, direction, dtype, tiles)
-    fused = whole.fuse(limit) if direction == "forward" else None
-    return [*([] if fused is None else [fused]), whole.staged(limit)]
+@functools.lru_cache(maxsize=4)
+def choices_for(
+    geometry: ConvGeometry, dtype: np.dtype, transform: str, tile: tuple[int, int] | None, machine: Machine
+) -> Choices:
+    """Return the choices with all but their blocking; kept for a moment, as the passes of a step come together."""
+    return Choices.of(geometry, dtype, _tiles(geometry, dtype, transform, tile, machine))
+
+
+def blocked(choices: Choices, direction: str, limit: int) -> list[Choices]:
+    """Return the choices with their blocking: first fused passes, if there may be some."""
+    fused = choices.fuse(limit) if direction == "forward" else None
+    return [*([] if fused is None else [fused]), choices.staged(direction, limit)]
+
 
 def direct_cost(
     geometry: ConvGeometry, direction: str, dtype: np.dtype, weight_is_packed: bool, machine: Machine

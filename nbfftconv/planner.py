@@ -13,13 +13,13 @@ import math
 import warnings
 from collections import defaultdict
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from nbfftconv import measure as measuring
 from nbfftconv import profile
-from nbfftconv.costs import MODELS, Choices, choices_of, direct_cost, fft_cost, tiles_for, transposition_cost
+from nbfftconv.costs import MODELS, Choices, FftCost, blocked, choices_for, direct_cost, fft_cost, transposition_cost
 from nbfftconv.direct import grad_weight_bytes, packed_bytes, scratch_bytes
 from nbfftconv.geometry import ConvGeometry, Padding, pair
 from nbfftconv.machine import Machine, get_machine
@@ -148,8 +148,8 @@ def _promising(geometry: ConvGeometry, direction: str, dtype: np.dtype, weight_i
         return [first]
     plans = [_direct_plan(geometry, direction, dtype, True, weight_is_transformed, machine, "")]
     costed = _costed(*problem)
-    costs = np.concatenate([of_way for of_way, _ in costed])
-    places = [(choices, index) for of_way, choices in costed for index in range(len(of_way))]
+    costs = np.concatenate([of_way.seconds for of_way in costed])
+    places = [(of_way.choices, index) for of_way in costed for index in range(len(of_way.seconds))]
     most = _MEASURED_FACTOR * min(plans[0].seconds, costs.min(initial=math.inf))
     tiles = defaultdict(set)
     for at in np.argsort(costs, kind="stable"):
@@ -277,24 +277,20 @@ def _shared_step(
     """Return the cheapest step of passes that share spectra, None if passes that share nothing are cheaper."""
     if algorithm == "direct" or (algorithm == "auto" and geometry.weight_size[2:] == (1, 1)):
         return None
-    apart = sum(
-        _make_plan(geometry, direction, dtype, algorithm, "auto", None, False, True, limit, machine).seconds
-        for direction in DIRECTIONS
-    )
-    tiles = tiles_for(geometry, dtype, "auto", None, machine)
-    step = [Choices.of(geometry, direction, dtype, tiles).staged(limit) for direction in DIRECTIONS]
-    forward, grad_weight, grad_input = (fft_cost(choices, False, machine) for choices in step)
-    keeps = step[0].input_bytes <= spectra_limit
-    shared = grad_weight.output + grad_input.weight + keeps * grad_weight.input
-    costs = sum(forward) + sum(grad_weight) + sum(grad_input) - shared
-    cost, choices, index = _cheapest([(np.where(_allowed(step[0], algorithm), costs, math.inf), step[0])])
-    if not cost < apart:
+    rest = dtype, algorithm, "auto", None, False, True, limit, machine
+    apart = sum(_make_plan(geometry, direction, *rest).seconds for direction in DIRECTIONS)
+    forward, grad_weight, grad_input = step = [_costed(geometry, direction, *rest)[-1] for direction in DIRECTIONS]
+    keeps = forward.choices.input_bytes <= spectra_limit
+    shared = grad_weight.cost.output + grad_input.cost.weight + keeps * grad_weight.cost.input
+    seconds = forward.seconds + grad_weight.seconds + grad_input.seconds - shared
+    index = int(seconds.argmin())
+    if not seconds[index] < apart:
         return None
-    reason = f"the model expects {cost * 1e3:.3g} ms for a step that shares spectra, {apart * 1e3:.3g} ms for one "
-    reason += "that does not, on one core"
+    reason = f"the model expects {seconds[index] * 1e3:.3g} ms for a step that shares spectra, {apart * 1e3:.3g} ms for "
+    reason += "one that does not, on one core"
     plans = (
-        _fft_plan(geometry, of_pass.direction, of_pass, index, sum(of_cost)[index], reason)
-        for of_pass, of_cost in zip(step, (forward, grad_weight, grad_input), strict=True)
+        _fft_plan(geometry, direction, of_pass.choices, index, of_pass.seconds[index], reason)
+        for direction, of_pass in zip(DIRECTIONS, step, strict=True)
     )
     return StepPlan(*plans, shares_spectra=True, keeps_input_spectra=bool(keeps[index]))
 
@@ -335,9 +331,15 @@ def _fft_plan(
     return plan if choices.direction == direction else plan.as_grad_input(geometry)
 
 
-_Costed = tuple[np.ndarray, Choices]  # the seconds of each choice, infinite where there is none
+class _Costed(NamedTuple):
+    """Choices for a pass, what each costs, and the sum of that in seconds, infinite where it does not fit."""
+
+    choices: Choices
+    cost: FftCost
+    seconds: np.ndarray
 
 
+@functools.lru_cache(maxsize=4)
 def _costed(
     geometry: ConvGeometry,
     direction: str,
@@ -350,25 +352,25 @@ def _costed(
     limit: int,
     machine: Machine,
 ) -> list[_Costed]:
-    """Return all that there is to choose from, with its cost."""
+    """Return all that there is to choose from, last the stages of the pass itself; kept for a moment, for a step."""
     costed = []
     for way in _ways(geometry, direction, transposes):
         is_transposed = way[1] != direction and not weight_is_transformed
         fixed = transposition_cost(geometry, dtype, machine) if is_transposed else 0.0
-        tiles = tiles_for(way[0], dtype, transform, tile, machine)
-        for choices in choices_of(*way, dtype, tiles, limit):
-            seconds = fixed + sum(fft_cost(choices, weight_is_transformed, machine))
-            costed.append((np.where(_allowed(choices, algorithm), seconds, math.inf), choices))
+        for choices in blocked(choices_for(way[0], dtype, transform, tile, machine), way[1], limit):
+            cost = fft_cost(choices, weight_is_transformed, machine)
+            seconds = np.where(_fits(choices, algorithm), fixed + sum(cost), math.inf)
+            costed.append(_Costed(choices, cost, seconds))
     return costed
 
 
-def _allowed(choices: Choices, algorithm: str) -> np.ndarray:
+def _fits(choices: Choices, algorithm: str) -> np.ndarray:
     """Which choices fit the limits of memory."""
-    return choices.fits & ((choices.weight <= WEIGHT_SPECTRA_LIMIT) | (algorithm != "auto"))
+    return choices.fits & (choices.weight <= WEIGHT_SPECTRA_LIMIT) if algorithm == "auto" else choices.fits
 
 
 def _cheapest(costed: list[_Costed]) -> tuple[float, Choices, int]:
     """Return the least cost, where it is, and whose; infinity if there is nothing to choose from."""
-    each = ((seconds, choices, int(seconds.argmin())) for seconds, choices in costed if len(seconds))
-    found = ((float(seconds[index]), choices, index) for seconds, choices, index in each)
+    each = ((of_way, int(of_way.seconds.argmin())) for of_way in costed if len(of_way.seconds))
+    found = ((float(of_way.seconds[index]), of_way.choices, index) for of_way, index in each)
     return min(found, key=lambda candidate: candidate[0], default=(math.inf, None, 0))
