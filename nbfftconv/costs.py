@@ -26,7 +26,7 @@ import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -396,6 +396,19 @@ def _axis(geometry: ConvGeometry, axis: int, sides: np.ndarray) -> AxisTiles:
 def _ceil(count: np.ndarray | int, size: np.ndarray | int) -> np.ndarray:
     """`count` / `size`, rounded up."""
     return np.ceil(count / size)
+
+
+def tiles_of(
+    geometry: ConvGeometry, dtype: np.dtype, known: Iterable[tuple[str, tuple[int, int]]], machine: Machine
+) -> Tiles:
+    """Return some tiles of transforms, those that the planner may choose for images of any size."""
+    sizes, found = problem_sizes(geometry), []
+    for name, tile in known:
+        sides = [MODELS[name].sides or _smooth_sides(taps) for _, taps in sizes]
+        if tile[0] in sides[0] and tile[1] in sides[1]:
+            table = _table(name, *sides, dtype, machine)
+            found.append(table[:, sides[0].index(tile[0]), sides[1].index(tile[1])])
+    return Tiles(*np.array(found).reshape(-1, len(Tiles._fields)).T)
 
 
 @functools.lru_cache(maxsize=4)

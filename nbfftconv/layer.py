@@ -9,6 +9,7 @@ from numpy.typing import ArrayLike
 from nbfftconv import engine, scratch
 from nbfftconv import padding as padding_modes
 from nbfftconv.arrays import as_float4, check_shape, compact, result_type
+from nbfftconv.forking import fork_safe_lock
 from nbfftconv.functional import (
     check_activation,
     check_bias,
@@ -18,8 +19,16 @@ from nbfftconv.functional import (
     run_grad_weight,
 )
 from nbfftconv.geometry import ConvGeometry, Padding, layer_numbers
-from nbfftconv.plan import ConvPlan, StepPlan
-from nbfftconv.planner import ALGORITHMS, make_plan, make_step_plan
+from nbfftconv.plan import ConvPlan, KernelForm, StepPlan
+from nbfftconv.planner import ALGORITHMS, make_plan, make_plan_for_kept, make_step_plan
+
+#: Bytes that a layer keeps of its kernels' spectra, and of kernels that are packed or transposed, unless those that it
+#: used last take more.
+KEPT_BYTES = 512 * 2**20
+# Sizes of images whose plan a layer remembers.
+_CHOSEN = 512
+
+_kept_lock = fork_safe_lock()  # for moments
 
 
 class Conv2d:
@@ -92,8 +101,8 @@ class Conv2d:
         weight = as_float4("weight", value)
         layer_numbers(weight.shape, self.stride, self.padding, self.dilation, self.groups)
         self._weight = _frozen(weight)
-        # Replaced, never changed: a pass that is under way keeps the spectra that it began with.
-        self._kernels: dict[tuple, engine.Kernels] = {}
+        # Replaced, never changed to another weight's: a pass that is under way keeps the kernels that it began with.
+        self._kernels = KeptKernels(self._weight)
 
     @property
     def bias(self) -> np.ndarray | None:
@@ -158,7 +167,8 @@ class Conv2d:
         numpy.ndarray, shape (batch, out channels, out height, out width)
         """
         x = as_float4("input", input)
-        weight, bias, kernels = self._weight, self._bias, self._kernels
+        bias, kernels = self._bias, self._kernels
+        weight = kernels.weight
         geometry = ConvGeometry.from_arguments(
             x.shape, weight.shape, self.stride, self.padding, self.dilation, self.groups
         )
@@ -166,13 +176,11 @@ class Conv2d:
         dtype = result_type(x, weight) if bias is None else result_type(x, weight, bias)
         self._last.forward = None  # before there is more to keep
         step = self._step(geometry, dtype) if self.training else None
-        plan = (
-            step.forward if step else make_plan(geometry, "forward", dtype, self._algorithm, weight_is_transformed=True)
-        )
+        plan = step.forward if step else kernels.plan(geometry, dtype, self._algorithm)
         result, kept = run_forward(
             plan,
             x,
-            _transformed(kernels, plan, weight),
+            kernels.of(plan),
             bias,
             self.padding_mode,
             self.activation,
@@ -180,7 +188,7 @@ class Conv2d:
         )
         if step:
             passed = _passed(result) if self.activation == "relu" else None
-            self._last.forward = geometry, dtype, x, step, kept, passed, weight, kernels
+            self._last.forward = geometry, dtype, x, step, kept, passed, kernels
         return result
 
     def backward(self, grad_output: ArrayLike) -> np.ndarray:
@@ -203,7 +211,7 @@ class Conv2d:
         last = getattr(self._last, "forward", None)
         if last is None:
             raise RuntimeError("backward needs a forward pass of the same thread, made with training = True")
-        geometry, dtype, x, forward_step, kept, passed, weight, kernels = last
+        geometry, dtype, x, forward_step, kept, passed, kernels = last
         g = as_float4("grad_output", grad_output)
         check_shape("grad_output", g, geometry.output_size, "the last forward pass")
         result_dtype = np.promote_types(dtype, result_type(g))
@@ -211,7 +219,7 @@ class Conv2d:
         if passed is not None:
             g = _masked(g, passed)
         step = self._step(geometry, result_dtype)
-        transformed = _transformed(kernels, step.grad_input, weight)
+        transformed = kernels.of(step.grad_input)
         if step.shares_spectra:
             # of other tiles if the dtype or any setting has changed since
             kept = kept if step == forward_step else None
@@ -249,12 +257,65 @@ def _frozen(array: np.ndarray) -> np.ndarray:
     return copy
 
 
-def _transformed(cache: dict[tuple, engine.Kernels], plan: ConvPlan, weight: np.ndarray) -> engine.Kernels:
-    """Return the kernels as `plan` needs them, from `cache` if they were transformed or packed before."""
-    key: tuple[Any, ...] = (plan.dtype, plan.algorithm, plan.transform, plan.tile, plan.transposed is None)
-    if plan.algorithm == "direct":  # a gradient does not read them as the forward pass does
-        key += (plan.direction,)
-    kernels = cache.get(key)
-    if kernels is None:
-        kernels = cache[key] = engine.Kernels.of(plan, compact(weight, plan.dtype))
-    return kernels
+class KeptKernels:
+    """A layer's kernels, in the forms that its plans need: transformed, transposed or packed.
+
+    Those that were used last are kept, as far as they fit `KEPT_BYTES`. Any number of threads may ask at once; of those
+    that need the same new form, each may make it.
+
+    Attributes
+    ----------
+    weight : numpy.ndarray
+    forms : dict from KernelForm to nbfftconv.engine.Kernels or None
+        Kept, the one that was used last at the end; None if a plan needs it that is about to be run.
+    """
+
+    def __init__(self, weight: np.ndarray) -> None:
+        self.weight = weight
+        self.forms: dict[KernelForm, engine.Kernels | None] = {}
+        self._chosen: dict[ConvPlan, ConvPlan] = {}  # from the best plan to the one in force
+
+    def plan(self, geometry: ConvGeometry, dtype: np.dtype, algorithm: str) -> ConvPlan:
+        """Plan a forward pass, for kernels in a form that is kept if that is nearly as fast as the best plan.
+
+        The plan for a size stays, so that its results do, as long as these kernels are kept.
+        """
+        best = make_plan(geometry, "forward", dtype, algorithm, weight_is_transformed=True)
+        with _kept_lock:
+            chosen = self._chosen.get(best)
+            if chosen is None:
+                chosen = self._chosen[best] = make_plan_for_kept(geometry, dtype, algorithm, self.forms.keys())
+                self.forms.setdefault(chosen.kernel_form, None)
+                while len(self._chosen) > _CHOSEN:
+                    del self._chosen[next(iter(self._chosen))]
+        return chosen
+
+    def of(self, plan: ConvPlan) -> engine.Kernels:
+        """Return the kernels as `plan` needs them."""
+        form, dropped = plan.kernel_form, {}
+        with _kept_lock:
+            kernels = self.forms.pop(form, None)
+            self.forms[form] = kernels
+        if kernels is not None:
+            return kernels
+        kernels = engine.Kernels.of(plan, compact(self.weight, plan.dtype))
+        with _kept_lock:
+            kernels = self.forms.pop(form, None) or kernels
+            self.forms[form] = kernels
+            while len(self.forms) > 1 and sum(map(self._nbytes, self.forms.values())) > KEPT_BYTES:
+                oldest = next(iter(self.forms))
+                dropped[oldest] = self.forms.pop(oldest)
+            if dropped:
+                self._chosen = {
+                    best: chosen for best, chosen in self._chosen.items() if chosen.kernel_form in self.forms
+                }
+        return kernels
+
+    def _nbytes(self, kernels: engine.Kernels | None) -> int:
+        """Bytes that kernels in one form take, on top of the layer's weight."""
+        if kernels is None:
+            return 0
+        arrays = [kernels.packed, kernels.spectra and kernels.spectra.array]
+        if kernels.weight is not self.weight:
+            arrays.append(kernels.weight)
+        return self._nbytes(kernels.transposed) + sum(array.nbytes for array in arrays if array is not None)

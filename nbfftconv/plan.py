@@ -1,6 +1,7 @@
 """ConvPlan: what the planner decided for one convolution."""
 
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 
@@ -16,6 +17,30 @@ def filters_of_share(filters: int, depth: int, lanes: int | np.ndarray) -> int |
     So many that it hardly matters that every share transforms the input anew, in whole units of lanes.
     """
     return np.minimum(filters, -(-8 * depth // lanes) * lanes)
+
+
+class KernelForm(NamedTuple):
+    """The form in which a plan needs the kernels: plans of the same one, for the same weight, share them.
+
+    Attributes
+    ----------
+    dtype : numpy.dtype
+    transform : str or None
+    tile : tuple of int or None
+    phases : tuple of int or None
+        Distances of neighbouring taps, one for each axis. Where there is but one output, they do not depend on strides.
+    is_transposed : bool
+    packed : tuple or None
+        Direction and bytes, of direct convolution: a gradient does not read kernels as the forward pass does, and that
+        not of all sizes in the same order.
+    """
+
+    dtype: np.dtype
+    transform: str | None
+    tile: tuple[int, int] | None
+    phases: tuple[int, int] | None
+    is_transposed: bool
+    packed: tuple[str, int] | None
 
 
 @dataclass(frozen=True)
@@ -79,6 +104,16 @@ class ConvPlan:
             return replace(self, geometry=geometry)
         vertical, horizontal = (axis_tiles(geometry, axis, side) for axis, side in enumerate(self.tile))
         return replace(self, geometry=geometry, grid=TileGrid(vertical, horizontal, geometry.input_size[0]))
+
+    @property
+    def kernel_form(self) -> KernelForm:
+        """The form in which it needs the kernels."""
+        is_transposed = self.transposed is not None
+        if self.grid is None:
+            packed = self.direction, self.weight_spectra_bytes
+            return KernelForm(self.dtype, None, None, None, is_transposed, packed)
+        phases = self.grid.vertical.tap_step, self.grid.horizontal.tap_step
+        return KernelForm(self.dtype, self.transform, self.tile, phases, is_transposed, None)
 
     @property
     def tile(self) -> tuple[int, int] | None:

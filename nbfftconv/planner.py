@@ -12,6 +12,7 @@ import functools
 import math
 import warnings
 from collections import defaultdict
+from collections.abc import Collection
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -19,12 +20,23 @@ import numpy as np
 
 from nbfftconv import measure as measuring
 from nbfftconv import profile
-from nbfftconv.costs import MODELS, Choices, FftCost, blocked, choices_for, direct_cost, fft_cost, transposition_cost
+from nbfftconv.costs import (
+    MODELS,
+    Choices,
+    FftCost,
+    blocked,
+    choices_for,
+    direct_cost,
+    fft_cost,
+    tiles_of,
+    transposition_cost,
+)
 from nbfftconv.direct import grad_weight_bytes, packed_bytes, scratch_bytes
 from nbfftconv.geometry import ConvGeometry, Padding, pair
 from nbfftconv.machine import Machine, get_machine
-from nbfftconv.plan import DIRECTIONS, ConvPlan, StepPlan
+from nbfftconv.plan import DIRECTIONS, ConvPlan, KernelForm, StepPlan
 from nbfftconv.scratch import get_scratch_limit
+from nbfftconv.tiling import axis_tiles, problem_sizes
 
 ALGORITHMS = ("auto", "fft", "direct")
 TRANSFORMS = ("auto", *MODELS)
@@ -34,6 +46,9 @@ WEIGHT_SPECTRA_LIMIT = 2**32
 # Worth measuring are the cheapest tiles of each transform, if the model expects at most this multiple of its best.
 _MEASURED_TILES = 8
 _MEASURED_FACTOR = 4
+# Kernels in a form that a layer has already are used again, if the model expects at most this multiple of the best
+# plan's time.
+_KEPT_FACTOR = 1.1
 
 
 def plan_conv2d(
@@ -181,13 +196,62 @@ def make_plan(
     geometry's own.
     """
     winner = None
-    if transposes and _is_free(algorithm, transform, tile) and (winners := profile.get_profile().winners):
-        winner = winners.get(profile.Problem.of(geometry, direction, dtype, weight_is_transformed))
+    if transposes and _is_free(algorithm, transform, tile):
+        winner = _winner(geometry, direction, dtype, weight_is_transformed)
     problem = geometry, direction, dtype, algorithm, transform, tile, weight_is_transformed, transposes
     return _make_plan(*problem, get_scratch_limit(), get_machine(), winner)
 
 
-@functools.lru_cache(maxsize=4096)
+def _winner(
+    geometry: ConvGeometry, direction: str, dtype: np.dtype, weight_is_transformed: bool
+) -> profile.Winner | None:
+    """Return what the profile remembers."""
+    winners = profile.get_profile().winners
+    return winners.get(profile.Problem.of(geometry, direction, dtype, weight_is_transformed)) if winners else None
+
+
+def make_plan_for_kept(
+    geometry: ConvGeometry, dtype: np.dtype, algorithm: str, kept: Collection[KernelForm]
+) -> ConvPlan:
+    """Return the plan of a forward pass for a layer that keeps the kernels in some forms.
+
+    It is the cheapest that needs no other form, unless the best plan is much cheaper: else a layer that meets images of
+    many sizes would make spectra for each. What was measured goes first.
+    """
+    best = make_plan(geometry, "forward", dtype, algorithm, weight_is_transformed=True)
+    if best.kernel_form in kept or (algorithm == "auto" and _winner(geometry, "forward", dtype, True) is not None):
+        return best
+    plan = _plan_for_kept(geometry, dtype, algorithm, kept, get_scratch_limit(), get_machine())
+    if plan is None or plan.seconds > _KEPT_FACTOR * best.seconds:
+        return best
+    figures = f"the model expects {plan.seconds * 1e3:.3g} ms with kernels that the layer has already, "
+    return replace(plan, reason=f"{figures}{best.seconds * 1e3:.3g} ms with others, on one core")
+
+
+def _plan_for_kept(
+    geometry: ConvGeometry, dtype: np.dtype, algorithm: str, kept: Collection[KernelForm], limit: int, machine: Machine
+) -> ConvPlan | None:
+    """Return the cheapest plan for kernels in one of the forms, None if there is none."""
+    phases = tuple(axis_tiles(geometry, axis, taps).tap_step for axis, (_, taps) in enumerate(problem_sizes(geometry)))
+    tiles = [
+        (form.transform, form.tile)
+        for form in kept
+        if (form.dtype, form.phases, form.is_transposed) == (dtype, phases, False)
+    ]
+    plan = None
+    if tiles and algorithm != "direct":
+        choices = Choices.of(geometry, dtype, tiles_of(geometry, dtype, tiles, machine))
+        costed = [_Costed.of(each, 0.0, True, algorithm, machine) for each in blocked(choices, "forward", limit)]
+        cost, *place = _cheapest(costed)
+        plan = None if cost == math.inf else _fft_plan(geometry, "forward", *place, cost, "")
+    if algorithm == "auto":
+        direct = _direct_plan(geometry, "forward", dtype, True, True, machine, "")
+        if direct.kernel_form in kept and (plan is None or direct.seconds <= plan.seconds):
+            return direct
+    return plan
+
+
+@functools.lru_cache(maxsize=1024)
 def _make_plan(
     geometry: ConvGeometry,
     direction: str,
@@ -227,7 +291,9 @@ def _make_plan(
         return _fft_plan(geometry, direction, *place, cost, "it was asked for")
     direct = _direct_plan(*direct_problem, "")
     figures = f"the model expects {cost * 1e3:.3g} ms by FFT, {direct.seconds * 1e3:.3g} ms direct, on one core"
-    return replace(direct, reason=figures) if direct.seconds <= cost else _fft_plan(geometry, direction, *place, cost, figures)
+    if direct.seconds <= cost:
+        return replace(direct, reason=figures)
+    return _fft_plan(geometry, direction, *place, cost, figures)
 
 
 def _plan_of_winner(
@@ -260,17 +326,14 @@ def make_step_plan(geometry: ConvGeometry, dtype: np.dtype, algorithm: str, spec
 
     `spectra_limit` is the number of bytes that the input's spectra may take between the passes.
     """
-    winners = profile.get_profile().winners if algorithm == "auto" else {}
-    is_measured = winners and any(
-        profile.Problem.of(geometry, direction, dtype, False) in winners for direction in DIRECTIONS
-    )
+    is_measured = algorithm == "auto" and any(_winner(geometry, each, dtype, False) for each in DIRECTIONS)
     problem = geometry, dtype, algorithm, spectra_limit, get_scratch_limit(), get_machine()
     if is_measured or (step := _shared_step(*problem)) is None:
         return StepPlan(*(make_plan(geometry, direction, dtype, algorithm) for direction in DIRECTIONS))
     return step
 
 
-@functools.lru_cache(maxsize=1024)
+@functools.lru_cache(maxsize=256)
 def _shared_step(
     geometry: ConvGeometry, dtype: np.dtype, algorithm: str, spectra_limit: int, limit: int, machine: Machine
 ) -> StepPlan | None:
@@ -286,8 +349,8 @@ def _shared_step(
     index = int(seconds.argmin())
     if not seconds[index] < apart:
         return None
-    reason = f"the model expects {seconds[index] * 1e3:.3g} ms for a step that shares spectra, {apart * 1e3:.3g} ms for "
-    reason += "one that does not, on one core"
+    reason = f"the model expects {seconds[index] * 1e3:.3g} ms for a step that shares spectra, "
+    reason += f"{apart * 1e3:.3g} ms for one that does not, on one core"
     plans = (
         _fft_plan(geometry, direction, of_pass.choices, index, of_pass.seconds[index], reason)
         for direction, of_pass in zip(DIRECTIONS, step, strict=True)
@@ -338,6 +401,15 @@ class _Costed(NamedTuple):
     cost: FftCost
     seconds: np.ndarray
 
+    @classmethod
+    def of(
+        cls, choices: Choices, fixed: float, weight_is_transformed: bool, algorithm: str, machine: Machine
+    ) -> "_Costed":
+        """Return the choices with their costs, on top of `fixed` seconds."""
+        cost = fft_cost(choices, weight_is_transformed, machine)
+        fits = choices.fits & (choices.weight <= WEIGHT_SPECTRA_LIMIT) if algorithm == "auto" else choices.fits
+        return cls(choices, cost, np.where(fits, fixed + sum(cost), math.inf))
+
 
 @functools.lru_cache(maxsize=4)
 def _costed(
@@ -358,15 +430,8 @@ def _costed(
         is_transposed = way[1] != direction and not weight_is_transformed
         fixed = transposition_cost(geometry, dtype, machine) if is_transposed else 0.0
         for choices in blocked(choices_for(way[0], dtype, transform, tile, machine), way[1], limit):
-            cost = fft_cost(choices, weight_is_transformed, machine)
-            seconds = np.where(_fits(choices, algorithm), fixed + sum(cost), math.inf)
-            costed.append(_Costed(choices, cost, seconds))
+            costed.append(_Costed.of(choices, fixed, weight_is_transformed, algorithm, machine))
     return costed
-
-
-def _fits(choices: Choices, algorithm: str) -> np.ndarray:
-    """Which choices fit the limits of memory."""
-    return choices.fits & (choices.weight <= WEIGHT_SPECTRA_LIMIT) if algorithm == "auto" else choices.fits
 
 
 def _cheapest(costed: list[_Costed]) -> tuple[float, Choices, int]:
