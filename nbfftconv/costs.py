@@ -1,5 +1,7 @@
 """Cost model: what an FFT plan can choose from, and the seconds that each choice and direct convolution take.
 
+Choices are counted in hundreds, so all of them are numbers in arrays.
+
 In seconds of one core, whose rates are fractions of the figures of `nbfftconv.machine`:
 
 - a transform of a T_y × T_x tile costs 2.5·T_y·T_x·log2(T_y·T_x) operations, more where vectors are not full, and a
@@ -19,13 +21,14 @@ In seconds of one core, whose rates are fractions of the figures of `nbfftconv.m
 Rates are fitted to 780 plans of the layers of `perf/layers.py`, measured on one thread, stage by stage.
 """
 
+import bisect
 import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -34,13 +37,9 @@ from nbfftconv.accumulate import COLUMNS, ROWS
 from nbfftconv.direct import dense_grad_weight, depthwise
 from nbfftconv.geometry import ConvGeometry
 from nbfftconv.machine import Machine
-from nbfftconv.plan import filters_of_share
-from nbfftconv.tiling import TileGrid, axis_tiles, problem_sizes
+from nbfftconv.plan import ConvPlan, filters_of_share
+from nbfftconv.tiling import AxisTiles, TileGrid, axis_tiles, problem_sizes
 from nbfftconv.transforms import COMPLEX_BYTES, Layout, codelets, fftw, planar, step_stride
-
-#: Each transform's layout of tiles and spectra, in the order in which equal costs are decided.
-LAYOUTS = {"fftw": fftw.layout, "codelet": codelets.layout, "planar": planar.layout}
-_SIDES = {"codelet": codelets.SIDES, "planar": planar.SIDES}
 
 # The spectra of a block of tiles are about this large, in bytes: what one stage writes is then still in the last-level
 # cache for the next. If those of the kernels, read once a block, are larger, as large, but not more than the limit.
@@ -65,7 +64,6 @@ _CODELET_RATES = {
     8: 96 / 165, 9: 91 / 165, 10: 98 / 165, 12: 96 / 165, 13: 58 / 165, 14: 75 / 165, 15: 77 / 165, 16: 92 / 165,
     18: 60 / 165, 20: 61 / 165, 24: 60 / 165, 28: 51 / 165, 30: 47 / 165, 32: 63 / 165,
 }  # fmt: skip
-_PRODUCT_RATES = {"fftw": 125 / 165, "codelet": 165 / 165, "planar": 125 / 165}
 _DENSE_RATE = 145 / 165
 _WINDOW_RATE = 115 / 165
 _GRADIENT_RATE = 9 / 165
@@ -74,13 +72,11 @@ _GRAD_WEIGHT_RATE = 152 / 165
 _GATHER_RATE = 5 / 165
 _GRAD_WEIGHT_GATHER_RATE = 3.7 / 165
 _PACK_RATE = 0.7 / 165
-# Fractions of its `bandwidth`, as measured where that is 25e9: of arrays read and written, of spectra that go through
-# the last-level cache, of kernels' spectra written past the caches, read, and read and written, of kernels transposed.
+# Fractions of its `bandwidth`, as measured where that is 25e9: of arrays read and written, of kernels' spectra written
+# past the caches, and read and written, of kernels transposed.
 _READ_RATE = 6 / 25
 _WRITE_RATE = 10 / 25
-_SPECTRA_RATES = {"fftw": 8 / 25, "codelet": 35 / 25, "planar": 8 / 25}
 _KERNEL_RATE = 19 / 25
-_STREAM_RATES = {"fftw": 13 / 25, "codelet": 33 / 25, "planar": 13 / 25}
 _SUM_RATE = 15 / 25
 _TRANSPOSE_RATE = 11 / 25
 # Scalars of input and output of direct convolution.
@@ -93,163 +89,340 @@ _GRADIENT_ROW = 8e-9
 _BLOCK = 30e-6
 _GROUP_PRODUCT = 0.1e-6
 _SQUARE = 80e-9
-_TILE_ROWS = {"fftw": 3e-9, "codelet": 1.3e-9, "planar": 3e-9}
 _TRANSFORM_CALL = 0.1e-6
 
+_Operations = tuple[np.ndarray, np.ndarray | float, np.ndarray | float]
 
-def _candidates(geometry: ConvGeometry, transform: str, tile: tuple[int, int] | None) -> Iterator[tuple[str, TileGrid]]:
-    """Yield the transforms and tile grids to choose from."""
-    sizes = problem_sizes(geometry)
-    for name in LAYOUTS if transform == "auto" else [transform]:
-        known = _SIDES.get(name)
+
+def _fftw_operations(height: np.ndarray, width: np.ndarray, frequencies: np.ndarray) -> _Operations:
+    samples = height * width
+    return 2.5 * samples * np.log2(samples + 1) / _FFTW_RATE, 0.0, 0.0
+
+
+def _codelet_operations(height: np.ndarray, width: np.ndarray, frequencies: np.ndarray) -> _Operations:
+    # rows are transformed before the columns are
+    logarithms = np.array([math.log2(side) / rate for side, rate in _CODELET_RATES.items()])
+    of_sides = (logarithms[np.searchsorted(list(_CODELET_RATES), sides)] for sides in (height, width))
+    operations = 2.5 * height * width * sum(of_sides)
+    return operations / 2, 0.0, operations / (2 * height)
+
+
+def _planar_operations(height: np.ndarray, width: np.ndarray, frequencies: np.ndarray) -> _Operations:
+    # vectors are full of what is transformed twice: columns, then frequencies
+    column = 2.5 * height * np.log2(height) / np.where(height > _TALL, _TALL_RATE, _PLANAR_RATE)
+    return 5 * frequencies * np.log2(width) / _PLANAR_RATE, column, 0.0
+
+
+@dataclass(frozen=True)
+class TransformModel:
+    """What the model knows of a transform.
+
+    Attributes
+    ----------
+    layout : callable
+        Its layout of tiles and spectra, ``layout(real, height, width)``; of arrays of sides, one of arrays.
+    sides : tuple of int or None
+        The sides that it has; None for any.
+    operations : callable
+        Of arrays ``(height, width, frequencies)``, the operations of a tile divided by their fraction of the machine's
+        `flops`: those that there always are, those of every column, in whole pairs of vectors, and of every row needed.
+    product_rate : float
+        Fraction of `flops` of the products.
+    spectra_rate, stream_rate : float
+        Fractions of `bandwidth` of spectra that go through the last-level cache, and of kernels' spectra that are read.
+    row : float
+        Seconds of a row that is gathered or scattered.
+    skips_rows : bool
+        Whether rows that are not needed are left out.
+    """
+
+    layout: Callable[[type, Any, Any], Layout]
+    sides: tuple[int, ...] | None
+    operations: Callable[[np.ndarray, np.ndarray, np.ndarray], _Operations]
+    product_rate: float
+    spectra_rate: float
+    stream_rate: float
+    row: float
+    skips_rows: bool = False
+
+
+#: The transforms, in the order in which equal costs are decided.
+MODELS = {
+    "fftw": TransformModel(fftw.layout, None, _fftw_operations, 125 / 165, 8 / 25, 13 / 25, 3e-9),
+    "codelet": TransformModel(
+        codelets.layout, codelets.SIDES, _codelet_operations, 165 / 165, 35 / 25, 33 / 25, 1.3e-9, skips_rows=True
+    ),
+    "planar": TransformModel(planar.layout, planar.SIDES, _planar_operations, 125 / 165, 8 / 25, 13 / 25, 3e-9),
+}
+
+
+class Tiles(NamedTuple):
+    """Tiles of some transforms, as arrays: all that does not depend on a geometry.
+
+    Attributes
+    ----------
+    transform : numpy.ndarray
+        Index in `MODELS`.
+    height, width : numpy.ndarray
+        Sides.
+    lanes, steps : numpy.ndarray
+        As of their layout.
+    nbytes : numpy.ndarray
+        Bytes of a tile in memory.
+    base, column, row : numpy.ndarray
+        Seconds of a transform, and on top of that of every column, in whole pairs of vectors, and row that is needed.
+    product : numpy.ndarray
+        Seconds of a complex multiply-add.
+    spectra, stream : numpy.ndarray
+        Seconds of a byte of spectra that go through the last-level cache, and of kernels' spectra that are read.
+    """
+
+    transform: np.ndarray
+    height: np.ndarray
+    width: np.ndarray
+    lanes: np.ndarray
+    steps: np.ndarray
+    nbytes: np.ndarray
+    base: np.ndarray
+    column: np.ndarray
+    row: np.ndarray
+    product: np.ndarray
+    spectra: np.ndarray
+    stream: np.ndarray
+
+
+@functools.lru_cache(maxsize=32)
+def _table(
+    name: str, vertical: tuple[int, ...], horizontal: tuple[int, ...], dtype: np.dtype, machine: Machine
+) -> np.ndarray:
+    """Return the fields of `Tiles`, [field, vertical side, horizontal side], of one transform."""
+    model, slow = MODELS[name], dtype.itemsize / 4
+    # floating-point numbers: large sizes cannot overflow, and those below 2^52 are exact
+    height, width = np.meshgrid(np.array(vertical, float), np.array(horizontal, float), indexing="ij")
+    layout = model.layout(dtype.type, height, width)
+    operations = model.operations(height, width, layout.steps * simd.lanes(dtype.type))
+    base, column, row = (slow * of_tile / machine.flops for of_tile in operations)
+    base = base + _TRANSFORM_CALL / layout.lanes + (0 if model.skips_rows else model.row * height)
+    tiles = Tiles(
+        transform=list(MODELS).index(name),
+        height=height,
+        width=width,
+        lanes=layout.lanes,
+        steps=layout.steps,
+        nbytes=height * layout.pitch * dtype.itemsize,
+        base=base,
+        column=column,
+        row=row + model.row if model.skips_rows else 0.0,
+        product=8 * slow / (machine.flops * model.product_rate),
+        spectra=1 / (machine.bandwidth * model.spectra_rate),
+        stream=1 / (machine.bandwidth * model.stream_rate),
+    )
+    return np.stack([np.broadcast_to(field, height.shape) for field in tiles])
+
+
+def _tiles(
+    geometry: ConvGeometry, dtype: np.dtype, transform: str, tile: tuple[int, int] | None, machine: Machine
+) -> Tiles:
+    """Return the tiles to choose from."""
+    sizes, found = problem_sizes(geometry), []
+    for name in MODELS if transform == "auto" else [transform]:
+        known = MODELS[name].sides
         if tile is not None:
             if known and not set(tile) <= set(known):
                 if transform == name:
                     raise ValueError(f"the {name} transform has tile sides {known}, not tile {tile}")
                 continue
-            sides = [(tile[0],), (tile[1],)]
-        elif known:
-            sides = [_sides_for(known, *size) for size in sizes]
-            if transform == name and not all(sides):
-                raise ValueError(f"no {name} tile, of sides {known}, holds the kernel {geometry.weight_size[2:]}")
+            for axis, side in enumerate(tile):
+                axis_tiles(geometry, axis, side)  # raises where the kernel does not fit
+            sides, ranges = [(side,) for side in tile], [slice(None)] * 2
         else:
-            sides = [_tile_sides(*size) for size in sizes]
-        axes = [[axis_tiles(geometry, axis, side) for side in sides[axis]] for axis in (0, 1)]
-        for vertical, horizontal in itertools.product(*axes):
-            yield name, TileGrid(vertical, horizontal, geometry.input_size[0])
+            sides = [known or _smooth_sides(taps) for _, taps in sizes]
+            ranges = [_sides_for(of_axis, *size) for of_axis, size in zip(sides, sizes, strict=True)]
+            if transform == name and any(r.start >= len(s) for r, s in zip(ranges, sides, strict=True)):
+                raise ValueError(f"no {name} tile, of sides {known}, holds the kernel {geometry.weight_size[2:]}")
+        table = _table(name, *sides, dtype, machine)
+        found.append(table[:, ranges[0], ranges[1]].reshape(len(table), -1))
+    return Tiles(*np.concatenate(found, axis=1))
 
 
-def _sides_for(known: tuple[int, ...], outputs: int, taps: int) -> list[int]:
-    """Sides, of those that a transform has, from the kernel's to the first that covers all outputs."""
-    sides = [side for side in known if side >= taps]
-    enough = next((i for i, side in enumerate(sides) if side >= outputs + taps - 1), len(sides))
-    return sides[: enough + 1]
+def _smooth_sides(taps: int) -> tuple[int, ...]:
+    """Lengths to try along an axis: products of small primes, from the last power of two that is at most `taps`."""
+    return _smooth_numbers(2 ** (taps.bit_length() - 1), 2 ** (_largest_side(taps) - 1).bit_length())
+
+
+def _largest_side(taps: int) -> int:
+    """Past the largest tile, only as far as the tile is mostly not overlap."""
+    return max(LARGEST_TILE, 4 * taps)
+
+
+@functools.lru_cache(maxsize=64)
+def _smooth_numbers(first: int, last: int) -> tuple[int, ...]:
+    """Even products of 2, 3 and 5 (and 1)."""
+    powers = itertools.product(range(1, last.bit_length()), range(3), range(2))
+    numbers = {1, *(2**a * 3**b * 5**c for a, b, c in powers)}
+    return tuple(sorted(number for number in numbers if first <= number <= last))
+
+
+def _sides_for(sides: tuple[int, ...], outputs: int, taps: int) -> slice:
+    """Of sides, those from the kernel's to the first that covers all outputs, or is as large as is tried."""
+    end = min(outputs + taps - 1, _largest_side(taps))
+    return slice(bisect.bisect_left(sides, taps), bisect.bisect_left(sides, end) + 1)
 
 
 @dataclass(frozen=True)
-class Choice:
-    """A transform, tile grid and blocking, with the memory that they take.
+class Choices:
+    """Tiles to choose from for a pass, with their blocking and the memory that they take; numbers are arrays.
 
     Attributes
     ----------
     geometry : ConvGeometry
-    direction : str
-    name : str
-    grid : TileGrid
     dtype : numpy.dtype
-    layout : Layout
-    units : int
+    tiles : Tiles
+    grid : TileGrid
+        Of arrays.
+    units : numpy.ndarray
         Units of tiles.
-    unit : int
+    unit : numpy.ndarray
         Bytes of the spectra of one unit, input and output.
-    weight : int
+    weight : numpy.ndarray
         Bytes of the kernels' spectra.
-    lane_filters : int
+    lane_filters : numpy.ndarray
         Filters of all groups, with the lanes that have none.
-    block_units : int
+    direction : str
+        The pass; "" before a blocking for one is chosen.
+    block_units : numpy.ndarray
         Units whose spectra are in memory at once; of a thread, if fused.
+    fits : numpy.ndarray
+        Whether a block of at least one unit fits the limits.
     fused : bool
-    shares : int
+    shares : numpy.ndarray or int
         Parts of a group's filters for each of which the input is transformed anew.
     """
 
     geometry: ConvGeometry
-    direction: str
-    name: str
-    grid: TileGrid
     dtype: np.dtype
-    layout: Layout
-    units: int
-    unit: int
-    weight: int
-    lane_filters: int
-    block_units: int
+    tiles: Tiles
+    grid: TileGrid
+    units: np.ndarray
+    unit: np.ndarray
+    weight: np.ndarray
+    lane_filters: np.ndarray
+    direction: str = ""
+    block_units: np.ndarray | None = None
+    fits: np.ndarray | None = None
     fused: bool = False
-    shares: int = 1
+    shares: np.ndarray | int = 1
 
     @classmethod
-    def of(cls, geometry: ConvGeometry, direction: str, name: str, grid: TileGrid, dtype: np.dtype) -> "Choice":
-        """Return the choice with all but its blocking."""
-        height, width = grid.vertical.tile, grid.horizontal.tile
+    def of(cls, geometry: ConvGeometry, dtype: np.dtype, tiles: Tiles) -> "Choices":
+        """Return the choices with all but their blocking."""
+        axes = (_axis(geometry, axis, sides) for axis, sides in enumerate((tiles.height, tiles.width)))
+        grid = TileGrid(*axes, geometry.input_size[0])
         filters, channels = geometry.weight_size[:2]
         depth = channels * grid.channel_phases
-        layout = LAYOUTS[name](dtype.type, height, width)
-        lanes = layout.lanes
-        units = -(-grid.tiles // lanes)
-        unit = layout.steps * (step_stride(depth * geometry.groups) + step_stride(filters))
-        lane_filters = geometry.groups * -(-filters // geometry.groups // lanes) * lanes
-        weight = lane_filters // lanes * layout.steps * step_stride(depth)
-        return cls(geometry, direction, name, grid, dtype, layout, units, unit, weight, lane_filters, block_units=0)
+        units = _ceil(grid.tiles, tiles.lanes)
+        unit = tiles.steps * (step_stride(depth * geometry.groups) + step_stride(filters))
+        lane_filters = geometry.groups * _ceil(filters // geometry.groups, tiles.lanes) * tiles.lanes
+        weight = lane_filters / tiles.lanes * tiles.steps * step_stride(depth)
+        return cls(geometry, dtype, tiles, grid, units, unit, weight, lane_filters)
 
     @property
-    def input_bytes(self) -> int:
+    def input_bytes(self) -> np.ndarray:
         """Bytes of the input's spectra, of all tiles."""
         depth = self.geometry.input_size[1] * self.grid.channel_phases
-        return self.units * self.layout.steps * step_stride(depth)
+        return self.units * self.tiles.steps * step_stride(depth)
 
     @property
-    def blocks(self) -> int:
+    def blocks(self) -> np.ndarray:
         """Blocks of units."""
-        return -(-self.units // self.block_units)
+        return _ceil(self.units, self.block_units)
 
-    def staged(self, limit: int) -> "Choice":
+    def staged(self, direction: str, limit: int) -> "Choices":
         """Stage after stage, each over as many units as fit the limits."""
-        streamed = min(self.weight, _LARGEST_BLOCK_BYTES)
-        if self.direction == "grad_weight":  # read and written with every block
-            streamed = min(4 * self.weight, _LARGEST_SUMMED_BYTES)
-        size = min(limit, max(_BLOCK_BYTES, streamed))
-        units = max(1, min(self.units, size // self.unit))
-        blocks = max(1, -(-self.units // units))
-        units = max(1, -(-self.units // blocks))
-        return dataclasses.replace(self, block_units=units)
+        streamed = np.minimum(self.weight, _LARGEST_BLOCK_BYTES)
+        if direction == "grad_weight":  # read and written with every block
+            streamed = np.minimum(4 * self.weight, _LARGEST_SUMMED_BYTES)
+        size = np.minimum(limit, np.maximum(_BLOCK_BYTES, streamed))
+        units = np.maximum(1, np.minimum(self.units, np.floor(size / self.unit)))
+        blocks = np.maximum(1, _ceil(self.units, units))
+        units = np.maximum(1, _ceil(self.units, blocks))
+        return dataclasses.replace(self, direction=direction, block_units=units, fits=self.unit <= limit)
 
-    def fuse(self, limit: int) -> "Choice | None":
-        """All stages of a block by one thread, if one fits a core's cache."""
+    def fuse(self, limit: int) -> "Choices | None":
+        """All stages of a block of a forward pass by one thread, where one fits a core's cache."""
         filters, channels = self.geometry.weight_size[0] // self.geometry.groups, self.geometry.weight_size[1]
         depth = channels * self.grid.channel_phases
-        share = filters_of_share(filters, depth, self.layout.lanes)
-        unit = self.layout.steps * (step_stride(depth) + step_stride(min(ROWS, share)))
-        tiles = 2 * self.layout.lanes * self.grid.vertical.tile * self.layout.pitch * self.dtype.itemsize
-        units = min((_CORE_BYTES - tiles) // unit, limit // unit, self.units, 2 * COLUMNS)
-        if depth > _FUSED_DEPTH or units < 1:
+        if depth > _FUSED_DEPTH:
             return None
-        shares = -(-filters // share)
-        return dataclasses.replace(self, unit=unit, block_units=units, fused=True, shares=shares)
+        share = filters_of_share(filters, depth, self.tiles.lanes)
+        unit = self.tiles.steps * (step_stride(depth) + step_stride(np.minimum(ROWS, share).astype(np.int64)))
+        tiles = 2 * self.tiles.lanes * self.tiles.nbytes
+        units = np.floor(np.minimum(_CORE_BYTES - tiles, limit) / unit)
+        units = np.minimum(np.minimum(units, self.units), 2 * COLUMNS)
+        fits, units, shares = units >= 1, np.maximum(units, 1), _ceil(filters, share)
+        return dataclasses.replace(
+            self, unit=unit, direction="forward", block_units=units, fits=fits, fused=True, shares=shares
+        )
+
+    def plan(self, index: int, seconds: float, reason: str) -> ConvPlan:
+        """Return the plan of one of the choices."""
+        tile = int(self.tiles.height[index]), int(self.tiles.width[index])
+        axes = (axis_tiles(self.geometry, axis, side) for axis, side in enumerate(tile))
+        grid = TileGrid(*axes, self.geometry.input_size[0])
+        block_units = int(self.block_units[index])
+        return ConvPlan(
+            self.geometry,
+            self.direction,
+            self.dtype,
+            "fft",
+            list(MODELS)[int(self.tiles.transform[index])],
+            grid,
+            self.fused,
+            max(1, min(grid.tiles, block_units * int(self.tiles.lanes[index]))),
+            block_units * int(self.unit[index]),
+            int(self.weight[index]),
+            reason,
+            seconds,
+        )
 
 
-def choices(
-    geometry: ConvGeometry, direction: str, dtype: np.dtype, transform: str, tile: tuple[int, int] | None, limit: int
-) -> Iterator[Choice]:
-    """Yield what to choose from, as far as it fits the scratch limit."""
-    for name, grid in _candidates(geometry, transform, tile):
-        choice = Choice.of(geometry, direction, name, grid, dtype)
-        fused = choice.fuse(limit) if direction == "forward" else None
-        if fused:
-            yield fused
-        if choice.unit <= limit:
-            yield choice.staged(limit)
+def _axis(geometry: ConvGeometry, axis: int, sides: np.ndarray) -> AxisTiles:
+    """Cover the outputs along an axis as `axis_tiles` does, by tiles of an array of sides."""
+    outputs, taps = problem_sizes(geometry)[axis]
+    core = sides - (taps - 1)
+    return dataclasses.replace(axis_tiles(geometry, axis, taps), tile=sides, core=core, count=_ceil(outputs, core))
 
 
-def _tile_sides(outputs: int, taps: int) -> list[int]:
-    """Lengths to try along one axis: products of small primes, up to one tile for all outputs."""
-    whole = outputs + taps - 1
-    # Past the largest tile, only as far as the tile is mostly not overlap.
-    end = min(whole, max(LARGEST_TILE, 4 * taps))
-    sides = [side for side in _smooth_numbers(2 * end) if side >= taps]
-    enough = next((i for i, side in enumerate(sides) if side >= end), len(sides) - 1)
-    return sides[: enough + 1]
+def _ceil(count: np.ndarray | int, size: np.ndarray | int) -> np.ndarray:
+    """`count` / `size`, rounded up."""
+    return np.ceil(count / size)
 
 
-@functools.lru_cache(maxsize=256)
-def _smooth_numbers(end: int) -> list[int]:
-    """Even products of 2, 3 and 5 (and 1) that are at most `end`; the power of two above it as well."""
-    numbers = {1, 2 ** math.ceil(math.log2(max(2, end)))}
-    for a in range(1, end.bit_length() + 1):
-        for b in range(0, 3):
-            for c in range(0, 2):
-                if 2**a * 3**b * 5**c <= end:
-                    numbers.add(2**a * 3**b * 5**c)
-    return sorted(numbers)
+def tiles_of(
+    geometry: ConvGeometry, dtype: np.dtype, known: Iterable[tuple[str, tuple[int, int]]], machine: Machine
+) -> Tiles:
+    """Return some tiles of transforms, those that the planner may choose for images of any size."""
+    sizes, found = problem_sizes(geometry), []
+    for name, tile in known:
+        sides = [MODELS[name].sides or _smooth_sides(taps) for _, taps in sizes]
+        if tile[0] in sides[0] and tile[1] in sides[1]:
+            table = _table(name, *sides, dtype, machine)
+            found.append(table[:, sides[0].index(tile[0]), sides[1].index(tile[1])])
+    return Tiles(*np.array(found).reshape(-1, len(Tiles._fields)).T)
+
+
+@functools.lru_cache(maxsize=4)
+def choices_for(
+    geometry: ConvGeometry, dtype: np.dtype, transform: str, tile: tuple[int, int] | None, machine: Machine
+) -> Choices:
+    """Return the choices with all but their blocking; kept for a moment, as the passes of a step come together."""
+    return Choices.of(geometry, dtype, _tiles(geometry, dtype, transform, tile, machine))
+
+
+def blocked(choices: Choices, direction: str, limit: int) -> list[Choices]:
+    """Return the choices with their blocking: first fused passes, if there may be some."""
+    fused = choices.fuse(limit) if direction == "forward" else None
+    return [*([] if fused is None else [fused]), choices.staged(direction, limit)]
 
 
 def direct_cost(
@@ -299,71 +472,56 @@ def _whole(count: int, block: int) -> int:
 
 
 class FftCost(NamedTuple):
-    """Seconds of a choice: the input, output and kernels to spectra or back, the products, and what is fixed."""
+    """Seconds of choices: the input, output and kernels to spectra or back, the products, and what is fixed."""
 
-    input: float
-    output: float
-    weight: float
-    rest: float
+    input: np.ndarray
+    output: np.ndarray
+    weight: np.ndarray | float
+    rest: np.ndarray
 
 
-def fft_cost(choice: Choice, weight_is_transformed: bool, machine: Machine) -> FftCost:
-    """Return the seconds of a choice."""
-    geometry, direction, grid, layout = choice.geometry, choice.direction, choice.grid, choice.layout
-    height, width = grid.vertical.tile, grid.horizontal.tile
-    itemsize = choice.dtype.itemsize
-    lanes = simd.lanes(choice.dtype.type)
-    slow = itemsize / 4
+def fft_cost(choices: Choices, weight_is_transformed: bool, machine: Machine) -> FftCost:
+    """Return the seconds of every choice."""
+    geometry, direction, grid, tiles = choices.geometry, choices.direction, choices.grid, choices.tiles
+    itemsize = choices.dtype.itemsize
+    lanes = simd.lanes(choices.dtype.type)
     filters, channels = geometry.weight_size[:2]
     depth = channels * grid.channel_phases
-    samples = height * width
+    samples = tiles.height * tiles.width
 
-    def transform(columns: int, rows: int = height) -> float:  # of a tile of which so many are needed
-        if choice.name != "codelet":
-            rows = height
-        if choice.name == "planar":  # vectors are full of what is transformed twice: columns, then frequencies
-            rate = _TALL_RATE if height > _TALL else _PLANAR_RATE
-            operations = 2.5 * _whole(columns, 2 * lanes) * height * math.log2(height) / rate
-            operations += 5 * layout.steps * lanes * math.log2(width) / _PLANAR_RATE
-        elif choice.name == "codelet":  # rows are transformed before the columns are
-            operations = 2.5 * samples * sum(math.log2(side) / _CODELET_RATES[side] for side in (height, width))
-            operations *= (1 + rows / height) / 2
-        else:
-            operations = 2.5 * samples * math.log2(samples + 1) / _FFTW_RATE
-        return operations * slow / machine.flops + _TILE_ROWS[choice.name] * rows + _TRANSFORM_CALL / layout.lanes
+    def transform(columns: Any, rows: Any = tiles.height) -> np.ndarray:  # of a tile of which so many are needed
+        return tiles.base + tiles.column * (_ceil(columns, 2 * lanes) * 2 * lanes) + tiles.row * rows
 
-    tiles = choice.units * layout.lanes
-    spectrum = layout.steps * COMPLEX_BYTES  # of a unit
-    spectra_rate = machine.bandwidth * _SPECTRA_RATES[choice.name]
-    through_cache = 0 if choice.fused else choice.units * spectrum / spectra_rate
+    count = choices.units * tiles.lanes
+    spectrum = tiles.steps * COMPLEX_BYTES  # of a unit
+    through_cache = 0 if choices.fused else choices.units * spectrum * tiles.spectra
 
-    def both_ways(channels: int, columns: int, size: tuple[int, ...], rate: float, times: float = 1) -> float:
-        moved = times * itemsize * math.prod(size) / (machine.bandwidth * rate)
-        return channels * (tiles * transform(columns) + through_cache) + moved
+    def both_ways(channels: int, columns: np.ndarray, size: tuple[int, ...], rate: float, times: Any = 1) -> np.ndarray:
+        moved = times * (itemsize * math.prod(size) / (machine.bandwidth * rate))
+        return channels * (count * transform(columns) + through_cache) + moved
 
+    # one unit of tiles leaves registers empty
+    multiply_adds = tiles.steps * lanes * choices.units * filters * depth * (1 + 0.2 / choices.block_units)
     transposed = 0.0
-    if direction == "grad_weight" and layout.lanes > 1:  # panels, whose lanes are filters
-        multiply_adds = layout.steps * grid.tiles * choice.lane_filters * depth
-        transposed = layout.steps * choice.units * choice.lane_filters / lanes * _SQUARE
-    else:  # one unit of tiles leaves registers empty
-        multiply_adds = layout.steps * lanes * choice.units * filters * depth * (1 + 0.2 / choice.block_units)
-    products = 8 * multiply_adds * slow / (machine.flops * _PRODUCT_RATES[choice.name])
-    rate = _SUM_RATE if direction == "grad_weight" else _STREAM_RATES[choice.name]
-    streamed = choice.weight * choice.blocks / (machine.bandwidth * rate)
+    if direction == "grad_weight":
+        is_panel = tiles.lanes > 1  # panels, whose lanes are filters
+        panels = tiles.steps * choices.lane_filters
+        multiply_adds = np.where(is_panel, panels * grid.tiles * depth, multiply_adds)
+        transposed = np.where(is_panel, panels * choices.units / lanes * _SQUARE, 0.0)
+    stream = 1 / (machine.bandwidth * _SUM_RATE) if direction == "grad_weight" else tiles.stream
     weight, taps = 0.0, grid.horizontal.taps
     if direction == "grad_weight":
-        weight = choice.lane_filters * depth * transform(taps) + choice.weight / spectra_rate
+        weight = choices.lane_filters * depth * transform(taps) + choices.weight * tiles.spectra
     elif not weight_is_transformed:
         kernel = transform(taps, grid.vertical.taps)
-        weight = choice.lane_filters * depth * kernel + choice.weight / (machine.bandwidth * _KERNEL_RATE)
-    blocks = _BLOCK * (1 if choice.fused else choice.blocks)
-    if geometry.groups > 1 and not choice.fused:
-        blocks += _GROUP_PRODUCT * geometry.groups * layout.steps * choice.blocks
-    cores = grid.vertical.core * grid.horizontal.core
-    overlap = samples / cores if direction == "grad_input" else 1
+        weight = choices.lane_filters * depth * kernel + choices.weight / (machine.bandwidth * _KERNEL_RATE)
+    blocks = _BLOCK * (1 if choices.fused else choices.blocks)
+    if geometry.groups > 1 and not choices.fused:
+        blocks = blocks + _GROUP_PRODUCT * geometry.groups * tiles.steps * choices.blocks
+    overlap = samples / (grid.vertical.core * grid.horizontal.core) if direction == "grad_input" else 1
     return FftCost(
-        choice.shares * both_ways(depth * geometry.groups, width, geometry.input_size, _READ_RATE, overlap),
+        choices.shares * both_ways(depth * geometry.groups, tiles.width, geometry.input_size, _READ_RATE, overlap),
         both_ways(filters, grid.horizontal.core, geometry.output_size, _WRITE_RATE),
         weight,
-        products + transposed + streamed + blocks + _FFT_CALL,
+        multiply_adds * tiles.product + transposed + choices.weight * choices.blocks * stream + blocks + _FFT_CALL,
     )

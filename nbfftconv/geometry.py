@@ -268,6 +268,6 @@ def _is_plain(value: Any) -> bool:
     return type(value) in (int, str) or (type(value) is tuple and all(map(_is_plain, value)))
 
 
-@functools.lru_cache(maxsize=4096)
+@functools.lru_cache(maxsize=1024)
 def _geometry(*arguments: Any) -> ConvGeometry:
     return ConvGeometry._validated(*arguments)

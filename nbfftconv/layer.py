@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from nbfftconv import engine, scratch
 from nbfftconv import padding as padding_modes
+from nbfftconv import scratch
 from nbfftconv.arrays import as_float4, check_shape, compact, result_type
 from nbfftconv.functional import (
     check_activation,
@@ -20,8 +20,9 @@ from nbfftconv.functional import (
     run_grad_weight,
 )
 from nbfftconv.geometry import ConvGeometry, Padding, layer_numbers, unchanging
-from nbfftconv.plan import ConvPlan, StepPlan
-from nbfftconv.planner import make_plan, make_step_plan
+from nbfftconv.kept_kernels import KeptKernels
+from nbfftconv.plan import StepPlan
+from nbfftconv.planner import make_step_plan
 
 
 class _Setting:
@@ -167,8 +168,8 @@ class Conv2d:
                 f"{len(self._bias)}; set bias to None first"
             )
         self._weight = _frozen(weight)
-        # Replaced, never changed: a pass that is under way keeps the spectra that it began with.
-        self._kernels: dict[tuple, engine.Kernels] = {}
+        # Replaced, never changed to another weight's: a pass that is under way keeps the kernels that it began with.
+        self._kernels = KeptKernels(self._weight)
 
     @property
     def bias(self) -> np.ndarray | None:
@@ -223,20 +224,18 @@ class Conv2d:
             As `nbfftconv.conv2d` does.
         """
         x = as_float4("input", input)
-        weight, bias, kernels = self._weight, self._bias, self._kernels
-        padding_mode, activation = self._padding_mode, self._activation
+        bias, kernels = self._bias, self._kernels
+        weight, padding_mode, activation = kernels.weight, self._padding_mode, self._activation
         geometry = ConvGeometry.from_arguments(x.shape, weight.shape, **self._geometry_numbers())
         padding_modes.check(geometry, padding_mode)
         dtype = result_type(x, weight) if bias is None else result_type(x, weight, bias)
         self._last.forward = None  # before there is more to keep
         step = self._step(geometry, dtype) if self.training else None
-        plan = (
-            step.forward if step else make_plan(geometry, "forward", dtype, self._algorithm, weight_is_transformed=True)
-        )
+        plan = step.forward if step else kernels.plan(geometry, dtype, self._algorithm)
         result, kept = run_forward(
             plan,
             x,
-            _transformed(kernels, plan, weight),
+            kernels.of(plan),
             bias,
             padding_mode,
             activation,
@@ -245,7 +244,7 @@ class Conv2d:
         if step:
             passed = _passed(result) if activation == "relu" else None
             has_bias = bias is not None
-            self._last.forward = geometry, dtype, x, step, kept, passed, weight, kernels, padding_mode, has_bias
+            self._last.forward = geometry, dtype, x, step, kept, passed, kernels, padding_mode, has_bias
         return result
 
     def backward(self, grad_output: ArrayLike) -> np.ndarray:
@@ -272,7 +271,7 @@ class Conv2d:
         last = getattr(self._last, "forward", None)
         if last is None:
             raise RuntimeError("backward needs a forward pass of the same thread, made with training = True")
-        geometry, dtype, x, forward_step, kept, passed, weight, kernels, padding_mode, has_bias = last
+        geometry, dtype, x, forward_step, kept, passed, kernels, padding_mode, has_bias = last
         g = as_float4("grad_output", grad_output)
         check_shape("grad_output", g, geometry.output_size, "the last forward pass")
         result_dtype = np.promote_types(dtype, result_type(g))
@@ -280,7 +279,7 @@ class Conv2d:
         if passed is not None:
             g = _masked(g, passed)
         step = self._step(geometry, result_dtype)
-        transformed = _transformed(kernels, step.grad_input, weight)
+        transformed = kernels.of(step.grad_input)
         if step.shares_spectra:
             # of other tiles if the dtype or any setting has changed since
             kept = kept if step == forward_step else None
@@ -316,17 +315,3 @@ def _frozen(array: np.ndarray) -> np.ndarray:
     copy = np.array(array, dtype=array.dtype.newbyteorder("="), order="C")
     copy.flags.writeable = False
     return copy
-
-
-def _transformed(cache: dict[tuple, engine.Kernels], plan: ConvPlan, weight: np.ndarray) -> engine.Kernels:
-    """Return the kernels as `plan` needs them, from `cache` if they were transformed or packed before."""
-    key: tuple[Any, ...] = (plan.dtype, plan.algorithm, plan.transform, plan.tile, plan.transposed is None)
-    key += (plan.geometry.groups,)
-    if plan.algorithm == "direct":  # a gradient does not read them as the forward pass does
-        key += (plan.direction,)
-    else:  # an image of one output along an axis has no stride there
-        key += plan.grid.vertical.tap_step, plan.grid.horizontal.tap_step
-    kernels = cache.get(key)
-    if kernels is None:
-        kernels = cache[key] = engine.Kernels.of(plan, compact(weight, plan.dtype))
-    return kernels

@@ -1,6 +1,7 @@
 """ConvPlan: what the planner decided for one convolution."""
 
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 
@@ -10,12 +11,38 @@ from nbfftconv.tiling import TileGrid, axis_tiles
 DIRECTIONS = ("forward", "grad_weight", "grad_input")
 
 
-def filters_of_share(filters: int, depth: int, lanes: int) -> int:
+def filters_of_share(filters: int, depth: int, lanes: int | np.ndarray) -> int | np.ndarray:
     """Filters of a group that a fused pass convolves with what it transformed of `depth` channels.
 
     So many that it hardly matters that every share transforms the input anew, in whole units of lanes.
     """
-    return min(filters, -(-8 * depth // lanes) * lanes)
+    return np.minimum(filters, -(-8 * depth // lanes) * lanes)
+
+
+class KernelForm(NamedTuple):
+    """The form in which a plan needs the kernels: plans of the same one, for the same weight, share them.
+
+    Attributes
+    ----------
+    dtype : numpy.dtype
+    transform : str or None
+    tile : tuple of int or None
+    phases : tuple of int or None
+        Distances of neighbouring taps, one for each axis. Where there is but one output, they do not depend on strides.
+    is_transposed : bool
+    groups : int
+    packed : tuple or None
+        Direction and bytes, of direct convolution: a gradient does not read kernels as the forward pass does, and that
+        not of all sizes in the same order.
+    """
+
+    dtype: np.dtype
+    transform: str | None
+    tile: tuple[int, int] | None
+    phases: tuple[int, int] | None
+    is_transposed: bool
+    groups: int
+    packed: tuple[str, int] | None
 
 
 @dataclass(frozen=True)
@@ -48,6 +75,8 @@ class ConvPlan:
         for sums of their gradient that are added up at the end.
     reason : str
         Why this was chosen.
+    seconds : float
+        Time of a call that the cost model expects on one core.
     transposed : ConvPlan or None
         Of "grad_input", if it is run as a forward pass: that pass's plan, for `ConvGeometry.transposed`, from which
         all attributes are but geometry and direction.
@@ -64,6 +93,7 @@ class ConvPlan:
     scratch_bytes: int
     weight_spectra_bytes: int
     reason: str
+    seconds: float
     transposed: "ConvPlan | None" = None
 
     def as_grad_input(self, geometry: ConvGeometry) -> "ConvPlan":
@@ -76,6 +106,17 @@ class ConvPlan:
             return replace(self, geometry=geometry)
         vertical, horizontal = (axis_tiles(geometry, axis, side) for axis, side in enumerate(self.tile))
         return replace(self, geometry=geometry, grid=TileGrid(vertical, horizontal, geometry.input_size[0]))
+
+    @property
+    def kernel_form(self) -> KernelForm:
+        """The form in which it needs the kernels."""
+        is_transposed = self.transposed is not None
+        if self.grid is None:
+            packed = self.direction, self.weight_spectra_bytes
+            return KernelForm(self.dtype, None, None, None, is_transposed, self.geometry.groups, packed)
+        phases = self.grid.vertical.tap_step, self.grid.horizontal.tap_step
+        groups = self.geometry.groups
+        return KernelForm(self.dtype, self.transform, self.tile, phases, is_transposed, groups, None)
 
     @property
     def tile(self) -> tuple[int, int] | None:

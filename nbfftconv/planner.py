@@ -11,30 +11,44 @@ Candidates may be measured instead; then the automatic choice is the winner that
 import functools
 import math
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Collection
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from nbfftconv import measure as measuring
 from nbfftconv import profile
-from nbfftconv.costs import LAYOUTS, Choice, choices, direct_cost, fft_cost, transposition_cost
+from nbfftconv.costs import (
+    MODELS,
+    Choices,
+    FftCost,
+    blocked,
+    choices_for,
+    direct_cost,
+    fft_cost,
+    tiles_of,
+    transposition_cost,
+)
 from nbfftconv.direct import grad_weight_bytes, packed_bytes, scratch_bytes
 from nbfftconv.geometry import ConvGeometry, Padding, pair
 from nbfftconv.machine import Machine, get_machine
-from nbfftconv.plan import DIRECTIONS, ConvPlan, StepPlan
+from nbfftconv.plan import DIRECTIONS, ConvPlan, KernelForm, StepPlan
 from nbfftconv.report import report
 from nbfftconv.scratch import get_scratch_limit
+from nbfftconv.tiling import axis_tiles, problem_sizes
 
 ALGORITHMS = ("auto", "fft", "direct")
-TRANSFORMS = ("auto", *LAYOUTS)
+TRANSFORMS = ("auto", *MODELS)
 
 #: The automatic choice never needs more memory for the spectra of the kernels, in bytes.
 WEIGHT_SPECTRA_LIMIT = 2**32
 # Worth measuring are the cheapest tiles of each transform, if the model expects at most this multiple of its best.
 _MEASURED_TILES = 8
 _MEASURED_FACTOR = 4
+# Kernels in a form that a layer has already are used again, if the model expects at most this multiple of the best
+# plan's time.
+_KEPT_FACTOR = 1.1
 
 
 def plan_conv2d(
@@ -147,21 +161,22 @@ def _promising(geometry: ConvGeometry, direction: str, dtype: np.dtype, weight_i
     first = _make_plan(*problem)
     if geometry.weight_size[2:] == (1, 1):
         return [first]
-    ways = _ways(geometry, direction, True)
-    cost = direct_cost(*ways[0], dtype, weight_is_transformed, machine)
-    costs = [(cost, _direct_plan(geometry, direction, dtype, ways[0], ""))]
-    by_transform = defaultdict(list)
-    for candidate in _costed(*problem):
-        by_transform[candidate[1].name].append(candidate)
-    for candidates in by_transform.values():
-        candidates.sort(key=lambda candidate: candidate[0])
-        by_tile = {}
-        for candidate in candidates:  # fused or not, transposed or not, as the plan for a tile is chosen
-            by_tile.setdefault((candidate[1].grid.vertical.tile, candidate[1].grid.horizontal.tile), candidate)
-        for cost, choice in list(by_tile.values())[:_MEASURED_TILES]:
-            costs.append((cost, _fft_plan(geometry, direction, choice, "")))
-    least = min(cost for cost, _ in costs)
-    return [first, *(plan for cost, plan in costs if cost <= _MEASURED_FACTOR * least)]
+    plans = [_direct_plan(geometry, direction, dtype, True, weight_is_transformed, machine, "")]
+    costed = _costed(*problem)
+    costs = np.concatenate([of_way.seconds for of_way in costed])
+    places = [(of_way.choices, index) for of_way in costed for index in range(len(of_way.seconds))]
+    most = _MEASURED_FACTOR * min(plans[0].seconds, costs.min(initial=math.inf))
+    tiles = defaultdict(set)
+    for at in np.argsort(costs, kind="stable"):
+        if costs[at] > most:
+            break
+        choices, index = places[at]
+        transform, *tile = (int(of_tiles[index]) for of_tiles in choices.tiles[:3])
+        # fused or not, transposed or not, as the plan for a tile is chosen
+        if len(tiles[transform]) < _MEASURED_TILES and tuple(tile) not in tiles[transform]:
+            tiles[transform].add(tuple(tile))
+            plans.append(_fft_plan(geometry, direction, choices, index, costs[at], ""))
+    return [first, *(plan for plan in plans if plan.seconds <= most)]
 
 
 def make_plan(
@@ -181,13 +196,62 @@ def make_plan(
     geometry's own.
     """
     winner = None
-    if transposes and _is_free(algorithm, transform, tile) and (winners := profile.get_profile().winners):
-        winner = winners.get(profile.Problem.of(geometry, direction, dtype, weight_is_transformed))
+    if transposes and _is_free(algorithm, transform, tile):
+        winner = _winner(geometry, direction, dtype, weight_is_transformed)
     problem = geometry, direction, dtype, algorithm, transform, tile, weight_is_transformed, transposes
     return _make_plan(*problem, get_scratch_limit(), get_machine(), winner)
 
 
-@functools.lru_cache(maxsize=4096)
+def _winner(
+    geometry: ConvGeometry, direction: str, dtype: np.dtype, weight_is_transformed: bool
+) -> profile.Winner | None:
+    """Return what the profile remembers."""
+    winners = profile.get_profile().winners
+    return winners.get(profile.Problem.of(geometry, direction, dtype, weight_is_transformed)) if winners else None
+
+
+def make_plan_for_kept(
+    geometry: ConvGeometry, dtype: np.dtype, algorithm: str, kept: Collection[KernelForm]
+) -> ConvPlan:
+    """Return the plan of a forward pass for a layer that keeps the kernels in some forms.
+
+    It is the cheapest that needs no other form, unless the best plan is much cheaper: else a layer that meets images of
+    many sizes would make spectra for each. What was measured goes first.
+    """
+    best = make_plan(geometry, "forward", dtype, algorithm, weight_is_transformed=True)
+    if best.kernel_form in kept or (algorithm == "auto" and _winner(geometry, "forward", dtype, True) is not None):
+        return best
+    plan = _plan_for_kept(geometry, dtype, algorithm, kept, get_scratch_limit(), get_machine())
+    if plan is None or plan.seconds > _KEPT_FACTOR * best.seconds:
+        return best
+    figures = f"the model expects {plan.seconds * 1e3:.3g} ms with kernels that the layer has already, "
+    return replace(plan, reason=f"{figures}{best.seconds * 1e3:.3g} ms with others, on one core")
+
+
+def _plan_for_kept(
+    geometry: ConvGeometry, dtype: np.dtype, algorithm: str, kept: Collection[KernelForm], limit: int, machine: Machine
+) -> ConvPlan | None:
+    """Return the cheapest plan for kernels in one of the forms, None if there is none."""
+    phases = tuple(axis_tiles(geometry, axis, taps).tap_step for axis, (_, taps) in enumerate(problem_sizes(geometry)))
+    tiles = [
+        (form.transform, form.tile)
+        for form in kept
+        if (form.dtype, form.phases, form.is_transposed) == (dtype, phases, False)
+    ]
+    plan = None
+    if tiles and algorithm != "direct":
+        choices = Choices.of(geometry, dtype, tiles_of(geometry, dtype, tiles, machine))
+        costed = [_Costed.of(each, 0.0, True, algorithm, machine) for each in blocked(choices, "forward", limit)]
+        cost, *place = _cheapest(costed)
+        plan = None if cost == math.inf else _fft_plan(geometry, "forward", *place, cost, "")
+    if algorithm == "auto":
+        direct = _direct_plan(geometry, "forward", dtype, True, True, machine, "")
+        if direct.kernel_form in kept and (plan is None or direct.seconds <= plan.seconds):
+            return direct
+    return plan
+
+
+@functools.lru_cache(maxsize=1024)
 def _make_plan(
     geometry: ConvGeometry,
     direction: str,
@@ -202,9 +266,9 @@ def _make_plan(
     winner: profile.Winner | None = None,
 ) -> ConvPlan:
     problem = geometry, direction, dtype
-    direct_way = _ways(geometry, direction, transposes)[0]
+    direct_problem = *problem, transposes, weight_is_transformed, machine
     if algorithm == "direct":
-        return _direct_plan(*problem, direct_way, "it was asked for")
+        return _direct_plan(*direct_problem, "it was asked for")
     if winner is not None:
         try:
             return _plan_of_winner(*problem, winner, weight_is_transformed, limit, machine)
@@ -212,22 +276,24 @@ def _make_plan(
             report(f"ignored in the profile: {winner} for {geometry}: {error}")
     is_free = _is_free(algorithm, transform, tile)
     if is_free and geometry.weight_size[2:] == (1, 1):
-        return _direct_plan(*problem, direct_way, "an FFT cannot save anything with a 1x1 kernel")
+        return _direct_plan(*direct_problem, "an FFT cannot save anything with a 1x1 kernel")
     costed = _costed(*problem, algorithm, transform, tile, weight_is_transformed, transposes, limit, machine)
-    best = min(costed, key=lambda candidate: candidate[0], default=None)
-    if best is None:
+    cost, *place = _cheapest(costed)
+    if cost == math.inf:
         if not is_free:
             raise ValueError(
                 f"the spectra of one tile{f' of {tile}' if tile else ''} for input {geometry.input_size} and weight "
                 f"{geometry.weight_size} do not fit the scratch limit of {limit} bytes; "
                 "see nbfftconv.scratch.set_scratch_limit"
             )
-        return _direct_plan(*problem, direct_way, "no tile fits the limits of memory")
-    cost, direct = best[0], direct_cost(*direct_way, dtype, weight_is_transformed, machine)
-    figures = f"the model expects {cost * 1e3:.3g} ms by FFT, {direct * 1e3:.3g} ms direct, on one core"
-    if is_free and direct <= cost:
-        return _direct_plan(*problem, direct_way, figures)
-    return _fft_plan(geometry, direction, best[1], figures if is_free else "it was asked for")
+        return _direct_plan(*direct_problem, "no tile fits the limits of memory")
+    if not is_free:
+        return _fft_plan(geometry, direction, *place, cost, "it was asked for")
+    direct = _direct_plan(*direct_problem, "")
+    figures = f"the model expects {cost * 1e3:.3g} ms by FFT, {direct.seconds * 1e3:.3g} ms direct, on one core"
+    if direct.seconds <= cost:
+        return replace(direct, reason=figures)
+    return _fft_plan(geometry, direction, *place, cost, figures)
 
 
 def _plan_of_winner(
@@ -245,7 +311,7 @@ def _plan_of_winner(
         f"the cost model's choice took {winner.model_seconds * 1e3:.3g} ms"
     )
     if winner.algorithm == "direct":
-        return _direct_plan(geometry, direction, dtype, _ways(geometry, direction, True)[0], reason)
+        return _direct_plan(geometry, direction, dtype, True, weight_is_transformed, machine, reason)
     if winner.transform not in TRANSFORMS[1:]:
         raise ValueError(f"transform must be one of {', '.join(TRANSFORMS[1:])}, got {winner.transform!r}")
     chosen = "fft", winner.transform, winner.tile
@@ -260,48 +326,36 @@ def make_step_plan(geometry: ConvGeometry, dtype: np.dtype, algorithm: str, spec
 
     `spectra_limit` is the number of bytes that the input's spectra may take between the passes.
     """
-    winners = profile.get_profile().winners if algorithm == "auto" else {}
-    is_measured = winners and any(
-        profile.Problem.of(geometry, direction, dtype, False) in winners for direction in DIRECTIONS
-    )
+    is_measured = algorithm == "auto" and any(_winner(geometry, each, dtype, False) for each in DIRECTIONS)
     problem = geometry, dtype, algorithm, spectra_limit, get_scratch_limit(), get_machine()
     if is_measured or (step := _shared_step(*problem)) is None:
         return StepPlan(*(make_plan(geometry, direction, dtype, algorithm) for direction in DIRECTIONS))
     return step
 
 
-@functools.lru_cache(maxsize=1024)
+@functools.lru_cache(maxsize=256)
 def _shared_step(
     geometry: ConvGeometry, dtype: np.dtype, algorithm: str, spectra_limit: int, limit: int, machine: Machine
 ) -> StepPlan | None:
     """Return the cheapest step of passes that share spectra, None if passes that share nothing are cheaper."""
     if algorithm == "direct" or (algorithm == "auto" and geometry.weight_size[2:] == (1, 1)):
         return None
-    apart = 0.0
-    for direction in DIRECTIONS:
-        costed = _costed(geometry, direction, dtype, algorithm, "auto", None, False, True, limit, machine)
-        costs = [cost for cost, _ in costed]
-        if algorithm == "auto":
-            costs.append(direct_cost(*_ways(geometry, direction, True)[0], dtype, False, machine))
-        apart += min(costs, default=math.inf)
-    least, best = apart, None
-    passes = [choices(geometry, direction, dtype, "auto", None, limit) for direction in DIRECTIONS]
-    staged = [[choice for choice in of_pass if not choice.fused] for of_pass in passes]
-    for step in zip(*staged, strict=True):
-        if step[0].weight > WEIGHT_SPECTRA_LIMIT and algorithm == "auto":
-            continue
-        forward, grad_weight, grad_input = (fft_cost(choice, False, machine) for choice in step)
-        keeps = step[0].input_bytes <= spectra_limit
-        shared = grad_weight.output + grad_input.weight + keeps * grad_weight.input
-        if (cost := sum(forward) + sum(grad_weight) + sum(grad_input) - shared) < least:
-            least, best = cost, (step, keeps)
-    if best is None:
+    rest = dtype, algorithm, "auto", None, False, True, limit, machine
+    apart = sum(_make_plan(geometry, direction, *rest).seconds for direction in DIRECTIONS)
+    forward, grad_weight, grad_input = step = [_costed(geometry, direction, *rest)[-1] for direction in DIRECTIONS]
+    keeps = forward.choices.input_bytes <= spectra_limit
+    shared = grad_weight.cost.output + grad_input.cost.weight + keeps * grad_weight.cost.input
+    seconds = forward.seconds + grad_weight.seconds + grad_input.seconds - shared
+    index = int(seconds.argmin())
+    if not seconds[index] < apart:
         return None
-    step, keeps = best
-    reason = f"the model expects {least * 1e3:.3g} ms for a step that shares spectra, {apart * 1e3:.3g} ms for one "
-    reason += "that does not, on one core"
-    plans = (_fft_plan(geometry, choice.direction, choice, reason) for choice in step)
-    return StepPlan(*plans, shares_spectra=True, keeps_input_spectra=keeps)
+    reason = f"the model expects {seconds[index] * 1e3:.3g} ms for a step that shares spectra, "
+    reason += f"{apart * 1e3:.3g} ms for one that does not, on one core"
+    plans = (
+        _fft_plan(geometry, direction, of_pass.choices, index, of_pass.seconds[index], reason)
+        for direction, of_pass in zip(DIRECTIONS, step, strict=True)
+    )
+    return StepPlan(*plans, shares_spectra=True, keeps_input_spectra=bool(keeps[index]))
 
 
 _Way = tuple[ConvGeometry, str]
@@ -313,33 +367,51 @@ def _ways(geometry: ConvGeometry, direction: str, transposes: bool) -> list[_Way
     return [*([] if transposed is None else [(transposed, "forward")]), (geometry, direction)]
 
 
-def _direct_plan(geometry: ConvGeometry, direction: str, dtype: np.dtype, way: _Way, reason: str) -> ConvPlan:
+def _direct_plan(
+    geometry: ConvGeometry,
+    direction: str,
+    dtype: np.dtype,
+    transposes: bool,
+    weight_is_packed: bool,
+    machine: Machine,
+    reason: str,
+) -> ConvPlan:
+    way = _ways(geometry, direction, transposes)[0]
     scratch, weight = 0, 0
     if way[1] == "forward":
         scratch, weight = scratch_bytes(way[0], dtype), packed_bytes(way[0], dtype)
     elif direction == "grad_weight":
         scratch, weight = grad_weight_bytes(geometry, dtype)
-    plan = ConvPlan(*way, dtype, "direct", None, None, False, 0, scratch, weight, reason)
+    seconds = direct_cost(*way, dtype, weight_is_packed, machine)
+    plan = ConvPlan(*way, dtype, "direct", None, None, False, 0, scratch, weight, reason, seconds)
     return plan if way[1] == direction else plan.as_grad_input(geometry)
 
 
-def _fft_plan(geometry: ConvGeometry, direction: str, choice: Choice, reason: str) -> ConvPlan:
-    plan = ConvPlan(
-        choice.geometry,
-        choice.direction,
-        choice.dtype,
-        "fft",
-        choice.name,
-        choice.grid,
-        choice.fused,
-        max(1, min(choice.grid.tiles, choice.block_units * choice.layout.lanes)),
-        choice.block_units * choice.unit,
-        choice.weight,
-        reason,
-    )
-    return plan if choice.direction == direction else plan.as_grad_input(geometry)
+def _fft_plan(
+    geometry: ConvGeometry, direction: str, choices: Choices, index: int, seconds: float, reason: str
+) -> ConvPlan:
+    plan = choices.plan(index, float(seconds), reason)
+    return plan if choices.direction == direction else plan.as_grad_input(geometry)
 
 
+class _Costed(NamedTuple):
+    """Choices for a pass, what each costs, and the sum of that in seconds, infinite where it does not fit."""
+
+    choices: Choices
+    cost: FftCost
+    seconds: np.ndarray
+
+    @classmethod
+    def of(
+        cls, choices: Choices, fixed: float, weight_is_transformed: bool, algorithm: str, machine: Machine
+    ) -> "_Costed":
+        """Return the choices with their costs, on top of `fixed` seconds."""
+        cost = fft_cost(choices, weight_is_transformed, machine)
+        fits = choices.fits & (choices.weight <= WEIGHT_SPECTRA_LIMIT) if algorithm == "auto" else choices.fits
+        return cls(choices, cost, np.where(fits, fixed + sum(cost), math.inf))
+
+
+@functools.lru_cache(maxsize=4)
 def _costed(
     geometry: ConvGeometry,
     direction: str,
@@ -351,11 +423,19 @@ def _costed(
     transposes: bool,
     limit: int,
     machine: Machine,
-) -> Iterator[tuple[float, Choice]]:
-    """Yield what fits the limits of memory, with its cost."""
+) -> list[_Costed]:
+    """Return all that there is to choose from, last the stages of the pass itself; kept for a moment, for a step."""
+    costed = []
     for way in _ways(geometry, direction, transposes):
         is_transposed = way[1] != direction and not weight_is_transformed
         fixed = transposition_cost(geometry, dtype, machine) if is_transposed else 0.0
-        for choice in choices(*way, dtype, transform, tile, limit):
-            if choice.weight <= WEIGHT_SPECTRA_LIMIT or algorithm != "auto":
-                yield fixed + sum(fft_cost(choice, weight_is_transformed, machine)), choice
+        for choices in blocked(choices_for(way[0], dtype, transform, tile, machine), way[1], limit):
+            costed.append(_Costed.of(choices, fixed, weight_is_transformed, algorithm, machine))
+    return costed
+
+
+def _cheapest(costed: list[_Costed]) -> tuple[float, Choices, int]:
+    """Return the least cost, where it is, and whose; infinity if there is nothing to choose from."""
+    each = ((of_way, int(of_way.seconds.argmin())) for of_way in costed if len(of_way.seconds))
+    found = ((float(of_way.seconds[index]), of_way.choices, index) for of_way, index in each)
+    return min(found, key=lambda candidate: candidate[0], default=(math.inf, None, 0))

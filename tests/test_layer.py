@@ -15,6 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nbfftconv import Conv2d, conv2d_input, conv2d_weight, engine, planner
+from nbfftconv import layer as layer_module
+from nbfftconv.geometry import ConvGeometry
+from nbfftconv.passes.call import Spectra
 from nbfftconv.transpose import transpose
 
 CASE = Case((2, 4, 25, 23), (6, 2, 7, 5), stride=(1, 2), padding=((2, 3), (1, 0)), dilation=(1, 2), groups=2)
@@ -444,17 +447,24 @@ def test_copies_are_independent(duplicate, operands):
 
 @pytest.mark.parametrize("algorithm", ["fft", "direct"])
 def test_one_layer_from_many_threads(algorithm, rng):
-    """Eight threads, images of several sizes; the first calls race for the spectra."""
+    """Eight threads, images of several sizes; the first calls race for the spectra.
+
+    Which spectra a size shares with others depends on who came first; from then on its results have the same bits.
+    """
     w, bias = rng.standard_normal((4, 3, 9, 9)).astype(np.float32), rng.standard_normal(4).astype(np.float32)
     images = [rng.standard_normal((1 + i % 2, 3, 20 + 7 * (i % 5), 30 + i % 3)).astype(np.float32) for i in range(32)]
     serial = Conv2d(w, bias, activation="relu")
     serial.algorithm, serial.training = algorithm, False
-    expected = [serial(x).tobytes() for x in images]
+    expected = [serial(x) for x in images]
     for _ in range(3):
         layer = Conv2d(w, bias, activation="relu")
         layer.algorithm, layer.training = algorithm, False
         with ThreadPoolExecutor(8) as pool:
-            assert [y.tobytes() for y in pool.map(layer, images)] == expected
+            first = list(pool.map(layer, images))
+            again = list(pool.map(layer, reversed(images)))
+        assert [y.tobytes() for y in reversed(again)] == [y.tobytes() for y in first]
+        for y, other in zip(first, expected, strict=True):
+            assert_accurate(y, other.astype(np.float64), np.float32)
 
 
 @pytest.mark.parametrize("algorithm", ["fft", "direct"])
@@ -492,3 +502,94 @@ def test_weights_assigned_while_others_compute(rng):
 
     with ThreadPoolExecutor(8) as pool:
         assert set(pool.map(work, range(64))) <= possible
+
+
+# Images of many sizes --------------------------------------------------------------------------------
+
+
+def without_work(plan, weight):
+    """Kernels of the size that the plan's would have, of no memory."""
+    array = np.broadcast_to(np.uint8(0), plan.weight_spectra_bytes)
+    return engine.Kernels(weight, Spectra(array, 0, 0)) if plan.grid else engine.Kernels(weight, packed=array)
+
+
+@pytest.mark.parametrize("algorithm", ["auto", "fft"])
+@pytest.mark.parametrize(
+    ("weight_size", "padding", "groups", "most"),
+    [
+        ((256, 256, 3, 3), 1, 1, 8),
+        ((64, 64, 7, 7), 3, 1, 12),
+        ((64, 1, 31, 31), 15, 64, 12),
+        ((1, 1, 63, 63), 31, 1, 12),
+    ],
+)
+def test_few_forms_serve_many_sizes(weight_size, padding, groups, most, algorithm, monkeypatch, rng):
+    monkeypatch.setattr(engine.Kernels, "of", without_work)
+    kept = layer_module.KeptKernels(np.zeros(weight_size, np.float32))
+    dtype, forms, chosen = np.dtype(np.float32), set(), {}
+    for height, width in rng.integers(14, 200, (320, 2)).tolist():
+        size = 1, weight_size[1] * groups, height, width
+        geometry = ConvGeometry.from_arguments(size, weight_size, 1, padding, 1, groups)
+        best = planner.make_plan(geometry, "forward", dtype, algorithm, weight_is_transformed=True)
+        plan = chosen[geometry] = kept.plan(geometry, dtype, algorithm)
+        assert plan.seconds <= 1.1 * best.seconds
+        assert (plan.geometry, plan.direction) == (geometry, "forward")
+        kept.of(plan)
+        forms.add(plan.kernel_form)
+    assert len(forms) <= most
+    nbytes = sum(map(kept._nbytes, kept.forms.values()))
+    assert nbytes <= layer_module.KEPT_BYTES
+    if len(kept.forms) == len(forms):  # nothing had to go
+        assert all(kept.plan(geometry, dtype, algorithm) == plan for geometry, plan in chosen.items())
+
+
+def test_sizes_share_spectra_and_results_stay(rng):
+    made, of = [], engine.Kernels.of
+    w = rng.standard_normal((3, 2, 9, 8)).astype(np.float32)
+    layer = Conv2d(w, padding="same")
+    layer.algorithm, layer.training = "fft", False
+    images = [rng.standard_normal((1, 2, *size)).astype(np.float32) for size in rng.integers(8, 120, (60, 2)).tolist()]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine.Kernels, "of", lambda plan, weight: made.append(plan.tile) or of(plan, weight))
+        first = [layer(x) for x in images]
+        best = {planner.plan_conv2d(x.shape, w.shape, padding="same", algorithm="fft", weight_is_transformed=True).tile
+                for x in images}  # fmt: skip
+        assert len(made) == len(set(made)) < len(best) / 2
+        for x, y in zip(images, first, strict=True):
+            assert_accurate(y, oracle.conv2d(x, w, padding="same"), np.float32)
+            np.testing.assert_array_equal(layer(x), y)
+        assert len(made) == len(set(made))
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("algorithm", ["fft", "direct"])
+def test_kernels_that_were_not_used_for_long_go(algorithm, training, monkeypatch, rng):
+    """Spectra, packed and transposed kernels, and copies of another dtype."""
+    monkeypatch.setattr(layer_module, "KEPT_BYTES", 40_000)
+    w = rng.standard_normal((8, 8, 5, 5)).astype(np.float32)
+    layer = Conv2d(w, padding=2)
+    layer.algorithm, layer.training = algorithm, training
+    for size in [(12, 12), (40, 9), (30, 30), (7, 60), (12, 12), (90, 5)]:
+        for dtype in (np.float32, np.float64):
+            x = rng.standard_normal((1, 8, *size)).astype(dtype)
+            assert_accurate(layer(x), oracle.conv2d(x, w, padding=2), dtype)
+            if training:
+                g = rng.standard_normal(x.shape).astype(dtype)
+                assert_accurate(layer.backward(g), oracle.conv2d_input(x.shape, w, g, padding=2), dtype)
+            kept = layer._kernels
+            held = sum(map(kept._nbytes, kept.forms.values()))
+            assert held <= layer_module.KEPT_BYTES or len(kept.forms) == 1
+            assert len(kept.forms) >= 1
+
+
+@pytest.mark.parametrize("stride", [2, (3, 1)])
+def test_strides_of_a_single_output_are_none(stride, rng):
+    """Spectra for an image with one output are of all taps at once, those for a larger one of every second tap."""
+    w = rng.standard_normal((3, 2, 6, 6)).astype(np.float32)
+    layer = Conv2d(w, stride=stride)
+    layer.algorithm = "fft"
+    for training in (False, True):
+        layer.training = training
+        for size in [(6, 6), (21, 21), (6, 21), (21, 6), (20, 20)]:
+            x = rng.standard_normal((1, 2, *size)).astype(np.float32)
+            assert_accurate(layer(x), oracle.conv2d(x, w, stride=stride), np.float32)

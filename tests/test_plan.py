@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import tracemalloc
 
 import numpy as np
 import pyfftw
@@ -12,8 +14,12 @@ from geometries import DIRECTIONS, WAYS, Case, cases
 from hypothesis import given
 
 import nbfftconv
+from nbfftconv import costs
+from nbfftconv.direct import depthwise
 from nbfftconv.geometry import ConvGeometry
+from nbfftconv.passes.call import _numbers
 from nbfftconv.plan import ConvPlan
+from nbfftconv.planner import make_plan, make_step_plan
 from nbfftconv.scratch import get_scratch_limit, set_scratch_limit
 from nbfftconv.transforms import fftw
 
@@ -168,6 +174,83 @@ def test_overlap_add_where_transposed_tiles_would_be_larger():
     assert Case(*sizes, padding="full").plan("grad_input", np.float32).transposed is not None
 
 
+# Costs -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(
+    "case",
+    [
+        LARGE_KERNEL,
+        Case((2, 64, 40, 33), (64, 64, 3, 3), padding=1),
+        Case((1, 12, 50, 60), (12, 1, 15, 9), groups=12, padding=4),
+        Case((3, 6, 61, 35), (4, 3, 5, 4), stride=(2, 1), dilation=(1, 3), groups=2),
+    ],
+    ids=repr,
+)
+def test_the_cheapest_of_all_tiles_is_chosen(case, dtype, direction):
+    plan = case.plan(direction, dtype, algorithm="fft")
+    geometry = plan.geometry if plan.transposed is None else plan.transposed.geometry
+    seconds = {}
+    for name, model in costs.MODELS.items():
+        for height, width in zip(*[(8, 9, 16, 24, 30, 32, 36, 40, 64, 80, 96, 128, 192)] * 2, strict=True):
+            fits = height >= geometry.weight_size[2] and width >= geometry.weight_size[3]
+            if fits and (model.sides is None or {height, width} <= set(model.sides)):
+                one = case.plan(direction, dtype, algorithm="fft", transform=name, tile=(height, width))
+                seconds[name, height, width] = one.seconds
+    assert len(seconds) >= 8
+    assert plan.seconds <= min(seconds.values())
+    again = case.plan(direction, dtype, algorithm="fft", transform=plan.transform, tile=plan.tile)
+    assert again.seconds == pytest.approx(plan.seconds, rel=1e-12)
+    assert (again.grid, again.block_tiles, again.fused) == (plan.grid, plan.block_tiles, plan.fused)
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_a_plan_makes_nothing_for_the_tiles_that_it_does_not_choose(direction, monkeypatch):
+    calls, axis_tiles = [], costs.axis_tiles
+    monkeypatch.setattr(costs, "axis_tiles", lambda *arguments: calls.append(arguments) or axis_tiles(*arguments))
+    tables = depthwise._runs.cache_info().misses
+    Case((1, 3, 1031, 577), (3, 1, 63, 61), groups=3).plan(direction, np.float32)
+    assert len(calls) <= 8
+    assert depthwise._runs.cache_info().misses == tables
+
+
+def random_geometries(count, rng):
+    """Of all kinds: dense, depthwise, of large kernels, with strides."""
+    layers = [(64, 64, 3, 1), (16, 1, 7, 16), (8, 1, 63, 8), (1, 1, 31, 1), (256, 256, 1, 1), (12, 3, 9, 1)]
+    for i in range(count):
+        filters, channels, kernel, groups = layers[i % len(layers)]
+        size = rng.integers(kernel, 64 + 4 * kernel, 2).tolist()
+        stride = 1 + int(rng.integers(0, 8) == 0)
+        yield ConvGeometry.from_arguments(
+            (1 + i % 3, channels * groups, *size), (filters, channels, kernel, kernel), stride, kernel // 2, 1, groups
+        )
+
+
+def test_what_is_kept_of_shapes_is_bounded(rng):
+    """The memory of all caches of plans and their numbers, when they are full."""
+    transform = fftw.fftw(np.float32, 64, 64)
+    gc.collect()
+    tracemalloc.start()
+    try:
+        for i, geometry in enumerate(random_geometries(4500, rng)):
+            dtype = np.dtype((np.float32, np.float64)[i // 6 % 2])
+            make_plan(geometry, DIRECTIONS[i % 3], dtype, weight_is_transformed=i % 2 == 0)
+            if i % 8 == 0:
+                make_step_plan(geometry, dtype, "auto", 2**28)
+            if geometry.weight_size[2] > 1 and i % 4 == 0:
+                plan = make_plan(geometry, "grad_weight", np.dtype(np.float32), "fft", "fftw", (64, 64))
+                _numbers(plan, geometry, transform, 1, 1)
+            if geometry.groups > 1 and i % 4 == 0 and (record := depthwise._record(geometry, dtype)) is not None:
+                depthwise._runs(*(int(record[name]) for name in depthwise._OF_RUNS), dtype.itemsize)
+        gc.collect()
+        kept, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert kept < 16 * 2**20
+
+
 # Scratch ---------------------------------------------------------------------------------------------
 
 
@@ -214,6 +297,39 @@ def test_the_default_limit(restore_scratch_limit):
     plan = nbfftconv.plan_conv2d((1, 1, 8192, 8192), (1, 1, 127, 127), padding=63)
     assert plan.algorithm == "fft"
     assert plan.scratch_bytes <= get_scratch_limit() == 512 << 20
+
+
+# FFTW's plans ----------------------------------------------------------------------------------------
+
+
+def test_plans_of_fftw_that_nobody_uses_are_destroyed(monkeypatch, rng):
+    """Those that somebody holds are not; what was destroyed is planned anew."""
+    destroyed, function = [], fftw._function
+    case = Case((1, 1, 50, 50), (1, 1, 9, 9))
+    x, w, expected = case.operands_and_expected("forward", np.float32, rng)
+    plan = case.plan("forward", np.float32, algorithm="fft", transform="fftw", tile=(23, 29))
+    monkeypatch.setattr(
+        fftw, "_function", lambda real, name, *rest: destroyed.append(name) or function(real, name, *rest)
+    )
+    _numbers.cache_clear()
+    held = [fftw.fftw(np.float32, 7, width) for width in range(7, 17)]
+    before = case.run("forward", x, w, plan)  # held by the numbers of its plan
+    for height in range(5, 25):
+        for width in range(20, 31):
+            fftw.fftw(np.float64, height, width)
+    assert len(fftw._transforms) <= fftw._MOST_TRANSFORMS
+    assert destroyed.count("destroy_plan") >= 2 * (220 - fftw._MOST_TRANSFORMS)
+    for width, transform in enumerate(held, 7):
+        assert fftw.fftw(np.float32, 7, width) is transform
+    np.testing.assert_array_equal(case.run("forward", x, w, plan), before)
+    assert_accurate(before, expected, np.float32)
+
+    _numbers.cache_clear()
+    planned = destroyed.count("plan_guru64_split_dft_r2c")
+    for width in range(20, 90):
+        fftw.fftw(np.float64, 30, width)
+    np.testing.assert_array_equal(case.run("forward", x, w, plan), before)
+    assert destroyed.count("plan_guru64_split_dft_r2c") == planned + 71
 
 
 # Wisdom ----------------------------------------------------------------------------------------------

@@ -172,7 +172,7 @@ _forward_items = _stage(_forward)
 _pack_blocks = _stage(_pack)
 
 
-@functools.lru_cache(maxsize=1024)
+@functools.lru_cache(maxsize=256)
 def _numbers(geometry: ConvGeometry, dtype: np.dtype) -> np.ndarray:
     """Return the record with all numbers, and no address; to be copied."""
     record = np.zeros((), _RECORD)

@@ -301,7 +301,7 @@ def _axis(numbers: dict[str, int]) -> dict[str, int]:
     return {**numbers, "stride": stride // step, "dilation": dilation // step, "step": step}
 
 
-@functools.lru_cache(maxsize=1024)
+@functools.lru_cache(maxsize=256)
 def _record(geometry: ConvGeometry, dtype: np.dtype) -> np.ndarray | None:
     """Return the record with all numbers, and no address; None where `gradients` is the way."""
     y, x = (_axis(geometry.axis_numbers(axis)) for axis in (0, 1))

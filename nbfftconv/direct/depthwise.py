@@ -12,7 +12,6 @@ What a tap needs, its place in the window and in the kernel, is in a table: firs
 
 import functools
 import math
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -180,28 +179,9 @@ def _forward(real):
 _forward_tiles = jit.stage(_RECORD)(_forward)
 
 
-@dataclass(frozen=True)
-class _Tiles:
-    """How the output of a geometry is cut into tiles.
-
-    Attributes
-    ----------
-    record : numpy.ndarray
-        All numbers, and no address.
-    table : numpy.ndarray
-        Of int64: for each run of taps, its place in a channel's window and in the channel's kernel, in bytes.
-    items : int
-        Work items.
-    """
-
-    record: np.ndarray
-    table: np.ndarray
-    items: int
-
-
-@functools.lru_cache(maxsize=1024)
-def _tiles(geometry: ConvGeometry, dtype: np.dtype) -> _Tiles | None:
-    """Return the tiles, or None where `dense` is the way."""
+@functools.lru_cache(maxsize=256)
+def _record(geometry: ConvGeometry, dtype: np.dtype) -> np.ndarray | None:
+    """Return the record with all numbers but those of runs, and no address; None where `dense` is the way."""
     axes = [geometry.axis_numbers(axis) for axis in (0, 1)]
     for axis in axes:  # a step that is never taken would only make the window larger
         axis["stride"] = axis["stride"] if axis["output"] > 1 else 1
@@ -235,24 +215,10 @@ def _tiles(geometry: ConvGeometry, dtype: np.dtype) -> _Tiles | None:
     if window > _MOST_BYTES:
         return None
 
-    runs = []
-    for v in range(x["kernel"]):
-        offset, turn = divmod(v * x["dilation"], x["stride"])
-        for first in range(min(tap_phases, y["kernel"])):
-            taps = range(first, y["kernel"], tap_phases)
-            parts = -(-len(taps) // _RUN)
-            for part in range(parts):
-                run = taps[len(taps) * part // parts : len(taps) * (part + 1) // parts]
-                place = run[0] * y["dilation"] * row + turn * phase + offset * itemsize
-                runs.append((len(run), place, (run[0] * x["kernel"] + v) * itemsize))
-    runs.sort(key=lambda run: -run[0])
-
     record = np.zeros((), _RECORD)
     for name, axis in zip("yx", axes, strict=True):
         for number, value in axis.items():
             record[f"{name}_{number}"] = value
-    for length in range(1, _RUN + 1):
-        record[f"runs{length}"] = sum(run[0] == length for run in runs)
     depth = max(1, min(channels, _WINDOW_BYTES // window))
     fields = {
         "groups": geometry.groups, "channels": channels, "filters": filters, "depth": depth, "rows": rows,
@@ -263,18 +229,45 @@ def _tiles(geometry: ConvGeometry, dtype: np.dtype) -> _Tiles | None:
     }  # fmt: skip
     for name, value in fields.items():
         record[name] = value
-    items = geometry.input_size[0] * geometry.groups * y_count * x_count
-    return _Tiles(record, np.array([run[1:] for run in runs], np.int64), items)
+    return record
+
+
+_OF_RUNS = ("y_kernel", "x_kernel", "y_stride", "x_stride", "y_dilation", "x_dilation", "row", "phase")
+
+
+@functools.lru_cache(maxsize=8)
+def _runs(
+    y_kernel: int, x_kernel: int, y_stride: int, x_stride: int, y_dilation: int, x_dilation: int, row: int, phase: int,
+    itemsize: int,
+) -> tuple[np.ndarray, list[int]]:  # fmt: skip
+    """Return the table, of int64: for each run of taps, its place in a channel's window and in the channel's kernel, in
+    bytes; and how many of them have 1, 2, 3 and 4 taps."""
+    lengths, taps = [], []
+    tap_phases = y_stride // math.gcd(y_stride, y_dilation)
+    for first in range(min(tap_phases, y_kernel)):
+        column = range(first, y_kernel, tap_phases)
+        parts = -(-len(column) // _RUN)
+        for part in range(parts):
+            run = column[len(column) * part // parts : len(column) * (part + 1) // parts]
+            lengths.append(len(run))
+            taps.append(run[0])
+    u, v = np.array(taps, np.int64), np.arange(x_kernel, dtype=np.int64)[:, None]
+    offset, turn = np.divmod(v * x_dilation, x_stride)
+    places = u * (y_dilation * row) + turn * phase + offset * itemsize
+    weights = (u * x_kernel + v) * itemsize
+    longest_first = np.argsort(np.tile(np.negative(lengths), x_kernel), kind="stable")
+    table = np.stack([places.ravel(), weights.ravel()], axis=1)[longest_first]
+    return table, [lengths.count(length) * x_kernel for length in range(1, _RUN + 1)]
 
 
 def fits(geometry: ConvGeometry, dtype: np.dtype) -> bool:
     """Whether this module is for a geometry; else, `dense` is."""
-    return _tiles(geometry, dtype) is not None
+    return _record(geometry, dtype) is not None
 
 
 def scratch_bytes(geometry: ConvGeometry, dtype: np.dtype) -> int:
     """Bytes of scratch memory of each thread."""
-    return int(_tiles(geometry, dtype).record["slot"])
+    return int(_record(geometry, dtype)["slot"])
 
 
 def forward(
@@ -282,14 +275,17 @@ def forward(
 ) -> None:
     """Convolve `x` into `y`."""
     slots = threads.get_num_threads()
-    tiles = _tiles(geometry, x.dtype)
-    record = jit.copy_record(tiles.record)
+    record = jit.copy_record(_record(geometry, x.dtype))
+    table, counts = _runs(*(int(record[name]) for name in _OF_RUNS), x.dtype.itemsize)
     zeros = np.zeros(geometry.weight_size[0], x.dtype)
     memory = scratch.borrow(slots * int(record["slot"]))
-    arrays = {"input": x, "weight": w, "output": y, "zeros": zeros, "scratch": memory, "table": tiles.table}
+    arrays = {"input": x, "weight": w, "output": y, "zeros": zeros, "scratch": memory, "table": table}
     for name, array in arrays.items():
         record[name] = array.ctypes.data
     record["bias"] = record["zeros"] if bias is None else bias.ctypes.data
     record["relu"] = relu
-    threads.run(threads.Task(_forward_tiles.address(x.dtype.type), record, tiles.items, slots))
+    for length, count in enumerate(counts, 1):
+        record[f"runs{length}"] = count
+    items = geometry.input_size[0] * int(record["groups"] * record["y_count"] * record["x_count"])
+    threads.run(threads.Task(_forward_tiles.address(x.dtype.type), record, items, slots))
     scratch.give_back(memory)

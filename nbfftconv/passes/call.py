@@ -128,7 +128,7 @@ class _Numbers:
         self, plan: ConvPlan, geometry: ConvGeometry, transform: Transform, slots: int, fftw_slots: int
     ) -> None:
         grid = plan.grid
-        self.plan = plan
+        self.plan, self.transform = plan, transform  # whose addresses are in the record
         self.real = plan.dtype.type
         self.slots, self.transform_slots = slots, fftw_slots if plan.transform == "fftw" else slots
         self.areas = max(self.slots, self.transform_slots)
@@ -204,7 +204,7 @@ class _Numbers:
         record["group_units"], record["all_tiles"] = self.group_units, grid.tiles
 
 
-_numbers = functools.lru_cache(maxsize=1024)(_Numbers)
+_numbers = functools.lru_cache(maxsize=256)(_Numbers)
 
 
 class Call(_Numbers):

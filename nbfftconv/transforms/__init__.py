@@ -4,7 +4,7 @@ All write spectra as `[unit, step, channel, (re, im), lane]`, so that a product 
 tile, or a filter, and a step a frequency; or a unit is one tile, a lane a frequency, and a step a vector of them.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numba
@@ -60,7 +60,8 @@ class Transform:
 
     At every step, `stride` bytes from the next one's, a spectrum has a vector of real parts and one of imaginary parts.
     Of a tile only the first `rows` rows are needed. What is not needed is zero, or may be left out. `work` has room for
-    `work_items` scalars, zero at first; nothing else is destroyed.
+    `work_items` scalars, zero at first; nothing else is destroyed. The addresses are good as long as somebody holds the
+    transform.
 
     Attributes
     ----------
@@ -68,6 +69,8 @@ class Transform:
     context : int
     layout : Layout
     work_items : int
+    kept : object
+        What is at the addresses.
     """
 
     forward: int
@@ -75,6 +78,7 @@ class Transform:
     context: int
     layout: Layout
     work_items: int
+    kept: Any = field(default=None, compare=False, repr=False)
 
 
 def signature(context: np.dtype | None = None, *, arguments: int) -> Any:

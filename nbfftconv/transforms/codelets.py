@@ -161,7 +161,9 @@ def _callbacks(height, width):
 def layout(real: type, height: int, width: int) -> Layout:
     """Return the layout of tiles and spectra: rows are whole vectors."""
     lanes = simd.lanes(real)
-    return Layout(lanes, -(-width // lanes) * lanes, sum(_column_steps(height, width)))
+    real_columns = 2 - width % 2
+    steps = height * (width // 2 + 1) - real_columns * ((height - 1) // 2)  # as `_column_steps`
+    return Layout(lanes, -(-width // lanes) * lanes, steps)
 
 
 @functools.cache

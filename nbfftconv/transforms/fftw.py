@@ -9,6 +9,7 @@ included.
 import contextlib
 import ctypes
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -30,7 +31,8 @@ _DESTROY_INPUT = 1 << 0
 
 _effort = "measure"
 _lock = fork_safe_lock()  # FFTW's planner is one for the process
-_transforms: dict[tuple, tuple[Transform, np.ndarray]] = {}
+_MOST_TRANSFORMS = 64  # that are kept though nobody uses them
+_transforms: dict[tuple, Transform] = {}  # what was used last is last
 
 
 class _Dimension(ctypes.Structure):
@@ -165,13 +167,28 @@ def fftw(real: type, height: int, width: int) -> Transform:
     """
     key = (real, height, width, _effort)
     with _lock:
-        if key not in _transforms:
+        if key in _transforms:
+            _transforms[key] = _transforms.pop(key)
+        else:
             with _shared_wisdom():
                 _transforms[key] = _make(real, height, width, _FLAGS[_effort] | _DESTROY_INPUT)
-        return _transforms[key][0]
+            _destroy_unused()
+        return _transforms[key]
 
 
-def _make(real: type, height: int, width: int, flags: int) -> tuple[Transform, np.ndarray]:
+def _destroy_unused() -> None:
+    """Destroy FFTW's plans past the bound, but those of the last transform and of any that somebody else holds."""
+    for key in list(_transforms)[:-1]:
+        if len(_transforms) <= _MOST_TRANSFORMS:
+            return
+        if sys.getrefcount(_transforms[key]) <= 2:  # the dictionary's, and this argument; others get one by the lock
+            context = _transforms.pop(key).kept
+            destroy = _function(key[0], "destroy_plan", None, [ctypes.c_void_p])
+            destroy(int(context["forward"]))
+            destroy(int(context["inverse"]))
+
+
+def _make(real: type, height: int, width: int, flags: int) -> Transform:
     half = width // 2 + 1
     itemsize = np.dtype(real).itemsize
     shape = layout(real, height, width)
@@ -189,14 +206,14 @@ def _make(real: type, height: int, width: int, flags: int) -> tuple[Transform, n
     )  # fmt: skip
     execute = _execute(real, "execute_split_dft_r2c"), _execute(real, "execute_split_dft_c2r")
     context = np.array((*execute, forward, inverse, shape.steps), _CONTEXT)
-    transform = Transform(
+    return Transform(
         _forward.address(real),
         _inverse.address(real),
         context.ctypes.data,
         shape,
         work_items=2 * shape.steps * simd.lanes(real),
+        kept=context,
     )
-    return transform, context  # the context must outlive the transform
 
 
 def _execute(real: type, name: str) -> int:

@@ -299,10 +299,6 @@ def _factors(real, length, sign, scale):
     return np.ascontiguousarray(np.stack([factors.real, factors.imag], axis=-1), real)
 
 
-# What addresses in contexts point to, for good: threads that come first together may make a transform more than once.
-_contexts = []
-
-
 def layout(real: type, height: int, width: int) -> Layout:
     """Return the layout of tiles and spectra."""
     lanes = simd.lanes(real)
@@ -341,7 +337,6 @@ def planar(real: type, height: int, width: int) -> Transform:
         ),
         _CONTEXT,
     )  # fmt: skip
-    _contexts.append((context, tables, steps))
     buffer = max(height, -(-width // lanes) * lanes) * 2 * lanes
     return Transform(
         _forward.address(real),
@@ -349,4 +344,5 @@ def planar(real: type, height: int, width: int) -> Transform:
         context.ctypes.data,
         shape,
         work_items=2 * pairs * groups * lanes * 2 * lanes + buffer,
+        kept=(context, tables, steps),
     )

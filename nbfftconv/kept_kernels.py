@@ -1,0 +1,82 @@
+"""The kernels of a layer, kept from call to call in the forms that its plans need, within a bound."""
+
+import numpy as np
+
+from nbfftconv import engine
+from nbfftconv.arrays import compact
+from nbfftconv.forking import fork_safe_lock
+from nbfftconv.geometry import ConvGeometry
+from nbfftconv.plan import ConvPlan, KernelForm
+from nbfftconv.planner import make_plan, make_plan_for_kept
+
+#: Bytes that a layer keeps of its kernels' spectra, and of kernels that are packed or transposed, unless those that it
+#: used last take more.
+KEPT_BYTES = 512 * 2**20
+# Sizes of images whose plan a layer remembers.
+_CHOSEN = 512
+
+_kept_lock = fork_safe_lock()  # for moments
+
+
+class KeptKernels:
+    """A layer's kernels, in the forms that its plans need: transformed, transposed or packed.
+
+    Those that were used last are kept, as far as they fit `KEPT_BYTES`. Any number of threads may ask at once; of those
+    that need the same new form, each may make it.
+
+    Attributes
+    ----------
+    weight : numpy.ndarray
+    forms : dict from KernelForm to nbfftconv.engine.Kernels or None
+        Kept, the one that was used last at the end; None if a plan needs it that is about to be run.
+    """
+
+    def __init__(self, weight: np.ndarray) -> None:
+        self.weight = weight
+        self.forms: dict[KernelForm, engine.Kernels | None] = {}
+        self._chosen: dict[ConvPlan, ConvPlan] = {}  # from the best plan to the one in force
+
+    def plan(self, geometry: ConvGeometry, dtype: np.dtype, algorithm: str) -> ConvPlan:
+        """Plan a forward pass, for kernels in a form that is kept if that is nearly as fast as the best plan.
+
+        The plan for a size stays, so that its results do, as long as these kernels are kept.
+        """
+        best = make_plan(geometry, "forward", dtype, algorithm, weight_is_transformed=True)
+        with _kept_lock:
+            chosen = self._chosen.get(best)
+            if chosen is None:
+                chosen = self._chosen[best] = make_plan_for_kept(geometry, dtype, algorithm, self.forms.keys())
+                self.forms.setdefault(chosen.kernel_form, None)
+                while len(self._chosen) > _CHOSEN:
+                    del self._chosen[next(iter(self._chosen))]
+        return chosen
+
+    def of(self, plan: ConvPlan) -> engine.Kernels:
+        """Return the kernels as `plan` needs them."""
+        form, dropped = plan.kernel_form, {}
+        with _kept_lock:
+            kernels = self.forms.pop(form, None)
+            self.forms[form] = kernels
+        if kernels is not None:
+            return kernels
+        kernels = engine.Kernels.of(plan, compact(self.weight, plan.dtype))
+        with _kept_lock:
+            kernels = self.forms.pop(form, None) or kernels
+            self.forms[form] = kernels
+            while len(self.forms) > 1 and sum(map(self._nbytes, self.forms.values())) > KEPT_BYTES:
+                oldest = next(iter(self.forms))
+                dropped[oldest] = self.forms.pop(oldest)
+            if dropped:
+                self._chosen = {
+                    best: chosen for best, chosen in self._chosen.items() if chosen.kernel_form in self.forms
+                }
+        return kernels
+
+    def _nbytes(self, kernels: engine.Kernels | None) -> int:
+        """Bytes that kernels in one form take, on top of the layer's weight."""
+        if kernels is None:
+            return 0
+        arrays = [kernels.packed, kernels.transformed and kernels.transformed.spectra.array]
+        if kernels.weight is not self.weight:
+            arrays.append(kernels.weight)
+        return self._nbytes(kernels.transposed) + sum(array.nbytes for array in arrays if array is not None)
