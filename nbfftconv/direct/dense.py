@@ -213,7 +213,7 @@ def pack(geometry: ConvGeometry, w: np.ndarray) -> np.ndarray:
     record = jit.copy_record(_numbers(geometry, w.dtype))
     record["weight"], record["packed"] = w.ctypes.data, packed.ctypes.data
     items = geometry.groups * int(record["filter_blocks"])
-    threads.run(threads.Task(_pack_blocks.address(w.dtype.type), record, items, threads.get_num_threads()))
+    threads.run(threads.Task(_pack_blocks.address(w.dtype.type), record, items, threads.get_slots()[0]))
     return packed
 
 
@@ -221,7 +221,7 @@ def forward(
     geometry: ConvGeometry, x: np.ndarray, packed: np.ndarray, bias: np.ndarray | None, relu: bool, y: np.ndarray
 ) -> None:
     """Convolve `x` into `y` with the kernels that `pack` returned."""
-    slots = threads.get_num_threads()
+    slots = threads.get_slots()[0]
     record = jit.copy_record(_numbers(geometry, x.dtype))
     zeros = np.zeros(geometry.weight_size[0], x.dtype)
     memory = scratch.borrow(slots * scratch_bytes())
@@ -231,4 +231,3 @@ def forward(
     record["slot"], record["relu"] = scratch_bytes(), relu
     items = geometry.input_size[0] * int(record["groups"] * record["strips"] * record["chunks"])
     threads.run(threads.Task(_forward_items.address(x.dtype.type), record, items, slots))
-    scratch.give_back(memory)

@@ -392,7 +392,7 @@ def work(geometry: ConvGeometry, dtype: np.dtype) -> tuple[int, int]:
 
 def grad_weight(geometry: ConvGeometry, x: np.ndarray, dw: np.ndarray, g: np.ndarray) -> None:
     """Compute the gradient with respect to the kernels into `dw`."""
-    slots = threads.get_num_threads()
+    slots = threads.get_slots()[0]
     record = _record(geometry, x.dtype).copy()
     memory, sums = scratch.borrow(slots * int(record["slot"])), scratch.borrow(sums_bytes(geometry, x.dtype))
     for name, array in (("input", x), ("weight", dw), ("output", g), ("scratch", memory), ("sums", sums)):
@@ -402,5 +402,3 @@ def grad_weight(geometry: ConvGeometry, x: np.ndarray, dw: np.ndarray, g: np.nda
     if parts > 1:
         tasks.append(threads.Task(_add_part_items.address(x.dtype.type), record, items, slots))
     threads.run(*tasks)
-    scratch.give_back(sums)
-    scratch.give_back(memory)

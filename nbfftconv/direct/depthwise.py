@@ -281,7 +281,7 @@ def forward(
     geometry: ConvGeometry, x: np.ndarray, w: np.ndarray, bias: np.ndarray | None, relu: bool, y: np.ndarray
 ) -> None:
     """Convolve `x` into `y`."""
-    slots = threads.get_num_threads()
+    slots = threads.get_slots()[0]
     tiles = _tiles(geometry, x.dtype)
     record = jit.copy_record(tiles.record)
     zeros = np.zeros(geometry.weight_size[0], x.dtype)
@@ -292,4 +292,3 @@ def forward(
     record["bias"] = record["zeros"] if bias is None else bias.ctypes.data
     record["relu"] = relu
     threads.run(threads.Task(_forward_tiles.address(x.dtype.type), record, tiles.items, slots))
-    scratch.give_back(memory)

@@ -118,7 +118,7 @@ def _run(stage, geometry: ConvGeometry, items: int, x: np.ndarray, w: np.ndarray
     for index, axis in enumerate("yx"):
         for name, number in geometry.axis_numbers(index).items():
             record[f"{axis}_{name}"] = number
-    threads.run(threads.Task(stage.address(x.dtype.type), record, items, threads.get_num_threads()))
+    threads.run(threads.Task(stage.address(x.dtype.type), record, items, threads.get_slots()[0]))
 
 
 def grad_input(geometry: ConvGeometry, dx: np.ndarray, w: np.ndarray, g: np.ndarray) -> None:

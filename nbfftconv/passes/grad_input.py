@@ -173,12 +173,12 @@ def grad_input(
 
     Parameters are as in `nbfftconv.passes.forward.forward`.
     """
-    with Call(plan, geometry) as call:
-        output_spectra, input_spectra = call.output_spectra(), call.input_spectra()
-        call.point("output", grad_output)
-        begin(call, result)
-        for units in call.blocks():
-            output_to_spectra(call, units)
-            add(call, weight_spectra, output_spectra, input_spectra, units, result)
-        call.run()
-        return call.met_outliers
+    call = Call(plan, geometry)
+    output_spectra, input_spectra = call.output_spectra(), call.input_spectra()
+    call.point("output", grad_output)
+    begin(call, result)
+    for units in call.blocks():
+        output_to_spectra(call, units)
+        add(call, weight_spectra, output_spectra, input_spectra, units, result)
+    call.run()
+    return call.met_outliers

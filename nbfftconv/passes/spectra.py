@@ -294,11 +294,11 @@ def transform_weight(plan: ConvPlan, weight: np.ndarray) -> tuple[Spectra, bool]
 
     `weight` is C-contiguous, of the plan's dtype and size.
     """
-    with Call(plan, plan.geometry) as call:
-        spectra = call.weight_spectra(is_kept=True)
-        call.point("weight", weight)
-        if spectra.array.nbytes > _STREAMED_BYTES:
-            call.finish_apart()
-        call.add(_weight_to_spectra, call.groups * call.group_units * call.group_depth)
-        call.run()
-        return spectra, call.met_outliers
+    call = Call(plan, plan.geometry)
+    spectra = call.weight_spectra(is_kept=True)
+    call.point("weight", weight)
+    if spectra.array.nbytes > _STREAMED_BYTES:
+        call.finish_apart()
+    call.add(_weight_to_spectra, call.groups * call.group_units * call.group_depth)
+    call.run()
+    return spectra, call.met_outliers
