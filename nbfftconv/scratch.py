@@ -10,6 +10,7 @@ owns the memory. Nor is there a lock, which a signal handler could find held by 
 what changes the pool is one operation of a dictionary at a time, and whatever happens in between leaves the pool whole.
 """
 
+import contextlib
 import math
 import os
 import sys
@@ -23,18 +24,15 @@ _LINE = 64  # bytes
 
 
 def _limit_from_environment() -> int:
-    text = os.environ.get("NBFFTCONV_SCRATCH_BYTES")
-    if not text:
-        return _DEFAULT_LIMIT
-    if text.isdecimal() and int(text) > 0:
+    text = os.environ.get("NBFFTCONV_SCRATCH_BYTES", "").strip()
+    if text.isdecimal() and len(text) < 19 and int(text) > 0:
         return int(text)
-    try:
-        warnings.warn(
-            f"ignored: NBFFTCONV_SCRATCH_BYTES={text!r}; it must be a number of bytes of at least 1, in digits only",
-            stacklevel=2,
-        )
-    except UserWarning:  # where warnings are errors
-        pass
+    if text:
+        with contextlib.suppress(UserWarning):  # where warnings are errors
+            warnings.warn(
+                f"ignored: NBFFTCONV_SCRATCH_BYTES={text!r}; it must be a number of bytes of at least 1, digits only",
+                stacklevel=2,
+            )
     return _DEFAULT_LIMIT
 
 
@@ -120,6 +118,7 @@ def _lend(nbytes: int, spare: float) -> np.ndarray:
 
 def _take_free(least: int, most: float) -> np.ndarray | None:
     """Take the smallest memory that fits, and that nothing else refers to, from the pool; None if there is none."""
+
     def fits(owner: np.ndarray) -> bool:
         return least <= owner.size - _LINE <= most
 
