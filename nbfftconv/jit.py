@@ -17,11 +17,13 @@ from numba import types
 from numba.core.caching import CompileResultCacheImpl, FunctionCache, _CacheLocator
 from numba.core.ccallback import CFunc
 
+from nbfftconv import apart
 from nbfftconv.forking import fork_safe_lock
 from nbfftconv.paths import cache_directory
 
 _PACKAGE = Path(__file__).parent
 _compile_lock = fork_safe_lock()
+apart.finish_at_exit(_compile_lock)
 
 
 @functools.cache
@@ -84,8 +86,7 @@ def njit(**options: Any) -> Callable:
         compile_for_args = dispatcher._compile_for_args
 
         def compile_locked(*args: Any, **keywords: Any) -> Any:
-            with _compile_lock:
-                return compile_for_args(*args, **keywords)
+            return apart.run(_compile_lock, functools.partial(compile_for_args, *args, **keywords))
 
         dispatcher._compile_for_args = compile_locked  # where a call ends that has no machine code yet
         return dispatcher
@@ -107,18 +108,17 @@ class Callback:
 
     def address(self, real: type) -> int:
         """Return the address of the machine code for `real`."""
-        callback = self._compiled.get(real)
-        if callback is None:
-            with _compile_lock:
-                callback = self._compiled.get(real) or self._compile(real)
-                self._compiled[real] = callback
+        callback = self._compiled.get(real) or apart.run(_compile_lock, functools.partial(self._compile, real))
         return callback.address
 
     def _compile(self, real: type) -> CFunc:
+        if real in self._compiled:
+            return self._compiled[real]
         function = self._factory(real)
         callback = CFunc(function, (self._signature.args, self._signature.return_type), locals={}, options={})
         callback._cache = _Cache(function)
         callback.compile()
+        self._compiled[real] = callback
         return callback
 
 
