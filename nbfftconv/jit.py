@@ -34,7 +34,7 @@ from numba.core.extending import _Intrinsic
 from numba.core.serialize import dumps
 from numba.core.typing.templates import Signature
 
-from nbfftconv import simd, store
+from nbfftconv import apart, simd, store
 from nbfftconv.forking import fork_safe_lock
 
 _FORMAT = b"nbfftconv kernel 1\n"
@@ -45,6 +45,7 @@ _SETTINGS = (
     "LLVM_REFPRUNE_PASS", "LLVM_REFPRUNE_FLAGS", "PARFOR_MAX_TUPLE_SIZE",
 )  # fmt: skip
 _compile_lock = fork_safe_lock()
+apart.finish_at_exit(_compile_lock)
 
 
 def _modules(spec: ModuleSpec) -> Iterator[tuple[str, bytes]]:
@@ -202,8 +203,7 @@ def njit(**options: Any) -> Callable:
         compile_for_args = dispatcher._compile_for_args
 
         def compile_locked(*args: Any, **keywords: Any) -> Any:
-            with _compile_lock:
-                return compile_for_args(*args, **keywords)
+            return apart.run(_compile_lock, functools.partial(compile_for_args, *args, **keywords))
 
         dispatcher._compile_for_args = compile_locked  # where a call ends that has no machine code yet
         return dispatcher
@@ -225,14 +225,12 @@ class Callback:
 
     def address(self, real: type) -> int:
         """Return the address of the machine code for `real`."""
-        callback = self._compiled.get(real)
-        if callback is None:
-            with _compile_lock:
-                callback = self._compiled.get(real) or self._compile(real)
-                self._compiled[real] = callback
+        callback = self._compiled.get(real) or apart.run(_compile_lock, functools.partial(self._compile, real))
         return callback.address
 
     def _compile(self, real: type) -> CFunc:
+        if real in self._compiled:
+            return self._compiled[real]
         if config.DISABLE_JIT:
             _refuse()
         function = self._factory(real)
@@ -242,6 +240,7 @@ class Callback:
         callback = CFunc(function, (self._signature.args, self._signature.return_type), locals={}, options={})
         callback._cache = _Cache(function, {"callback": True})
         callback.compile()
+        self._compiled[real] = callback
         return callback
 
 

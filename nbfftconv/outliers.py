@@ -86,7 +86,7 @@ def _search(stage: jit.Callback, array: np.ndarray, counts: np.ndarray, places: 
     record["array"], record["counts"] = array.ctypes.data, counts.ctypes.data
     record["places"] = 0 if places is None else places.ctypes.data
     record["planes"], record["width"], record["plane"] = array.shape[1], array.shape[3], math.prod(array.shape[2:])
-    threads.run(threads.Task(stage.address(array.dtype.type), record, len(counts), threads.get_num_threads()))
+    threads.run(threads.Task(stage.address(array.dtype.type), record, len(counts), threads.get_slots()[0]))
 
 
 @njit()
@@ -270,7 +270,7 @@ class Corrections:
             record["found"], record["count"], record["operand"] = found.ctypes.data, len(found), operand
             if len(found):
                 _search(_list_outliers, array, self._ends[operand], found)
-                threads.run(threads.Task(stage, record, items, threads.get_num_threads()))
+                threads.run(threads.Task(stage, record, items, threads.get_slots()[0]))
             record["added"] = operand
 
 

@@ -1,34 +1,44 @@
-"""Memory that is used again: its bound, scratch memory that passes borrow and give back, and results.
+"""Memory that is used again: its bound, scratch memory of passes, and results.
 
 Memory fresh from the system costs a page fault every few KiB, for a block of tiles as much as their transforms, and for
-a large result as much as writing it twice. So what a pass gives back, and a result that nobody refers to any more, is
-kept for the next one, up to the bound.
+a large result as much as writing it twice. So the pool keeps what it lends, up to the bound, and lends it again once
+nobody else refers to it.
+
+No finalizer tells when that is: Python drops exceptions that are raised in one, a KeyboardInterrupt among them.
+Instead the pool looks for memory that only itself refers to; NumPy lets every view of an array refer to the array that
+owns the memory. Nor is there a lock, which a signal handler could find held by the very thread that it interrupts:
+what changes the pool is one operation of a dictionary at a time, and whatever happens in between leaves the pool whole.
 """
 
-import collections
 import contextlib
 import math
 import os
-from collections.abc import Iterator
+import sys
+import warnings
 
 import numpy as np
 
-from nbfftconv.forking import fork_safe_lock
-
 _DEFAULT_LIMIT = 512 * 2**20
 _SMALL_RESULT = 2**20  # bytes below which a result is not worth keeping
+_LINE = 64  # bytes
 
 
 def _limit_from_environment() -> int:
-    text = os.environ.get("NBFFTCONV_SCRATCH_BYTES", "")
-    return int(text) if text.isdecimal() and int(text) > 0 else _DEFAULT_LIMIT
+    text = os.environ.get("NBFFTCONV_SCRATCH_BYTES", "").strip()
+    if text.isdecimal() and len(text) < 19 and int(text) > 0:
+        return int(text)
+    if text:
+        with contextlib.suppress(UserWarning):  # where warnings are errors
+            warnings.warn(
+                f"ignored: NBFFTCONV_SCRATCH_BYTES={text!r}; it must be a number of bytes of at least 1, digits only",
+                stacklevel=2,
+            )
+    return _DEFAULT_LIMIT
 
 
 _limit = _limit_from_environment()
-_lock = fork_safe_lock()
-_is_busy = False  # somebody is at what is kept: it may be this thread, interrupted by a finalizer
-_kept: list[np.ndarray] = []
-_returned: collections.deque[np.ndarray] = collections.deque()  # of results; a finalizer must not wait for the lock
+#: By its address as an object, all memory that was lent, the last at the end: lent still, or free to be lent again.
+_pool: dict[int, np.ndarray] = {}
 
 
 def set_scratch_limit(nbytes: int) -> None:
@@ -37,9 +47,9 @@ def set_scratch_limit(nbytes: int) -> None:
     Parameters
     ----------
     nbytes : int
-        At first 512 MiB, or what ``NBFFTCONV_SCRATCH_BYTES`` says. As much is kept between calls, at most, with results
-        that nobody refers to any more. Results depend on it by rounding only, where it rules out the tiles or the
-        blocks that would be chosen without it.
+        At first 512 MiB, or what ``NBFFTCONV_SCRATCH_BYTES`` says. As much memory is kept to be used again, at most,
+        with that of results, whether somebody refers to them or not. Results depend on it by rounding only, where it
+        rules out the tiles or the blocks that would be chosen without it.
 
     Raises
     ------
@@ -53,10 +63,8 @@ def set_scratch_limit(nbytes: int) -> None:
         raise TypeError(f"the scratch limit must be an integer number of bytes, got {nbytes!r}")
     if nbytes < 1:
         raise ValueError(f"the scratch limit must be at least 1 byte, got {nbytes}")
-    with _exclusive():
-        _limit = int(nbytes)
-        _returned.clear()
-        _kept.clear()
+    _limit = int(nbytes)
+    _pool.clear()
 
 
 def get_scratch_limit() -> int:
@@ -66,86 +74,80 @@ def get_scratch_limit() -> int:
 
 def aligned(nbytes: int) -> np.ndarray:
     """Return uninitialised bytes that begin at a cache line."""
-    raw = np.empty(nbytes + 64, np.uint8)
-    start = -raw.ctypes.data % 64
-    return raw[start : start + nbytes]
+    owner = np.empty(nbytes + _LINE, np.uint8)
+    return _view(owner, (nbytes,), owner.dtype)
 
 
 def borrow(nbytes: int, spare: float = 1.0) -> np.ndarray:
-    """Return at least `nbytes` bytes that begin at a cache line, of any content; a share of `spare` more at most."""
-    with _exclusive():
-        _collect()
-        largest = (1 + spare) * nbytes + 2**16
-        fitting = [i for i, array in enumerate(_kept) if nbytes <= array.nbytes <= largest]
-        if fitting:
-            return _kept.pop(min(fitting, key=lambda i: _kept[i].nbytes))
-    return aligned(nbytes)
+    """Return at least `nbytes` bytes that begin at a cache line, of any content; a share of `spare` more at most.
 
-
-def give_back(*arrays: np.ndarray) -> None:
-    """Keep what was borrowed for a later pass, and let go of what was kept longest, past the bound."""
-    with _exclusive():
-        _kept.extend(arrays)
-        _collect()
-
-
-@contextlib.contextmanager
-def _exclusive() -> Iterator[None]:
-    global _is_busy
-    with _lock:
-        _is_busy = True
-        try:
-            yield
-        finally:
-            _is_busy = False
-
-
-def _collect() -> None:
-    while _returned:
-        _kept.append(_returned.popleft())
-    while sum(kept.nbytes for kept in _kept) > _limit:
-        _kept.pop(0)
-
-
-def _take_back(memory: np.ndarray) -> None:
-    """Keep the memory of a result: at once, so that the bound holds, or when whoever is busy comes back."""
-    _returned.append(memory)
-    if _lock.acquire(blocking=False):
-        try:
-            if not _is_busy:
-                with _exclusive():
-                    _collect()
-        finally:
-            _lock.release()
-
-
-class _Loan:
-    """The base of a result: its memory comes back when the last array that views it is gone."""
-
-    def __init__(self, memory: np.ndarray, shape: tuple[int, ...], dtype: np.dtype) -> None:
-        self._memory = memory
-        address = memory.ctypes.data, False
-        self.__array_interface__ = {"version": 3, "shape": shape, "typestr": dtype.str, "data": address}
-
-    def __del__(self) -> None:
-        if _take_back is not None:  # as it is when the interpreter ends
-            _take_back(self._memory)
+    They are lent until nothing refers to them any more.
+    """
+    owner = _lend(nbytes, spare)
+    return _view(owner, (owner.size - _LINE,), owner.dtype)
 
 
 def result(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     """Return an uninitialised array, of memory that is used again if it is large and within the bound."""
     nbytes = math.prod(shape) * dtype.itemsize
-    return _lent(nbytes, shape, dtype) if _is_worth_keeping(nbytes) else np.empty(shape, dtype)
+    return _view(_lend(nbytes, 0.1), shape, dtype) if nbytes >= _SMALL_RESULT else np.empty(shape, dtype)
 
 
 def lasting(nbytes: int) -> np.ndarray:
     """Return uninitialised bytes that begin at a cache line, of memory that is used again like that of a result."""
-    return _lent(nbytes, (nbytes,), np.dtype(np.uint8)) if _is_worth_keeping(nbytes) else aligned(nbytes)
+    return result((nbytes,), np.dtype(np.uint8)) if nbytes >= _SMALL_RESULT else aligned(nbytes)
 
 
-def _is_worth_keeping(nbytes: int) -> bool:
-    return _SMALL_RESULT <= nbytes <= _limit
+def _view(owner: np.ndarray, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """Return an array whose memory, from a cache line on, is another's."""
+    return np.ndarray(shape, dtype, owner, -owner.ctypes.data % _LINE)
 
 
-def _lent(nbytes: int, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    return np.asarray(_Loan(borrow(nbytes, spare=0.1), shape, dtype))
+def _lend(nbytes: int, spare: float) -> np.ndarray:
+    """Return the owner of so many bytes behind the first cache line, of memory that was lent before if some fits."""
+    owner = _take_free(nbytes, (1 + spare) * nbytes + 2**16)
+    if owner is None:
+        owner = np.empty(nbytes + _LINE, np.uint8)
+        if nbytes > _limit:
+            return owner
+        _make_room(nbytes)
+    _pool[id(owner)] = owner
+    _make_room(0)  # the limit may have changed, or another thread have lent as well
+    return owner
+
+
+def _take_free(least: int, most: float) -> np.ndarray | None:
+    """Take the smallest memory that fits, and that nothing else refers to, from the pool; None if there is none."""
+
+    def fits(owner: np.ndarray) -> bool:
+        return least <= owner.size - _LINE <= most
+
+    owners = list(_pool.values())
+    # Of what is free, the pool and `owners` have the references that they have not of a new object.
+    fewest, *references = map(sys.getrefcount, [object(), *owners])
+    free = [owner for owner, count in zip(owners, references, strict=True) if count == fewest + 2]
+    keys = [id(owner) for owner in sorted(filter(fits, free), key=len)]
+    del owners, free
+    for key in keys:
+        owner = _pool.pop(key, None)  # from now on only this call can lend it
+        if owner is not None:
+            fewest, count = map(sys.getrefcount, (object(), owner))
+            if count == fewest + 1 and fits(owner):  # the variable's
+                return owner
+            _pool[key] = owner  # lent, or replaced, by another thread or by what has interrupted this call
+    return None
+
+
+def _make_room(nbytes: int) -> None:
+    """Let go of what was lent longest ago until so many bytes more are within the bound.
+
+    What is in use then belongs to its users alone.
+    """
+    keys = list(_pool)
+    excess = sum(owner.size - _LINE for owner in list(_pool.values())) + nbytes - _limit
+    for key in keys:
+        if excess <= 0:
+            break
+        owner = _pool.pop(key, None)
+        if owner is not None:
+            excess -= owner.size - _LINE

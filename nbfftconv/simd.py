@@ -1,11 +1,12 @@
 """Vectors and raw addresses in Numba: the only module that speaks LLVM.
 
 Kernels elsewhere are written against `Emitter`, which turns arithmetic on Python objects into vector instructions
-of the host's full width, or against the small intrinsics `call`, `pointer` and `take_ticket`.
+of the host's full width, or against the small intrinsics `call`, `pointer`, `claim` and their like.
 """
 
 import ctypes
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -358,17 +359,31 @@ def call(typingctx: Any, address: Any, arguments: Any) -> Any:
 
 
 @intrinsic
-def take_ticket(typingctx: Any, address: Any) -> Any:
-    """Add 1 to the int64 at an address, atomically, once others see what was written before; return what it was."""
-    if not isinstance(address, types.Integer):
+def claim(typingctx: Any, address: Any, expected: Any, new: Any) -> Any:
+    """Replace the int64 at an address, atomically, if it is what is expected; return what it was."""
+    if not all(isinstance(kind, types.Integer) for kind in (address, expected, new)):
         return None
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         word = ir.IntType(64)
         counter = builder.inttoptr(args[0], word.as_pointer())
-        return builder.atomic_rmw("add", counter, ir.Constant(word, 1), "release")
+        return builder.extract_value(builder.cmpxchg(counter, args[1], args[2], "monotonic", "monotonic"), 0)
 
-    return types.int64(types.intp), codegen
+    return types.int64(types.intp, types.int64, types.int64), codegen
+
+
+@intrinsic
+def announce(typingctx: Any, address: Any, count: Any) -> Any:
+    """Add to the int64 at an address, atomically, once others see what was written before."""
+    if not (isinstance(address, types.Integer) and isinstance(count, types.Integer)):
+        return None
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        counter = builder.inttoptr(args[0], ir.IntType(64).as_pointer())
+        builder.atomic_rmw("add", counter, args[1], "release")
+        return context.get_dummy_value()
+
+    return types.void(types.intp, types.int64), codegen
 
 
 @intrinsic
@@ -412,6 +427,39 @@ def yield_cpu(typingctx: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(), codegen
+
+
+_clock_symbol = "nbfftconv_clock"
+if os.name == "nt":
+    _clock = ctypes.windll.kernel32.QueryPerformanceCounter
+    _ticks = ctypes.c_int64()
+    ctypes.windll.kernel32.QueryPerformanceFrequency(ctypes.byref(_ticks))
+    _TICKS = _ticks.value  # a second
+else:
+    _clock = ctypes.CDLL(None).clock_gettime
+llvmlite.binding.add_symbol(_clock_symbol, ctypes.cast(_clock, ctypes.c_void_p).value)
+
+
+@intrinsic
+def nanoseconds(typingctx: Any) -> Any:
+    """Time of a clock that only ever runs forward."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        number, word = ir.IntType(32), ir.IntType(64)
+        pair = cgutils.alloca_once(builder, ir.ArrayType(word, 2))
+        first, second = (builder.gep(pair, [ir.Constant(number, 0), ir.Constant(number, i)]) for i in range(2))
+        arguments = [first] if os.name == "nt" else [ir.Constant(number, time.CLOCK_MONOTONIC), first]
+        function_type = ir.FunctionType(number, [argument.type for argument in arguments])
+        builder.call(cgutils.get_or_insert_function(builder.module, function_type, _clock_symbol), arguments)
+        if os.name == "nt":
+            ticks, rate = builder.load(first), ir.Constant(word, _TICKS)
+            seconds, rest = builder.udiv(ticks, rate), builder.urem(ticks, rate)
+            rest = builder.udiv(builder.mul(rest, ir.Constant(word, 10**9)), rate)
+        else:
+            seconds, rest = builder.load(first), builder.load(second)
+        return builder.add(builder.mul(seconds, ir.Constant(word, 10**9)), rest)
+
+    return types.int64(), codegen
 
 
 @intrinsic

@@ -5,6 +5,9 @@ that has to wait for a CPU holds up no more than its piece. Before the next step
 that others have taken, and for nothing else: whatever number of threads there really is, one that runs can do all that
 is left. Work items are independent and do not know the piece that they are in, so the number of threads cannot change a
 result.
+
+Python answers signals, such as Ctrl-C, between two instructions of its main thread. So a call of that thread that takes
+long comes back to Python every `_ROUND`, with nothing running, and goes on where it was.
 """
 
 import functools
@@ -39,10 +42,16 @@ def _cpu_quota() -> float:
     return int(quota) / int(period)
 
 
+def _openmp_threads() -> float:
+    """Threads that ``OMP_NUM_THREADS`` allows, infinity without it; further numbers are those of nested loops."""
+    first = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    return int(first) if first.isdecimal() and int(first) > 0 else math.inf
+
+
 def available() -> int:
-    """Return the number of CPUs that affinity and the container's quota allow."""
-    # Numba's own default respects affinity and NUMBA_NUM_THREADS, not the quota.
-    return max(1, math.ceil(min(numba.config.NUMBA_NUM_THREADS, _cpu_quota())))
+    """Return the number of CPUs that affinity, the container's quota and ``OMP_NUM_THREADS`` allow."""
+    # Numba's own default respects affinity and NUMBA_NUM_THREADS, and nothing else.
+    return max(1, math.ceil(min(numba.config.NUMBA_NUM_THREADS, _cpu_quota(), _openmp_threads())))
 
 
 @functools.cache
@@ -91,7 +100,7 @@ def get_num_threads() -> int:
     """Return the number of threads of a call.
 
     At first it is the profile's, if there is one with thread counts (see ``perf/tune_threads.py``), else the number of
-    CPUs; never more than affinity and the container's quota allow.
+    CPUs; never more than affinity, the container's quota and ``OMP_NUM_THREADS`` allow.
     """
     return get_counts()[0]
 
@@ -101,15 +110,26 @@ def get_counts() -> tuple[int, int]:
     return _counts or _default_counts()
 
 
+def get_slots() -> tuple[int, int]:
+    """Return the counts of `get_counts` as far as so many threads can run: each slot of a task has scratch memory."""
+    loops, fftw = get_counts()
+    return min(loops, numba.config.NUMBA_NUM_THREADS), min(fftw, numba.config.NUMBA_NUM_THREADS)
+
+
 #: Pieces that a thread's share of a task is cut into. With three times as many, more neighbours in memory are another
 #: thread's, which cost 8 %; with fewer, threads do not end together.
 _PIECES = 8
 #: A thread that waits for the pieces of others looks so often before it offers its CPU.
 _LOOKS = 200
-# Numbers of a task in compiled code: stage, record, items, slots, pieces; and of its counters, in cache lines of their
-# own: pieces taken and done.
-_TASK_NUMBERS = 5
-_COUNTERS, _DONE = 16, 8
+#: Nanoseconds after which the main thread's calls come back to Python: beginning and ending cost 0.1 ms.
+_ROUND = 50_000_000
+#: Nanoseconds that parts of pieces take, as far as that can be foreseen, where there are rounds: threads end together,
+#: and a part that takes longer than expected is late by little.
+_PART = 4_000_000
+_ENDLESS = 2**62  # nanoseconds of a round of other threads
+# What compiled code has of a task: stage, record, items, slots, pieces; and its counters of items taken and done, in
+# cache lines of their own.
+_NUMBERS, _TAKEN, _DONE, _ROW = 5, 16, 24, 32
 
 
 class Task(NamedTuple):
@@ -134,51 +154,71 @@ class Task(NamedTuple):
 
 
 @njit()
-def _work(tasks, counters, count, slot):
-    """Do pieces of one task after the other; wait for those that other threads have taken before the next task."""
+def _work(table, count, slot, end):
+    """Do pieces of one task after the other; wait for those that other threads have taken before the next task.
+
+    Come back when the clock has reached `end`. What nobody has taken by then is left to the next round.
+    """
     for index in range(count):
-        task = simd.pointer(np.int64, tasks + index * _TASK_NUMBERS * 8)
+        row = table + index * _ROW * 8
+        task, taken, done = simd.pointer(np.int64, row), row + _TAKEN * 8, row + _DONE * 8
         stage, record, items, slots, pieces = task[0], task[1], task[2], task[3], task[4]
-        taken = counters + index * _COUNTERS * 8
-        done = taken + _DONE * 8
-        if slot < slots:
-            piece = simd.take_ticket(taken)
-            while piece < pieces:
-                simd.call(stage, (record, slot, items * piece // pieces, items * (piece + 1) // pieces))
-                simd.take_ticket(done)
-                piece = simd.take_ticket(taken)
+        begin, most = 0, items
+        if end != _ENDLESS:  # how long an item takes is measured, at first that of one
+            begin, most = simd.nanoseconds(), 1
+        first = simd.finished(taken) if slot < slots else items
+        while first < items:
+            piece = ((first + 1) * pieces + items - 1) // items
+            last = min(items * piece // pieces, first + most)
+            found = simd.claim(taken, first, last)
+            if found == first:
+                simd.call(stage, (record, slot, first, last))
+                simd.announce(done, last - first)
+                if end != _ENDLESS:
+                    now = simd.nanoseconds()
+                    if now >= end:
+                        return
+                    most = max(1, (last - first) * min(_PART, end - now) // max(1, now - begin))
+                    begin = now
+                found = simd.finished(taken)
+            first = found
         looks = 0
-        while simd.finished(done) < pieces:
+        while simd.finished(done) < items:
             looks += 1
             if looks < _LOOKS:
                 simd.pause()
             else:
                 simd.yield_cpu()
-
-
-@njit(parallel=True)
-def _run_parallel(tasks, counters, count, slots):
-    for slot in numba.prange(slots):
-        _work(tasks, counters, count, slot)
+                if end != _ENDLESS and simd.nanoseconds() >= end:
+                    return
 
 
 @njit()
-def _run_tasks(tasks, counters, count, slots, threads):
+def _end(nanoseconds):
+    return _ENDLESS if nanoseconds == _ENDLESS else simd.nanoseconds() + nanoseconds
+
+
+@njit(parallel=True)
+def _run_parallel(table, count, slots, end):
+    for slot in numba.prange(slots):
+        _work(table, count, slot, end)
+
+
+@njit()
+def _run_tasks(table, count, slots, threads, nanoseconds):
     """Run on that many of Numba's threads. Compiled, since Numba's settings cost 10 us from Python."""
     mask = numba.get_num_threads()
     numba.set_num_threads(threads)
-    _run_parallel(tasks, counters, count, slots)
+    _run_parallel(table, count, slots, _end(nanoseconds))
     numba.set_num_threads(mask)
 
 
 @njit()
-def _run_serial(tasks, count):
-    for index in range(count):
-        task = simd.pointer(np.int64, tasks + index * _TASK_NUMBERS * 8)
-        simd.call(task[0], (task[1], 0, 0, task[2]))
+def _run_serial(table, count, nanoseconds):
+    _work(table, count, 0, _end(nanoseconds))
 
 
-# Numba's workqueue layer aborts the process when two threads are in it.
+# Numba's workqueue layer aborts the process when two threads are in it. Who finds it held need not wait.
 _workqueue_lock = threading.Lock()
 # GNU OpenMP ends a forked child that uses the pool of its parent.
 _pool_is_my_parents = False
@@ -213,37 +253,44 @@ def _start_pool() -> None:
     # process: with one busy neighbour a stage took 8 ms instead of 12 us.
     policy = "OMP_WAIT_POLICY"
     chosen = policy in os.environ or "GOMP_SPINCOUNT" in os.environ
-    if not chosen:
-        os.environ[policy] = "passive"
     try:
+        if not chosen:
+            os.putenv(policy, "passive")  # not in `os.environ`, which other threads read
         numba.get_num_threads()
     finally:
         if not chosen:
-            del os.environ[policy]
+            os.unsetenv(policy)
 
 
 def run(*tasks: Task) -> None:
     """Run tasks one after the other, each over all its work items, by the same threads.
 
     To start threads for every task, and let them sleep in between, would cost 70 us a task.
+
+    A signal handler that raises an exception in the main thread ends it between two rounds: no thread is at the tasks
+    any more, and what they write is unfinished.
     """
     tasks = [task for task in tasks if task.items > 0]
     threads = max((min(task.slots, task.items) for task in tasks), default=0)
     if threads < 1:
         return
-    numbers = [(each.stage, each.record.ctypes.data, each.items, each.slots) for each in tasks]
-    table = np.array([(*each, min(each[2], _PIECES * each[3])) for each in numbers], np.int64)
-    if threads == 1 or _pool_is_my_parents:
-        _run_serial(table.ctypes.data, len(tasks))
-        return
-    exclusive = _threading_layer() == "workqueue"
-    if exclusive and not _workqueue_lock.acquire(blocking=False):
-        _run_serial(table.ctypes.data, len(tasks))
-        return
-    try:
-        counters = np.zeros((len(tasks), _COUNTERS), np.int64)
-        used = min(threads, numba.config.NUMBA_NUM_THREADS)
-        _run_tasks(table.ctypes.data, counters.ctypes.data, len(tasks), threads, used)
-    finally:
-        if exclusive:
-            _workqueue_lock.release()
+    if threads > 1 and not _pool_is_my_parents:
+        exclusive, used = _threading_layer() == "workqueue", min(threads, numba.config.NUMBA_NUM_THREADS)
+    else:
+        exclusive, used = False, 1
+    table = np.zeros((len(tasks), _ROW), np.int64)
+    table[:, :_NUMBERS] = [
+        (stage, record.ctypes.data, items, slots, min(items, _PIECES * slots) if used > 1 else 1)
+        for stage, record, items, slots in tasks
+    ]
+    address, count = table.ctypes.data, len(tasks)
+    is_main = threading.get_ident() == threading.main_thread().ident
+    round = _ROUND if is_main else _ENDLESS
+    while table[-1, _DONE] < tasks[-1].items:
+        if used == 1 or (exclusive and _workqueue_lock.locked()):
+            _run_serial(address, count, round)
+        elif exclusive:
+            with _workqueue_lock:
+                _run_tasks(address, count, threads, used, round)
+        else:
+            _run_tasks(address, count, threads, used, round)

@@ -50,5 +50,5 @@ def transpose(weight: np.ndarray, groups: int) -> np.ndarray:
     record["filter_blocks"], record["channel_blocks"] = -(-filters // _BLOCK), -(-channels // _BLOCK)
     items = groups * int(record["filter_blocks"]) * int(record["channel_blocks"])
     stage = _transpose_kernels.address(weight.dtype.type)
-    threads.run(threads.Task(stage, record, items, threads.get_num_threads()))
+    threads.run(threads.Task(stage, record, items, threads.get_slots()[0]))
     return result

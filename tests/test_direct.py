@@ -10,13 +10,14 @@ import numpy as np
 import oracle
 import pytest
 from compare import assert_accurate, assert_accurate_where_finite
-from geometries import Case, generators, paddings
+from geometries import DIRECTIONS, Case, generators, paddings
 from hypothesis import given
 from hypothesis import strategies as st
 
 import nbfftconv
-from nbfftconv import direct, scratch
-from nbfftconv.direct import dense_grad_weight, depthwise
+from nbfftconv import direct, scratch, threads
+from nbfftconv.direct import dense, dense_grad_weight, depthwise, gradients
+from nbfftconv.threads import get_slots
 
 DTYPES = (np.float32, np.float64)
 
@@ -273,6 +274,7 @@ def test_grad_weight_touches_nothing_beyond_its_arrays(stride, filters, at_end, 
 @pytest.mark.parametrize(("size", "kernel"), [((3, 8, 30, 20), 3), ((1, 8, 300, 200), 1), ((1, 300, 9, 9), 5)])
 def test_the_plan_of_grad_weight_tells_the_memory(size, kernel, filters, monkeypatch, rng):
     nbfftconv.set_num_threads(3)
+    slots, _ = get_slots()
     case = Case(size, (4 * filters, size[1] // 4, kernel, kernel), groups=4)
     x, g = case.operands("grad_weight", np.float32, rng)
     plan = case.plan("grad_weight", np.float32, algorithm="direct")
@@ -280,5 +282,57 @@ def test_the_plan_of_grad_weight_tells_the_memory(size, kernel, filters, monkeyp
     borrow = scratch.borrow
     monkeypatch.setattr(scratch, "borrow", lambda nbytes, *rest: borrowed.append(nbytes) or borrow(nbytes, *rest))
     direct.grad_weight(plan.geometry, x, np.empty(case.weight_size, np.float32), g)
-    assert sum(borrowed) == 3 * plan.scratch_bytes + plan.weight_spectra_bytes
+    assert sum(borrowed) == slots * plan.scratch_bytes + plan.weight_spectra_bytes
     assert (plan.scratch_bytes > 0) == (filters > 1)
+
+
+LONG = [
+    Case((2, 6, 40, 41), (12, 6, 3, 3), padding=1),
+    Case((1, 30, 9, 9), (8, 30, 5, 5)),
+    Case((3, 8, 33, 30), (8, 1, 7, 7), padding=3, groups=8),
+    Case((2, 9, 50, 37), (3, 9, 11, 9), padding=2, stride=2),
+    Case((2, 4, 30, 31), (4, 2, 4, 3), groups=2, stride=(3, 2), dilation=(2, 1), padding=(4, 1)),
+    Case((1, 2, 64, 64), (40, 2, 31, 31), padding=15),
+    Case((60, 48, 12, 12), (96, 2, 3, 3), padding=1, groups=24),
+    Case((60, 4, 12, 12), (16, 4, 3, 3), padding=1),
+]
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_long_work_is_cut_and_has_the_same_bits(direction, dtype, monkeypatch, rng):
+    """Limits of a work item are made small; then there are more items, or turns of them."""
+    modules = dense, depthwise, dense_grad_weight
+    caches = dense._numbers, depthwise._tiles, dense_grad_weight._record
+    work, run = [], threads.run
+
+    def noted(*tasks):
+        work.append(sum(task.items for task in tasks))
+        run(*tasks)
+
+    monkeypatch.setattr(threads, "run", noted)
+
+    def results():
+        for cache in caches:
+            cache.cache_clear()
+        work.clear()
+        found = []
+        for case in LONG:
+            plan = case.plan(direction, dtype, algorithm="direct", transposed=False)
+            found.append(case.run(direction, *case.operands(direction, dtype, np.random.default_rng(3)), plan))
+        return found, list(work)
+
+    expected, few = results()
+    try:
+        with monkeypatch.context() as patch:
+            for module in modules:
+                patch.setattr(module, "MOST_PRODUCTS", 20_000)
+            patch.setattr(gradients, "_MOST_PRODUCTS", 500)
+            found, many = results()
+    finally:
+        for cache in caches:
+            cache.cache_clear()
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(one, other)
+    more = [b > a for a, b in zip(few, many, strict=True)]
+    assert more[-2:] == [True, True] if direction == "grad_weight" else sum(more) >= 4  # images in turns

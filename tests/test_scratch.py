@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import gc
+import itertools
+import os
 import pickle
 import subprocess
 import sys
@@ -19,7 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from process_worker import fork
 
-from nbfftconv import scratch
+from nbfftconv import scratch, threads
 
 MIB = 1 << 20
 SHAPE = (2, 3, 500, 700)
@@ -55,6 +57,7 @@ def test_a_result_is_an_ordinary_array(dtype):
         array = scratch.result(SHAPE, dtype)
         assert type(array) is np.ndarray
         assert (array.shape, array.dtype) == (SHAPE, dtype)
+        assert type(array.base) is np.ndarray and array.base.flags.owndata and not array.flags.owndata
         assert array.flags.c_contiguous and array.flags.writeable and array.flags.aligned
         assert address(array) % 64 == 0
         array[...] = 1
@@ -106,10 +109,9 @@ def test_memory_is_not_used_again_while_there_is_a_view(view):
 def test_what_passes_borrow_is_never_a_result_that_is_alive():
     array = scratch.result(SHAPE, F32)
     memory = [scratch.borrow(array.nbytes) for _ in range(2)]
-    assert not any(np.shares_memory(array, other) for other in memory)
-    for other in memory:
-        scratch.give_back(other)
+    assert not any(np.shares_memory(*pair) for pair in itertools.combinations([array, *memory], 2))
     places = {address(other) for other in memory}
+    del memory
     results = [scratch.result(SHAPE, F32) for _ in range(3)]
     assert places <= {address(other) for other in results}
     assert not any(np.shares_memory(a, b) for i, a in enumerate(results) for b in results[:i])
@@ -121,7 +123,7 @@ def test_borrowed_memory_is_large_enough_and_not_much_larger():
             memory = scratch.borrow(nbytes, spare)
             assert nbytes <= memory.nbytes <= (1 + spare) * nbytes + 2**16
             assert address(memory) % 64 == 0
-            scratch.give_back(memory)
+            memory[...] = 1
 
 
 def test_small_results_are_arrays_with_memory_of_their_own():
@@ -161,14 +163,14 @@ def test_kept_memory_is_bounded(traced):
     assert traced() > 19 * 6 * MIB
     del results
     assert 6 * MIB <= traced() <= 8.1 * MIB  # at once, not with the next call
-    for array in [scratch.borrow(3 * MIB) for _ in range(5)]:
-        scratch.give_back(array)
+    memory = [scratch.borrow(3 * MIB) for _ in range(5)]
+    del memory
     assert 6 * MIB <= traced() <= 8.1 * MIB
 
 
 def test_results_beyond_the_bound_are_not_kept(traced):
     scratch.set_scratch_limit(8 * MIB)
-    scratch.give_back(scratch.borrow(4 * MIB))
+    scratch.borrow(4 * MIB)
     array = scratch.result((9, MIB), F64)
     del array
     assert 4 * MIB <= traced() <= 4.1 * MIB
@@ -178,7 +180,7 @@ def test_setting_the_limit_lets_go_of_everything(traced):
     alive = scratch.result(SHAPE, F32)
     dropped = scratch.result(SHAPE, F32)
     del dropped
-    scratch.give_back(scratch.borrow(3 * MIB))
+    scratch.borrow(3 * MIB)
     assert traced() > 2 * alive.nbytes + 3 * MIB
     alive[...] = 5
     scratch.set_scratch_limit(4 * MIB)
@@ -186,6 +188,76 @@ def test_setting_the_limit_lets_go_of_everything(traced):
     assert (alive == 5).all()
     del alive  # larger than the new limit
     assert traced() < MIB
+
+
+def kept():
+    """Bytes that the pool refers to, whoever else does."""
+    return sum(owner.nbytes for owner in scratch._pool.values())
+
+
+def test_what_is_lent_counts_as_what_is_kept():
+    """At every moment: nobody is told when the last reference to what is lent goes."""
+    scratch.set_scratch_limit(20 * MIB)
+    held = []
+    for number in range(40):
+        held.append(scratch.result((1 + number % 5, MIB // 4), F32))
+        memory = scratch.borrow((1 + number % 3) * MIB)
+        assert max(memory.nbytes, held[-1].nbytes) <= kept() <= 20 * MIB + 64 * len(scratch._pool)
+        del memory
+        if number % 7 == 0:
+            held.clear()
+
+
+def test_no_finalizer_is_code_in_python():
+    """Python drops what is raised in one, an interrupt too."""
+    called = []
+    array, memory, lasting = scratch.result(SHAPE, F32), scratch.borrow(3 * MIB), scratch.lasting(3 * MIB)
+    for each in (array, memory, lasting):
+        while each is not None:
+            assert type(each) is np.ndarray
+            each = each.base
+    sys.setprofile(lambda frame, event, argument: called.append(frame.f_code.co_name) if event == "call" else None)
+    try:
+        del array, memory, lasting, each
+    finally:
+        sys.setprofile(None)
+    assert called == []
+
+
+def test_a_loan_that_an_exception_ends_is_free_again(rng, monkeypatch):
+    case = Case((2, 4, 300, 300), (8, 4, 9, 9))
+    a, b = case.operands("forward", np.float32, rng)
+    for choices in ({"algorithm": "direct"}, {"transform": "codelet", "fused": False}, {"transform": "planar"}):
+        plan = case.plan("forward", np.float32, **choices)
+        case.run("forward", a, b, plan)
+        before = {id(owner): owner.nbytes for owner in scratch._pool.values()}
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(threads, "run", interrupt)
+            case.run("forward", a, b, plan)
+        case.run("forward", a, b, plan)
+        assert {id(owner): owner.nbytes for owner in scratch._pool.values()} == before
+
+
+def interrupt(*tasks):
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("text", ["512MB", "-1", "0", "1e9", "1" * 5000, "eight"])
+@pytest.mark.parametrize("action", ["always", "error"])
+def test_a_limit_that_makes_no_sense_is_reported(text, action):
+    command = [sys.executable, "-W", action, "-c", "from nbfftconv import scratch; print(scratch.get_scratch_limit())"]
+    environment = os.environ | {"NBFFTCONV_SCRATCH_BYTES": text}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert int(done.stdout) == 512 * MIB
+    assert action == "error" or (repr(text) in done.stderr and "bytes" in done.stderr)
+
+
+def test_a_limit_of_the_environment():
+    command = [sys.executable, "-W", "error", "-c", "from nbfftconv import scratch; print(scratch.get_scratch_limit())"]
+    for text, limit in (("1000", 1000), (" 1000 ", 1000), ("", 512 * MIB)):
+        environment = os.environ | {"NBFFTCONV_SCRATCH_BYTES": text}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        assert (int(done.stdout), done.stderr) == (limit, "")
 
 
 # Threads, garbage, forks, the end ---------------------------------------------------------------------
@@ -222,7 +294,7 @@ def test_results_in_reference_cycles():
 
 
 def test_garbage_collected_in_the_midst_of_everything():
-    """Finalizers that interrupt whoever holds the lock neither wait for it nor disturb him."""
+    """Memory that becomes free at any moment, and is looked for at any."""
     stop = threading.Event()
 
     def collect():
@@ -242,7 +314,6 @@ def test_garbage_collected_in_the_midst_of_everything():
             memory = scratch.borrow(mine.nbytes)
             memory[...] = 255
             assert (mine.reshape(-1)[::997] == number).all()
-            scratch.give_back(memory)
     finally:
         gc.set_threshold(*thresholds)
         gc.unfreeze()

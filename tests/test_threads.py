@@ -9,10 +9,11 @@ import os
 
 import numpy as np
 import pytest
+from geometries import DIRECTIONS, Case
 from processes import FEW, run_scenario
 
 import nbfftconv
-from nbfftconv import jit, simd, threads
+from nbfftconv import jit, scratch, simd, threads
 
 LAYERS = {"default": None, "workqueue": "workqueue"}
 
@@ -110,3 +111,46 @@ def test_set_and_get(restore_threads):
 
 def test_the_default_respects_affinity_and_quota():
     assert 1 <= nbfftconv.get_num_threads() <= (os.cpu_count() or 1)
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [("1", 1), ("3", 3), (" 2 ", 2), ("4,3", 4), ("99", 5), ("", 5), ("all", 5), ("0", 5), ("-2", 5), (",2", 5)],
+)
+def test_the_default_respects_the_limit_of_openmp(text, count, monkeypatch):
+    monkeypatch.setattr(threads.numba.config, "NUMBA_NUM_THREADS", 5)
+    monkeypatch.setattr(threads, "_cpu_quota", lambda: np.inf)
+    monkeypatch.setenv("OMP_NUM_THREADS", text)
+    assert threads.available() == count
+
+
+def test_the_limit_of_openmp_is_not_for_counts_that_were_set(restore_threads, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    nbfftconv.set_num_threads(2)
+    assert nbfftconv.get_num_threads() == 2
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize("choice", ["fftw", "codelet", "planar", "direct"])
+def test_there_is_scratch_memory_for_no_more_threads_than_there_are(
+    choice, direction, restore_threads, monkeypatch, rng
+):
+    case = Case((2, 8, 40, 40), (8, 8, 5, 5))
+    choices = {"algorithm": "direct"} if choice == "direct" else {"transform": choice}
+    plan = case.plan(direction, np.float32, fused=False if choice != "direct" else None, **choices)
+    a, b = case.operands(direction, np.float32, rng)
+    taken, borrow = {}, scratch.borrow
+
+    def noted(nbytes, *rest):
+        taken[count] = taken.get(count, 0) + nbytes
+        return borrow(nbytes, *rest)
+
+    monkeypatch.setattr(scratch, "borrow", noted)
+    most = threads.numba.config.NUMBA_NUM_THREADS
+    results = []
+    for count in (most, 1000):
+        nbfftconv.set_num_threads(count)
+        assert nbfftconv.get_num_threads() == count
+        results.append(case.run(direction, a, b, plan))
+    np.testing.assert_array_equal(*results)
+    assert taken.get(most) == taken.get(1000)

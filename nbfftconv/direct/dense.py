@@ -12,7 +12,7 @@ import math
 import numpy as np
 
 from nbfftconv import jit, scratch, simd, threads
-from nbfftconv.direct.block import OutputBlock, block_kernel
+from nbfftconv.direct.block import MOST_PRODUCTS, OutputBlock, block_kernel, in_turns, share
 from nbfftconv.direct.gather import clear_lanes, gather_lanes
 from nbfftconv.geometry import AXIS_NUMBERS, ConvGeometry
 from nbfftconv.simd import VECTOR_BYTES
@@ -33,7 +33,7 @@ _RECORD = np.dtype(
     [
         *((name, np.int64) for name in ("input", "weight", "packed", "output", "bias", "zeros", "scratch", "slot")),
         # channels and filters of a group; taps of all its channels; gathered at once
-        *((name, np.int64) for name in ("groups", "channels", "filters", "taps", "depth", "relu")),
+        *((name, np.int64) for name in ("groups", "channels", "filters", "taps", "depth", "relu", "turn", "turns")),
         # vectors of pixels of an image, in blocks, in strips; blocks of filters of a group, in chunks
         *((name, np.int64) for name in ("vectors", "pixel_blocks", "strips", "filter_blocks", "chunks")),
         *((f"{axis}_{name}", np.int64) for axis in "yx" for name in AXIS_NUMBERS),
@@ -71,12 +71,6 @@ def _block(rows: int, vectors: int):
 # (x, w, bias, y, y_row, depth, first, end, rows_left, relu, rows, vectors): Y[:rows, :end] = W · X, plus the bias, plus
 # what Y holds from pixel `first` on; of `rows`, _ROWS or half as many, only `rows_left` are in memory.
 _product = block_kernel(_block, _ROWS, _VECTORS, "product", 12)
-
-
-@jit.njit()
-def _share(count, part, parts):
-    """Range of one of `parts` parts of `count`."""
-    return count * part // parts, count * (part + 1) // parts
 
 
 @jit.njit()
@@ -119,12 +113,13 @@ def _forward(real):
             group = item // (r.chunks * r.strips) % r.groups
             n = item // (r.chunks * r.strips * r.groups)
             image = r.input + (n * r.groups + group) * r.channels * r.y_input * r.x_input * itemsize
-            first_block, last_block = _share(r.filter_blocks, chunk, r.chunks)
-            first, last = _share(r.pixel_blocks, strip, r.strips)
-            for i in range(0, r.taps, r.depth):
+            first_block, last_block = share(r.filter_blocks, chunk, r.chunks)
+            first, last = share(r.pixel_blocks, strip, r.strips)
+            first_depth, last_depth = share((r.taps + r.depth - 1) // r.depth, r.turn, r.turns)
+            for i in range(first_depth * r.depth, min(last_depth * r.depth, r.taps), r.depth):
                 depth = min(r.depth, r.taps - i)
                 for pixel_block in range(first, last):
-                    vector, stop = _share(r.vectors, pixel_block, r.pixel_blocks)
+                    vector, stop = share(r.vectors, pixel_block, r.pixel_blocks)
                     vectors = stop - vector
                     p = vector * lanes
                     for j in range(vectors):
@@ -213,7 +208,7 @@ def pack(geometry: ConvGeometry, w: np.ndarray) -> np.ndarray:
     record = jit.copy_record(_numbers(geometry, w.dtype))
     record["weight"], record["packed"] = w.ctypes.data, packed.ctypes.data
     items = geometry.groups * int(record["filter_blocks"])
-    threads.run(threads.Task(_pack_blocks.address(w.dtype.type), record, items, threads.get_num_threads()))
+    threads.run(threads.Task(_pack_blocks.address(w.dtype.type), record, items, threads.get_slots()[0]))
     return packed
 
 
@@ -221,7 +216,7 @@ def forward(
     geometry: ConvGeometry, x: np.ndarray, packed: np.ndarray, bias: np.ndarray | None, relu: bool, y: np.ndarray
 ) -> None:
     """Convolve `x` into `y` with the kernels that `pack` returned."""
-    slots = threads.get_num_threads()
+    slots = threads.get_slots()[0]
     record = jit.copy_record(_numbers(geometry, x.dtype))
     zeros = np.zeros(geometry.weight_size[0], x.dtype)
     memory = scratch.borrow(slots * scratch_bytes())
@@ -230,5 +225,6 @@ def forward(
     record["bias"] = record["zeros"] if bias is None else bias.ctypes.data
     record["slot"], record["relu"] = scratch_bytes(), relu
     items = geometry.input_size[0] * int(record["groups"] * record["strips"] * record["chunks"])
-    threads.run(threads.Task(_forward_items.address(x.dtype.type), record, items, slots))
-    scratch.give_back(memory)
+    pixels = _STRIP_BLOCKS * _VECTORS * simd.lanes(x.dtype.type)
+    products = pixels * -(-int(record["filter_blocks"]) // int(record["chunks"])) * _ROWS * int(record["taps"])
+    threads.run(*in_turns(_forward_items.address(x.dtype.type), record, items, slots, -(-products // MOST_PRODUCTS)))

@@ -4,8 +4,8 @@ dW[k, i] = sum over p of G[k, p] · X[i, p], where i = (c, u, v), p is an output
 pixel, or the zero of the padding, that p has under tap (u, v) in channel c. A work item is some filters and some taps
 of a group. It goes through its pixels band by band: the input under a band is gathered, once for all taps, with zeros
 for the padding, then block by block of pixels the gradient, transposed so that filters are neighbours. Where that
-makes few work items, each is cut into parts, of as many bands, whose sums are added up at the end. Neither bands nor
-parts depend on the threads.
+makes few work items, each is cut into parts, of as many bands, whose sums are added up at the end. Where it makes long
+ones, they take turns, of some bands each. Neither bands nor parts nor turns depend on the threads.
 """
 
 import functools
@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from nbfftconv import jit, scratch, simd, threads
+from nbfftconv.direct.block import MOST_PRODUCTS, in_turns, share
 from nbfftconv.direct.gather import clear_lanes, gather_lanes
 from nbfftconv.geometry import AXIS_NUMBERS, ConvGeometry
 from nbfftconv.simd import VECTOR_BYTES
@@ -33,6 +34,8 @@ _ITEMS = 24
 _WINDOW_BYTES, _COLUMNS = 2**19, 128
 #: ... and where the smallest band's would take more than this, because of a large dilation, `gradients` is the way.
 _MOST_BYTES = 2**21
+#: A band of a work item has so many products, at most.
+_BAND_PRODUCTS = 2 * MOST_PRODUCTS
 #: So it is for groups of fewer filters, whose lanes would be empty, and of fewer weights, for which little is gained
 #: from what is gathered.
 _FEWEST_FILTERS, _FEWEST_WEIGHTS = 2, 32
@@ -44,7 +47,8 @@ _RECORD = np.dtype(
         *((name, np.int64) for name in ("images", "groups", "channels", "filters", "taps", "sums", "part", "item")),
         # vectors of filters, in blocks, in chunks; blocks of taps, in chunks; parts of the bands
         *((name, np.int64) for name in ("vectors", "filter_blocks", "filter_chunks", "tap_blocks", "tap_chunks")),
-        *((name, np.int64) for name in ("bands", "parts", "image_core", "y_core", "x_core", "y_count", "x_count")),
+        *((name, np.int64) for name in ("turn", "turns", "bands", "parts")),
+        *((name, np.int64) for name in ("image_core", "y_core", "x_core", "y_count", "x_count")),
         # bytes of the window's rows, channels and images, and where what follows it in a slot begins
         *((name, np.int64) for name in ("row", "plane", "image", "gradient", "pixel_table", "tap_table", "slot_sums")),
         # every so many pixels of the input are in the window, in which strides and dilations are divided by that
@@ -134,12 +138,6 @@ _scatter = simd.kernel(_scatter_block, "scatter_weight", 8)
 
 
 @jit.njit()
-def _share(count, part, parts):
-    """Range of one of `parts` parts of `count`."""
-    return count * part // parts, count * (part + 1) // parts
-
-
-@jit.njit()
 def _gather_window(real, itemsize, lanes, r, plane, y, x, rows, columns, window):
     """Gather the pixels of a channel from row `y` and column `x` of its plane on."""
     above = max(0, min((r.y_step - 1 - y) // r.y_step, rows))
@@ -195,8 +193,8 @@ def _chunk(r, item):
     """Group, range of blocks of filters and range of taps of an item."""
     tap_chunk, item = item % r.tap_chunks, item // r.tap_chunks
     filter_chunk, group = item % r.filter_chunks, item // r.filter_chunks
-    first_block, last_block = _share(r.filter_blocks, filter_chunk, r.filter_chunks)
-    first_taps, last_taps = _share(r.tap_blocks, tap_chunk, r.tap_chunks)
+    first_block, last_block = share(r.filter_blocks, filter_chunk, r.filter_chunks)
+    first_taps, last_taps = share(r.tap_blocks, tap_chunk, r.tap_chunks)
     return group, first_block, last_block, first_taps * _TAPS, min(last_taps * _TAPS, r.taps)
 
 
@@ -205,7 +203,7 @@ def _add_up(real, itemsize, lanes, r, item, sums, part, parts):
     """Write an item's part of dW, the sum over parts of its sums."""
     group, first_block, last_block, first_tap, last_tap = _chunk(r, item)
     for block in range(first_block, last_block):
-        vector, stop = _share(r.vectors, block, r.filter_blocks)
+        vector, stop = share(r.vectors, block, r.filter_blocks)
         step = (stop - vector) * VECTOR_BYTES
         for k in range(vector * lanes, stop * lanes, lanes):
             row = r.weight + (group * r.filters + k) * r.taps * itemsize
@@ -235,10 +233,13 @@ def _grad_weight(real):
                 u, v = tap % kernel // r.x_kernel, tap % r.x_kernel
                 column = v * r.x_dilation * itemsize
                 tap_places[i] = (tap // kernel - first_channel) * r.plane + u * r.y_dilation * r.row + column
-            sums = window + r.slot_sums if r.parts == 1 else r.sums + part * r.part + item * r.item
-            clear_lanes(real, sums, VECTOR_BYTES, 0, lanes, r.item // VECTOR_BYTES)
-            first_band, last_band = _share(r.bands, part, r.parts)
-            for band in range(first_band, last_band):
+            is_whole = r.parts == 1 and r.turns == 1
+            sums = window + r.slot_sums if is_whole else r.sums + part * r.part + item * r.item
+            if r.turn == 0:
+                clear_lanes(real, sums, VECTOR_BYTES, 0, lanes, r.item // VECTOR_BYTES)
+            first_band, last_band = share(r.bands, part, r.parts)
+            first_turn, last_turn = share(last_band - first_band, r.turn, r.turns)
+            for band in range(first_band + first_turn, first_band + last_turn):
                 n = band // (r.y_count * r.x_count) * r.image_core
                 y = band // r.x_count % r.y_count * r.y_core
                 x = band % r.x_count * r.x_core
@@ -257,11 +258,11 @@ def _grad_weight(real):
                 pixels = images * rows * columns
                 parts = -(-pixels // _PIXELS)
                 for pixel_block in range(parts):
-                    p, stop = _share(pixels, pixel_block, parts)
+                    p, stop = share(pixels, pixel_block, parts)
                     _list_pixels(itemsize, r, window, rows, columns, p, stop, pixel_table)
                     block_sums = sums
                     for block in range(first_block, last_block):
-                        vector, last_vector = _share(r.vectors, block, r.filter_blocks)
+                        vector, last_vector = share(r.vectors, block, r.filter_blocks)
                         vectors = last_vector - vector
                         _gather_gradient(
                             real, itemsize, lanes, r,
@@ -273,7 +274,7 @@ def _grad_weight(real):
                                 pixel_table, tap_table + i * _TAPS * 8, gradient, block_sums, stop - p, vectors,
                             ))  # fmt: skip
                             block_sums += _TAPS * vectors * VECTOR_BYTES
-            if r.parts == 1:
+            if is_whole:
                 _add_up(real, itemsize, lanes, r, item, sums, 0, 1)
 
     return dense_grad_weight
@@ -327,7 +328,9 @@ def _record(geometry: ConvGeometry, dtype: np.dtype) -> np.ndarray | None:
         if most_taps == _TAPS:
             return None
         most_taps = max(_TAPS, most_taps // 2)
-    fitting = max(1, (_WINDOW_BYTES // (depth * row) - reach - 1) // max(1, y["stride"]) + 1)
+    fitting = (_WINDOW_BYTES // (depth * row) - reach - 1) // max(1, y["stride"]) + 1
+    most_filters = min(fields["vectors"], _MOST_BLOCKS * _VECTORS) * lanes
+    fitting = max(1, min(fitting, _BAND_PRODUCTS // (most_taps * most_filters * x_core)))
     fields["y_count"] = -(-y["output"] // fitting)
     fields["y_core"] = y_core = -(-y["output"] // fields["y_count"])
     # An odd number of vectors: the same pixel of neighbouring channels shall be in different sets of a cache.
@@ -347,6 +350,9 @@ def _record(geometry: ConvGeometry, dtype: np.dtype) -> np.ndarray | None:
 
     block = min(_PIXELS, image_core * y_core * x_core)
     item_taps = -(-fields["tap_blocks"] // tap_chunks) * _TAPS
+    item_filters = -(-blocks // chunks) * _VECTORS * lanes
+    pixels = -(-images * y["output"] * x["output"] // parts)
+    fields["turns"] = max(1, min(fields["bands"] // parts, -(-item_taps * item_filters * pixels // MOST_PRODUCTS)))
     # `_scatter` reads whole vectors of taps.
     fields["item"] = (-(-blocks // chunks) * item_taps + lanes) * _VECTORS * VECTOR_BYTES
     fields["part"] = geometry.groups * tap_chunks * chunks * fields["item"]
@@ -355,7 +361,7 @@ def _record(geometry: ConvGeometry, dtype: np.dtype) -> np.ndarray | None:
     fields["pixel_table"] = fields["gradient"] + (block + lanes) * _VECTORS * VECTOR_BYTES
     fields["tap_table"] = fields["pixel_table"] + 8 * block
     fields["slot_sums"] = -(-(fields["tap_table"] + 8 * item_taps) // VECTOR_BYTES) * VECTOR_BYTES
-    fields["slot"] = fields["slot_sums"] + (fields["item"] if parts == 1 else 0)
+    fields["slot"] = fields["slot_sums"] + (fields["item"] if parts == fields["turns"] == 1 else 0)
     fields |= {f"{name}_{number}": value for name, axis in (("y", y), ("x", x)) for number, value in axis.items()}
     record = np.zeros((), _RECORD)
     for name, value in fields.items():
@@ -374,9 +380,9 @@ def scratch_bytes(geometry: ConvGeometry, dtype: np.dtype) -> int:
 
 
 def sums_bytes(geometry: ConvGeometry, dtype: np.dtype) -> int:
-    """Bytes of the sums of all parts; none where there is one, whose sums are in the thread's scratch memory."""
+    """Bytes of the sums of all parts; none where one turn does them, whose sums are in the thread's scratch memory."""
     record = _record(geometry, dtype)
-    return int(record["parts"] * record["part"]) if record["parts"] > 1 else 0
+    return int(record["parts"] * record["part"]) if record["parts"] > 1 or record["turns"] > 1 else 0
 
 
 def work(geometry: ConvGeometry, dtype: np.dtype) -> tuple[int, int]:
@@ -392,15 +398,14 @@ def work(geometry: ConvGeometry, dtype: np.dtype) -> tuple[int, int]:
 
 def grad_weight(geometry: ConvGeometry, x: np.ndarray, dw: np.ndarray, g: np.ndarray) -> None:
     """Compute the gradient with respect to the kernels into `dw`."""
-    slots = threads.get_num_threads()
+    slots = threads.get_slots()[0]
     record = _record(geometry, x.dtype).copy()
     memory, sums = scratch.borrow(slots * int(record["slot"])), scratch.borrow(sums_bytes(geometry, x.dtype))
     for name, array in (("input", x), ("weight", dw), ("output", g), ("scratch", memory), ("sums", sums)):
         record[name] = array.ctypes.data
-    items, parts = int(record["groups"] * record["filter_chunks"] * record["tap_chunks"]), int(record["parts"])
-    tasks = [threads.Task(_grad_weight_items.address(x.dtype.type), record, items * parts, slots)]
-    if parts > 1:
+    items = int(record["groups"] * record["filter_chunks"] * record["tap_chunks"])
+    parts, turns = int(record["parts"]), int(record["turns"])
+    tasks = in_turns(_grad_weight_items.address(x.dtype.type), record, items * parts, slots, turns)
+    if parts > 1 or turns > 1:
         tasks.append(threads.Task(_add_part_items.address(x.dtype.type), record, items, slots))
     threads.run(*tasks)
-    scratch.give_back(sums)
-    scratch.give_back(memory)

@@ -1,6 +1,6 @@
 """Groups of few filters: sliding windows whose lanes are neighbouring output pixels of a row.
 
-A work item is a tile of an image's output, for the filters of one group. The pixels under it are gathered into scratch
+A work item is a tile of an image's output, for filters of one group. The pixels under it are gathered into scratch
 memory, with zeros for the padding, channel by channel as many as fit. With a horizontal stride s, a row is s rows of
 every s-th pixel, so that all loads are of neighbours. Vertically, output rows that are dilation / gcd apart under taps
 that are stride / gcd apart share their pixels: a block of R such rows under U such taps loads R + U - 1 rows for R·U
@@ -16,7 +16,7 @@ import math
 import numpy as np
 
 from nbfftconv import jit, scratch, simd, threads
-from nbfftconv.direct.block import OutputBlock, block_kernel
+from nbfftconv.direct.block import MOST_PRODUCTS, OutputBlock, block_kernel, in_turns, share
 from nbfftconv.direct.gather import clear_lanes, gather_lanes
 from nbfftconv.geometry import AXIS_NUMBERS, ConvGeometry
 from nbfftconv.simd import VECTOR_BYTES
@@ -42,8 +42,8 @@ _ITEMS = 24
 _RECORD = np.dtype(
     [
         *((name, np.int64) for name in ("input", "weight", "output", "bias", "zeros", "scratch", "slot")),
-        # channels and filters of a group, channels gathered at once
-        *((name, np.int64) for name in ("groups", "channels", "filters", "depth", "relu")),
+        # channels and filters of a group, in chunks; channels gathered at once
+        *((name, np.int64) for name in ("groups", "channels", "filters", "chunks", "depth", "relu", "turn", "turns")),
         # runs of 4, 3, 2 and 1 taps in the table
         *((name, np.int64) for name in ("table", "runs4", "runs3", "runs2", "runs1")),
         # of the window: rows, vectors in a row, bytes of a row of every s-th pixel, of a row and of a channel
@@ -127,14 +127,17 @@ def _forward(real):
         window = r.scratch + slot * r.slot
         width = r.x_output
         w_channel = r.y_kernel * r.x_kernel * itemsize
+        first_depth, last_depth = share((r.channels + r.depth - 1) // r.depth, r.turn, r.turns)
         for item in range(begin, end):
-            x_tile = item % r.x_count
-            y_tile = item // r.x_count % r.y_count
-            group = item // (r.x_count * r.y_count) % r.groups
-            n = item // (r.x_count * r.y_count * r.groups)
+            first_filter, last_filter = share(r.filters, item % r.chunks, r.chunks)
+            tile = item // r.chunks
+            x_tile = tile % r.x_count
+            y_tile = tile // r.x_count % r.y_count
+            group = tile // (r.x_count * r.y_count) % r.groups
+            n = tile // (r.x_count * r.y_count * r.groups)
             x0, y0 = x_tile * r.x_core, y_tile * r.y_core
             x1, y1 = min(width, x0 + r.x_core), min(r.y_output, y0 + r.y_core)
-            for c in range(0, r.channels, r.depth):
+            for c in range(first_depth * r.depth, min(last_depth * r.depth, r.channels), r.depth):
                 depth = min(r.depth, r.channels - c)
                 for i in range(depth):
                     plane = (n * r.groups + group) * r.channels + c + i
@@ -149,7 +152,7 @@ def _forward(real):
                 ahead_end = ahead + r.rows * r.x_input * itemsize
                 lines = (r.runs4 + r.runs3 + r.runs2 + r.runs1) * depth
                 relu = r.relu if c + depth == r.channels else 0
-                for f in range(r.filters):
+                for f in range(first_filter, last_filter):
                     k = group * r.filters + f
                     w = r.weight + (k * r.channels + c) * w_channel
                     bias = (r.bias if c == 0 else r.zeros) + k * itemsize
@@ -220,12 +223,15 @@ def _record(geometry: ConvGeometry, dtype: np.dtype) -> np.ndarray | None:
         for number, value in axis.items():
             record[f"{name}_{number}"] = value
     depth = max(1, min(channels, _WINDOW_BYTES // window))
+    products = y_core * x_core * y["kernel"] * x["kernel"]  # of a channel and a filter
+    chunks = -(-filters // max(1, min(filters, MOST_PRODUCTS // (products * depth))))
+    turns = min(-(-channels // depth), -(-products * channels * -(-filters // chunks) // MOST_PRODUCTS))
     fields = {
-        "groups": geometry.groups, "channels": channels, "filters": filters, "depth": depth, "rows": rows,
-        "vectors": vectors, "phase": phase, "row": row, "window": window,
+        "groups": geometry.groups, "channels": channels, "filters": filters, "chunks": chunks, "depth": depth,
+        "rows": rows, "vectors": vectors, "phase": phase, "row": row, "window": window,
         "row_step": y["stride"] * y_phases * row, "tap_step": tap_phases * x["kernel"] * itemsize,
         "y_phases": y_phases, "y_core": y_core, "x_core": x_core, "y_count": y_count, "x_count": x_count,
-        "slot": depth * window,
+        "slot": depth * window, "turns": turns,
     }  # fmt: skip
     for name, value in fields.items():
         record[name] = value
@@ -274,7 +280,7 @@ def forward(
     geometry: ConvGeometry, x: np.ndarray, w: np.ndarray, bias: np.ndarray | None, relu: bool, y: np.ndarray
 ) -> None:
     """Convolve `x` into `y`."""
-    slots = threads.get_num_threads()
+    slots = threads.get_slots()[0]
     record = jit.copy_record(_record(geometry, x.dtype))
     table, counts = _runs(*(int(record[name]) for name in _OF_RUNS), x.dtype.itemsize)
     zeros = np.zeros(geometry.weight_size[0], x.dtype)
@@ -286,6 +292,5 @@ def forward(
     record["relu"] = relu
     for length, count in enumerate(counts, 1):
         record[f"runs{length}"] = count
-    items = geometry.input_size[0] * int(record["groups"] * record["y_count"] * record["x_count"])
-    threads.run(threads.Task(_forward_tiles.address(x.dtype.type), record, items, slots))
-    scratch.give_back(memory)
+    items = geometry.input_size[0] * int(record["groups"] * record["y_count"] * record["x_count"] * record["chunks"])
+    threads.run(*in_turns(_forward_tiles.address(x.dtype.type), record, items, slots, int(record["turns"])))

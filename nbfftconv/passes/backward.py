@@ -53,30 +53,30 @@ def backward(
     numpy.ndarray, shape (filters,)
         The gradient at the bias, in float64, without the outliers.
     """
-    with Call(plan, geometry) as call:
-        output_spectra, block_spectra = call.output_spectra(), call.input_spectra()
-        weight_gradient = call.weight_spectra()
-        call.point("output", grad_output)
-        input_pass.begin(call, grad_input)
-        sums = np.zeros(call.filters)
-        call.point("sums", sums)
-        for units in call.blocks():
-            output_to_spectra(call, units)
-            call.add(_output_to_sums, call.filters)
-            if input_spectra is None:
-                call.point("input", input)
-                call.use_spectra("input", block_spectra)
-                input_to_spectra(call, units)
-                x = block_spectra
-            else:
-                x = input_spectra.from_unit(call.first_unit)
-            weight_pass.accumulate(call, output_spectra, x, weight_gradient, units)
-            input_pass.add(call, weight.spectra, output_spectra, block_spectra, units, grad_input)
-        weight_pass.write(call, grad_weight)
-        unmet = UnmetWeights(call, geometry, input, grad_output, grad_weight)
-        arrays = grad_output, grad_input, weight.array, weight.has_zeros
-        blank = BlankWindows(call, geometry, *arrays, is_forward=False)
-        call.run()
-        unmet.clear()
-        blank.fill()
-        return call.met_outliers, sums
+    call = Call(plan, geometry)
+    output_spectra, block_spectra = call.output_spectra(), call.input_spectra()
+    weight_gradient = call.weight_spectra()
+    call.point("output", grad_output)
+    input_pass.begin(call, grad_input)
+    sums = np.zeros(call.filters)
+    call.point("sums", sums)
+    for units in call.blocks():
+        output_to_spectra(call, units)
+        call.add(_output_to_sums, call.filters)
+        if input_spectra is None:
+            call.point("input", input)
+            call.use_spectra("input", block_spectra)
+            input_to_spectra(call, units)
+            x = block_spectra
+        else:
+            x = input_spectra.from_unit(call.first_unit)
+        weight_pass.accumulate(call, output_spectra, x, weight_gradient, units)
+        input_pass.add(call, weight.spectra, output_spectra, block_spectra, units, grad_input)
+    weight_pass.write(call, grad_weight)
+    unmet = UnmetWeights(call, geometry, input, grad_output, grad_weight)
+    arrays = grad_output, grad_input, weight.array, weight.has_zeros
+    blank = BlankWindows(call, geometry, *arrays, is_forward=False)
+    call.run()
+    unmet.clear()
+    blank.fill()
+    return call.met_outliers, sums

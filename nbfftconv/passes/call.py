@@ -208,7 +208,7 @@ _numbers = functools.lru_cache(maxsize=256)(_Numbers)
 
 
 class Call(_Numbers):
-    """One pass under way: its record, and what keeps the record's addresses alive. A context manager.
+    """One pass under way: its record, and what keeps the record's addresses alive.
 
     Parameters
     ----------
@@ -220,11 +220,10 @@ class Call(_Numbers):
     def __init__(self, plan: ConvPlan, geometry: ConvGeometry) -> None:
         transform = TRANSFORMS[plan.transform](plan.dtype.type, *plan.tile)
         # made once a plan: filling in the record takes longer than a small stage
-        vars(self).update(vars(_numbers(plan, geometry, transform, *threads.get_counts())))
+        vars(self).update(vars(_numbers(plan, geometry, transform, *threads.get_slots())))
         self.record = record = jit.copy_record(self.record)
         self._tasks: list[threads.Task] = []
         self._kept: list[np.ndarray] = []
-        self._borrowed: list[np.ndarray] = []
         self._outliers = np.zeros(self.areas, np.int64)
         self.point("outliers", self._outliers)
         slot, work, factors = (int(record[name]) // plan.dtype.itemsize for name in ("slot", "work", "factors"))
@@ -258,16 +257,10 @@ class Call(_Numbers):
         self.record[name] = array.ctypes.data
 
     def _borrow(self, name: str, nbytes: int) -> np.ndarray:
-        """Point a field to scratch memory, which `__exit__` gives back."""
+        """Point a field to scratch memory, lent as long as this call, or the array returned, is alive."""
         memory = self.borrow(nbytes)
         self.record[name] = memory.ctypes.data
         return memory[:nbytes].view(self.plan.dtype)
-
-    def __enter__(self) -> "Call":
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        scratch.give_back(*self._borrowed)
 
     def add(self, stage: jit.Callback, items: int) -> None:
         """Add the task of a stage that transforms tiles, with the record as it is now."""
@@ -279,9 +272,9 @@ class Call(_Numbers):
         self._tasks.append(task)
 
     def borrow(self, nbytes: int) -> np.ndarray:
-        """Return scratch memory, which `__exit__` gives back."""
+        """Return scratch memory, lent as long as this call is alive."""
         memory = scratch.borrow(nbytes)
-        self._borrowed.append(memory)
+        self.keep(memory)
         return memory
 
     def keep(self, array: np.ndarray) -> None:

@@ -184,34 +184,34 @@ def forward(
     Spectra or None
         The input's spectra, of all tiles.
     """
-    with Call(plan, geometry) as call:
-        call.point("input", input)
-        call.point("output", output)
-        if bias is not None:
-            call.point("bias", bias)
-        call.record["relu"] = relu
-        call.record["stream"] = output.nbytes > STREAMED_BYTES
-        arrays = input, output, weight.array, weight.has_zeros
-        if plan.fused:
-            call.use_spectra("weight", weight.spectra)
-            call.add(_input_to_output["filters" if call.lanes > 1 else "frequencies"], call.fused_items)
-            blank = BlankWindows(call, geometry, *arrays, bias, relu, is_forward=True)
-            call.run()
-            blank.fill()
-            return call.met_outliers, None
-
-        input_spectra, output_spectra = call.input_spectra(is_kept=keep), call.output_spectra()
-        w = call.weight_matrix(weight.spectra, filter_axis="row")
-        y = call.tile_matrix(output_spectra, call.group_filters, row="channel", column="unit")
-        for units in call.blocks():
-            block = input_spectra.from_unit(call.first_unit if keep else 0)
-            call.use_spectra("input", block)
-            input_to_spectra(call, units)
-            x = call.tile_matrix(block, call.group_depth, row="unit", column="channel")
-            shape = call.groups, call.group_filters, units, call.group_depth, call.steps
-            call.add_task(conjugate_product(w, x, y, shape, call.slots))
-            call.add(_spectra_to_output, units * call.filters)
+    call = Call(plan, geometry)
+    call.point("input", input)
+    call.point("output", output)
+    if bias is not None:
+        call.point("bias", bias)
+    call.record["relu"] = relu
+    call.record["stream"] = output.nbytes > STREAMED_BYTES
+    arrays = input, output, weight.array, weight.has_zeros
+    if plan.fused:
+        call.use_spectra("weight", weight.spectra)
+        call.add(_input_to_output["filters" if call.lanes > 1 else "frequencies"], call.fused_items)
         blank = BlankWindows(call, geometry, *arrays, bias, relu, is_forward=True)
         call.run()
         blank.fill()
-        return call.met_outliers, input_spectra if keep else None
+        return call.met_outliers, None
+
+    input_spectra, output_spectra = call.input_spectra(is_kept=keep), call.output_spectra()
+    w = call.weight_matrix(weight.spectra, filter_axis="row")
+    y = call.tile_matrix(output_spectra, call.group_filters, row="channel", column="unit")
+    for units in call.blocks():
+        block = input_spectra.from_unit(call.first_unit if keep else 0)
+        call.use_spectra("input", block)
+        input_to_spectra(call, units)
+        x = call.tile_matrix(block, call.group_depth, row="unit", column="channel")
+        shape = call.groups, call.group_filters, units, call.group_depth, call.steps
+        call.add_task(conjugate_product(w, x, y, shape, call.slots))
+        call.add(_spectra_to_output, units * call.filters)
+    blank = BlankWindows(call, geometry, *arrays, bias, relu, is_forward=True)
+    call.run()
+    blank.fill()
+    return call.met_outliers, input_spectra if keep else None

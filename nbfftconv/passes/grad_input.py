@@ -33,6 +33,8 @@ from nbfftconv.transforms import COMPLEX_BYTES
 
 #: Work items, enough for many threads: fewer channels than that are cut into parts.
 _ITEMS = 24
+#: A work item transforms spectra of so many bytes back, at most: a call answers signals between two items.
+_MOST_BYTES = 2**25
 #: Images of at most so many bytes a channel are summed up in the second-level cache of a core.
 _PLANE_BYTES = 2**20
 
@@ -159,7 +161,8 @@ def add(
     call.use_spectra("input", input_spectra)
     call.point("input", result)
     rows = -(-units * call.lanes // call.plan.grid.horizontal.count)
-    call.record["parts"] = parts = min(rows, -(-_ITEMS // call.depth))
+    fewest = -(-units * call.steps * COMPLEX_BYTES // _MOST_BYTES)
+    call.record["parts"] = parts = min(rows, max(fewest, -(-_ITEMS // call.depth)))
     call.add(_spectra_to_input, call.depth * parts)
 
 
@@ -174,15 +177,15 @@ def grad_input(
 
     Parameters are as in `nbfftconv.passes.forward.forward`.
     """
-    with Call(plan, geometry) as call:
-        output_spectra, input_spectra = call.output_spectra(), call.input_spectra()
-        call.point("output", grad_output)
-        begin(call, result)
-        for units in call.blocks():
-            output_to_spectra(call, units)
-            add(call, weight.spectra, output_spectra, input_spectra, units, result)
-        arrays = grad_output, result, weight.array, weight.has_zeros
-        blank = BlankWindows(call, geometry, *arrays, is_forward=False)
-        call.run()
-        blank.fill()
-        return call.met_outliers
+    call = Call(plan, geometry)
+    output_spectra, input_spectra = call.output_spectra(), call.input_spectra()
+    call.point("output", grad_output)
+    begin(call, result)
+    for units in call.blocks():
+        output_to_spectra(call, units)
+        add(call, weight.spectra, output_spectra, input_spectra, units, result)
+    arrays = grad_output, result, weight.array, weight.has_zeros
+    blank = BlankWindows(call, geometry, *arrays, is_forward=False)
+    call.run()
+    blank.fill()
+    return call.met_outliers

@@ -90,16 +90,16 @@ def grad_weight(
 
     Parameters are as in `nbfftconv.passes.forward.forward`.
     """
-    with Call(plan, geometry) as call:
-        spectra = call.output_spectra(), call.input_spectra(), call.weight_spectra()
-        call.point("input", input)
-        call.point("output", grad_output)
-        for units in call.blocks():
-            input_to_spectra(call, units)
-            output_to_spectra(call, units)
-            accumulate(call, *spectra, units)
-        write(call, result)
-        unmet = UnmetWeights(call, geometry, input, grad_output, result)
-        call.run()
-        unmet.clear()
-        return call.met_outliers
+    call = Call(plan, geometry)
+    spectra = call.output_spectra(), call.input_spectra(), call.weight_spectra()
+    call.point("input", input)
+    call.point("output", grad_output)
+    for units in call.blocks():
+        input_to_spectra(call, units)
+        output_to_spectra(call, units)
+        accumulate(call, *spectra, units)
+    write(call, result)
+    unmet = UnmetWeights(call, geometry, input, grad_output, result)
+    call.run()
+    unmet.clear()
+    return call.met_outliers

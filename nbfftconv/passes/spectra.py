@@ -316,12 +316,12 @@ class TransformedWeight:
 
 def transform_weight(plan: ConvPlan, weight: np.ndarray) -> TransformedWeight:
     """Transform kernels, C-contiguous, of the plan's dtype and size, for the tiles of `plan`."""
-    with Call(plan, plan.geometry) as call:
-        spectra = call.weight_spectra(is_kept=True)
-        call.point("weight", weight)
-        if spectra.array.nbytes > _STREAMED_BYTES:
-            call.finish_apart()
-        has_zeros = find_zeros(call, weight)  # first: it reads in order what the transforms read in pieces
-        call.add(_weight_to_spectra, call.groups * call.group_units * call.group_depth)
-        call.run()
-        return TransformedWeight(weight, spectra, call.met_outliers, has_zeros if has_zeros.any() else None)
+    call = Call(plan, plan.geometry)
+    spectra = call.weight_spectra(is_kept=True)
+    call.point("weight", weight)
+    if spectra.array.nbytes > _STREAMED_BYTES:
+        call.finish_apart()
+    has_zeros = find_zeros(call, weight)  # first: it reads in order what the transforms read in pieces
+    call.add(_weight_to_spectra, call.groups * call.group_units * call.group_depth)
+    call.run()
+    return TransformedWeight(weight, spectra, call.met_outliers, has_zeros if has_zeros.any() else None)

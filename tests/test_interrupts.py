@@ -1,0 +1,116 @@
+"""Signal handlers that raise, as Ctrl-C does: a call ends soon, nothing is swallowed, held or wrong afterwards."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+from processes import run_scenario
+
+from nbfftconv import jit, simd, threads
+
+pytestmark = pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no timers that raise signals here")
+
+WORKER = Path(__file__).with_name("interrupt_worker.py")
+
+
+def run(name, *arguments, **environment):
+    return run_scenario(name, *arguments, worker=WORKER, **environment)
+
+
+@pytest.mark.parametrize(("count", "round"), [(1, 20_000), (2, 20_000), (2, 1), (2, 50_000_000)])
+def test_all_passes_at_random_times(count, round):
+    found = run("all_passes", count, round)
+    assert found.pop("plans") > 50 and found.pop("interrupts") > 20
+    assert found == {"rounds": True, "differing": [], "after": True, "unraisable": [], "within the limit": True}
+
+
+@pytest.mark.parametrize("slots", [1, 2, 5])
+@pytest.mark.parametrize("layer", [None, "workqueue"])
+def test_a_long_call_ends_before_its_work_is_done(slots, layer):
+    """Nothing runs on afterwards, and no item was done twice."""
+    found = run("long_call", slots, NUMBA_THREADING_LAYER=layer, NUMBA_NUM_THREADS="2")
+    assert found == {"found": [[True, 1, True]] * 2, "afterwards": True}
+
+
+def test_a_storm_of_exceptions():
+    found = run("storm", 6)
+    assert found.pop("interrupts") > 500
+    assert found == {
+        "unraisable": [], "within the limit": True, "overlaps": [], "wrong": [], "other": "ended", "again": True
+    }  # fmt: skip
+
+
+def test_handlers_that_call_the_package():
+    found = run("reentered")
+    assert found == {"interrupts": 0, "unraisable": [], "within the limit": True, "right": True}
+
+
+def test_interrupted_compilation(tmp_path):
+    cache = tmp_path / "cache"
+    cache.mkdir(mode=0o700)
+    found = run("compiling", NBFFTCONV_CACHE_DIR=str(cache))
+    assert found.pop("interrupts") > 3
+    assert found == {"unraisable": [], "within the limit": True, "right": True, "after": 2}
+
+
+_RECORD = np.dtype([("done", np.int64)])
+
+
+def _counts(real):
+    def count_items(r, slot, begin, end):
+        done = simd.pointer(np.int64, r.done)
+        for item in range(begin, end):
+            done[item] += 1
+
+    return count_items
+
+
+_count_items = jit.stage(_RECORD)(_counts)
+
+
+class Stop(Exception):
+    pass
+
+
+@pytest.mark.parametrize("slots", [1, 2, 3])
+@pytest.mark.parametrize("size", [1, 7, 40, 300])
+def test_rounds(size, slots, monkeypatch):
+    """With rounds of no time, a thread does one item a round; what is left is done in the next ones, nothing twice."""
+    done = np.zeros((4, size), np.int64)
+    tasks, records = [], []
+    for row in done:
+        record = np.zeros((), _RECORD)
+        record["done"] = row.ctypes.data
+        records.append(record)
+        tasks.append(threads.Task(_count_items.address(np.float64), record, size, slots))
+    rounds, most = 0, None
+
+    def counted(inner):
+        def run_round(*arguments):
+            nonlocal rounds
+            if rounds == most:
+                raise Stop
+            rounds += 1
+            inner(*arguments)
+
+        return run_round
+
+    monkeypatch.setattr(threads, "_ROUND", 0)
+    monkeypatch.setattr(threads, "_run_tasks", counted(threads._run_tasks))
+    monkeypatch.setattr(threads, "_run_serial", counted(threads._run_serial))
+    threads.run(*tasks)
+    assert (done == 1).all()
+    assert rounds >= 4 * size // slots
+    done[...] = 0
+    rounds, most = 0, 3
+    if 4 * size > 3 * slots:
+        with pytest.raises(Stop):
+            threads.run(*tasks)
+        assert 3 <= done.sum() <= 3 * slots
+    monkeypatch.undo()
+    done[...] = 0
+    threads.run(*tasks)
+    assert (done == 1).all()
