@@ -35,6 +35,8 @@ from nbfftconv.transforms import COMPLEX_BYTES
 _ITEMS = 24
 #: A work item transforms spectra of so many bytes back, at most: a call answers signals between two items.
 _MOST_BYTES = 2**25
+#: Values of a large gradient that are cleared at once.
+_CLEARED = 2**20
 #: Images of at most so many bytes a channel are summed up in the second-level cache of a core.
 _PLANE_BYTES = 2**20
 
@@ -141,7 +143,9 @@ def begin(call: Call, result: np.ndarray) -> None:
         call.borrow_planes(plane_bytes)
     call.record["stream"] = result.nbytes > STREAMED_BYTES
     if not is_covered:
-        result[...] = 0
+        values = result.reshape(-1)
+        for first in range(0, values.size, _CLEARED):  # at once, it would take long, and answer no signal
+            values[first : first + _CLEARED] = 0
 
 
 def add(
