@@ -10,13 +10,13 @@ owns the memory. Nor is there a lock, which a signal handler could find held by 
 what changes the pool is one operation of a dictionary at a time, and whatever happens in between leaves the pool whole.
 """
 
-import contextlib
 import math
 import os
 import sys
-import warnings
 
 import numpy as np
+
+from nbfftconv.report import report
 
 _DEFAULT_LIMIT = 512 * 2**20
 _SMALL_RESULT = 2**20  # bytes below which a result is not worth keeping
@@ -28,11 +28,7 @@ def _limit_from_environment() -> int:
     if text.isdecimal() and len(text) < 19 and int(text) > 0:
         return int(text)
     if text:
-        with contextlib.suppress(UserWarning):  # where warnings are errors
-            warnings.warn(
-                f"ignored: NBFFTCONV_SCRATCH_BYTES={text!r}; it must be a number of bytes of at least 1, digits only",
-                stacklevel=2,
-            )
+        report(f"ignored: NBFFTCONV_SCRATCH_BYTES={text!r}; it must be a number of bytes of at least 1, digits only")
     return _DEFAULT_LIMIT
 
 
