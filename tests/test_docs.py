@@ -1,0 +1,31 @@
+"""The examples of the pages in docs/ and of public docstrings run, and print what they say."""
+
+from __future__ import annotations
+
+import doctest
+from pathlib import Path
+
+import pytest
+
+import nbfftconv
+
+PAGES = sorted((Path(__file__).parents[1] / "docs").glob("*.md"))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_pages(page):
+    assert doctest.testfile(str(page), module_relative=False).failed == 0
+
+
+def test_accuracy_has_examples():
+    page = next(page for page in PAGES if page.name == "accuracy.md")
+    examples = doctest.DocTestParser().get_examples(page.read_text())
+    assert len(examples) > 20
+    assert sum(example.want == "True\n" for example in examples) >= 8
+
+
+@pytest.mark.parametrize("name", nbfftconv.__all__)
+def test_docstrings(name):
+    finder = doctest.DocTestFinder(recurse=True)
+    for test in finder.find(getattr(nbfftconv, name), name, module=nbfftconv):
+        assert doctest.DocTestRunner().run(test).failed == 0
