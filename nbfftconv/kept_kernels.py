@@ -63,7 +63,7 @@ class KeptKernels:
         with _kept_lock:
             kernels = self.forms.pop(form, None) or kernels
             self.forms[form] = kernels
-            while len(self.forms) > 1 and sum(map(self._nbytes, self.forms.values())) > KEPT_BYTES:
+            while len(self.forms) > 1 and self.nbytes > KEPT_BYTES:
                 oldest = next(iter(self.forms))
                 dropped[oldest] = self.forms.pop(oldest)
             if dropped:
@@ -71,6 +71,11 @@ class KeptKernels:
                     best: chosen for best, chosen in self._chosen.items() if chosen.kernel_form in self.forms
                 }
         return kernels
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all forms that are kept."""
+        return sum(map(self._nbytes, list(self.forms.values())))
 
     def _nbytes(self, kernels: engine.Kernels | None) -> int:
         """Bytes that kernels in one form take, on top of the layer's weight."""

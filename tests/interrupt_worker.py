@@ -225,6 +225,7 @@ def watched() -> Iterator[None]:
 
 if __name__ == "__main__":
     random.seed(1)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
     chosen = {scenario.__name__: scenario for scenario in SCENARIOS}[sys.argv[1]]
     with watched():
         print(json.dumps(chosen(*sys.argv[2:])))

@@ -19,7 +19,7 @@ from geometries import DIRECTIONS, Case
 from processes import run_scenario
 
 import nbfftconv
-from nbfftconv import layer, machine, planner, profile, store
+from nbfftconv import kept_kernels, machine, planner, profile, store
 from nbfftconv.scratch import set_scratch_limit
 from nbfftconv.store import Document, fingerprint
 from nbfftconv.threads import available, get_counts
@@ -114,7 +114,7 @@ def test_layers_use_winners(file, monkeypatch, rng):
         tiles.append(plan.tile)
         return plan
 
-    monkeypatch.setattr(layer, "make_plan", spy)
+    monkeypatch.setattr(kept_kernels, "make_plan", spy)
     monkeypatch.setattr(planner, "make_plan", spy)
     x, w = CASE.operands("forward", np.float32, rng)
     convolution = nbfftconv.Conv2d(w, padding=2)
@@ -122,7 +122,7 @@ def test_layers_use_winners(file, monkeypatch, rng):
     assert tiles == 2 * [(18, 14), (22, 22), (26, 26)]  # all of a step, for either half of it
     convolution.training = False
     convolution(x)
-    assert tiles[6:] == [(20, 12)]
+    assert set(tiles[6:]) == {(20, 12)}
 
 
 def test_direct_may_win(file):
