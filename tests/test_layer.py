@@ -374,18 +374,13 @@ def without_work(plan, weight):
 
 @pytest.mark.parametrize("algorithm", ["auto", "fft"])
 @pytest.mark.parametrize(
-    ("weight_size", "padding", "groups", "most"),
-    [
-        ((256, 256, 3, 3), 1, 1, 8),
-        ((64, 64, 7, 7), 3, 1, 12),
-        ((64, 1, 31, 31), 15, 64, 12),
-        ((1, 1, 63, 63), 31, 1, 12),
-    ],
+    ("weight_size", "padding", "groups"),
+    [((256, 256, 3, 3), 1, 1), ((64, 64, 7, 7), 3, 1), ((64, 1, 31, 31), 15, 64), ((1, 1, 63, 63), 31, 1)],
 )
-def test_few_forms_serve_many_sizes(weight_size, padding, groups, most, algorithm, monkeypatch, rng):
+def test_few_forms_serve_many_sizes(weight_size, padding, groups, algorithm, monkeypatch, rng):
     monkeypatch.setattr(engine.Kernels, "of", without_work)
     kept = layer_module.KeptKernels(np.zeros(weight_size, np.float32))
-    dtype, forms, chosen = np.dtype(np.float32), set(), {}
+    dtype, best_forms, forms, chosen = np.dtype(np.float32), set(), set(), {}
     for height, width in rng.integers(14, 200, (320, 2)).tolist():
         size = 1, weight_size[1] * groups, height, width
         geometry = ConvGeometry.from_arguments(size, weight_size, 1, padding, 1, groups)
@@ -395,9 +390,9 @@ def test_few_forms_serve_many_sizes(weight_size, padding, groups, most, algorith
         assert (plan.geometry, plan.direction) == (geometry, "forward")
         kept.of(plan)
         forms.add(plan.kernel_form)
-    assert len(forms) <= most
-    nbytes = sum(map(kept._nbytes, kept.forms.values()))
-    assert nbytes <= layer_module.KEPT_BYTES
+        best_forms.add(best.kernel_form)
+        assert sum(map(kept._nbytes, kept.forms.values())) <= layer_module.KEPT_BYTES
+    assert len(forms) < len(best_forms) / 2
     if len(kept.forms) == len(forms):  # nothing had to go
         assert all(kept.plan(geometry, dtype, algorithm) == plan for geometry, plan in chosen.items())
 
