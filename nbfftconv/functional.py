@@ -7,34 +7,43 @@ from numpy.typing import ArrayLike
 
 from nbfftconv import engine, scratch
 from nbfftconv import padding as padding_modes
-from nbfftconv.arrays import as_float, as_float4, check_out, check_shape, compact, is_usable_out, result_type
-from nbfftconv.geometry import ConvGeometry, Padding
+from nbfftconv.arrays import as_float4, as_weak_float, check_out, check_shape, compact, is_usable_out, result_type
+from nbfftconv.geometry import ConvGeometry, Padding, one_of
 from nbfftconv.plan import ConvPlan
-from nbfftconv.planner import make_plan
+from nbfftconv.planner import ALGORITHMS, make_plan
 
 ACTIVATIONS = (None, "relu")
 
 
 def check_activation(activation: Any) -> None:
     """Raise ValueError for an unknown activation."""
-    if activation not in ACTIVATIONS:
-        raise ValueError(f"activation must be None or 'relu', got {activation!r}")
+    one_of("activation", activation, ACTIVATIONS)
 
 
-def check_bias(bias: ArrayLike | None, filters: int) -> np.ndarray | None:
-    """Return the bias as an array of shape (filters,), or None."""
+def check_algorithm(algorithm: Any) -> None:
+    """Raise ValueError for an unknown algorithm."""
+    one_of("algorithm", algorithm, ALGORITHMS)
+
+
+def check_bias(bias: ArrayLike | None, filters: int, dtype: np.dtype) -> np.ndarray | None:
+    """Return the bias as an array of shape (filters,), or None; what is no array takes `dtype`."""
     if bias is None:
         return None
-    array = as_float("bias", bias)
+    array = as_weak_float("bias", bias, dtype)
     check_shape("bias", array, (filters,), f"{filters} out channels")
     return array
 
 
-def _plan_for(plan: ConvPlan | None, geometry: ConvGeometry, direction: str, dtype: np.dtype) -> ConvPlan:
+def _plan_for(
+    plan: ConvPlan | None, algorithm: str, geometry: ConvGeometry, direction: str, dtype: np.dtype
+) -> ConvPlan:
+    check_algorithm(algorithm)
     if plan is None:
-        return make_plan(geometry, direction, dtype)
+        return make_plan(geometry, direction, dtype, algorithm)
     if not isinstance(plan, ConvPlan):
         raise TypeError(f"plan must be a ConvPlan, got {type(plan).__name__}")
+    if algorithm != "auto":
+        raise ValueError(f"a plan has its algorithm, {plan.algorithm!r}; with one, algorithm={algorithm!r} is too much")
     if plan.direction != direction:
         raise ValueError(f"the plan is for {plan.direction}, not for {direction}: {plan!r}")
     if plan.dtype != dtype:
@@ -55,6 +64,7 @@ def conv2d(
     *,
     padding_mode: str = "zeros",
     activation: str | None = None,
+    algorithm: str = "auto",
     out: np.ndarray | None = None,
     plan: ConvPlan | None = None,
 ) -> np.ndarray:
@@ -69,6 +79,7 @@ def conv2d(
         float32 or float64, of any memory layout and byte order. The batch may be empty.
     weight : array_like, shape (out channels, channels / groups, kernel height, kernel width)
     bias : array_like, shape (out channels,), optional
+        Numbers in a list or a tuple take the dtype of the other arrays, whatever they are.
     stride, dilation : int or (vertical, horizontal)
         In pixels.
     padding : int, (vertical, horizontal), ((top, bottom), (left, right)), "valid", "same" or "full"
@@ -81,10 +92,13 @@ def conv2d(
         What the padding holds, as in `torch.nn.Conv2d`.
     activation : {None, "relu"}
         Applied to the result while it is written.
+    algorithm : {"auto", "fft", "direct"}
+        What computes it; "auto" leaves that to the planner. An FFT's errors are relative to the largest values near
+        by, those of "direct" to each value's own products: docs/accuracy.md.
     out : numpy.ndarray, optional
-        Takes the result; of its shape and dtype. It may overlap the other arrays.
+        Takes the result; of its shape and dtype, without a mask. It may overlap the other arrays.
     plan : ConvPlan, optional
-        Of `plan_conv2d` for the same geometry, dtype and direction "forward".
+        Of `plan_conv2d` for the same geometry, dtype and direction "forward"; `algorithm` is then "auto".
 
     Returns
     -------
@@ -94,9 +108,11 @@ def conv2d(
     Raises
     ------
     TypeError
-        If an array is neither float32 nor float64, a size is no integer, or `out` has another dtype than the result.
+        If an array is neither float32 nor float64, or masked, a size is no integer, or `out` has another dtype than
+        the result.
     ValueError
-        If shapes do not match, a size is out of range, a name is unknown, or `plan` was made for something else.
+        If shapes do not match, a size is out of range, a name is unknown, `plan` was made for something else or comes
+        with an `algorithm`, or no tile for ``algorithm="fft"`` fits the scratch limit.
 
     References
     ----------
@@ -104,13 +120,13 @@ def conv2d(
     """
     x, w = as_float4("input", input), as_float4("weight", weight)
     geometry = ConvGeometry.from_arguments(x.shape, w.shape, stride, padding, dilation, groups)
-    b = check_bias(bias, w.shape[0])
+    b = check_bias(bias, w.shape[0], result_type(x, w))
     padding_modes.check(geometry, padding_mode)
     check_activation(activation)
     dtype = result_type(x, w) if b is None else result_type(x, w, b)
     if out is not None:
         check_out(out, geometry.output_size, dtype)
-    plan = _plan_for(plan, geometry, "forward", dtype)
+    plan = _plan_for(plan, algorithm, geometry, "forward", dtype)
     kernels = engine.Kernels.of(plan, compact(w, dtype))
     return run_forward(plan, x, kernels, b, padding_mode, activation, out)[0]
 
@@ -129,14 +145,16 @@ def run_forward(
     geometry, dtype = plan.geometry, plan.dtype
     b = None if bias is None else compact(bias, dtype)
     x = padding_modes.pad(compact(x, dtype), geometry, padding_mode)
-    direct_out = out is not None and is_usable_out(out, x, kernels.weight, b)
-    result = out if direct_out else scratch.result(geometry.output_size, dtype)
+    target = None if out is None else np.asarray(out)  # of a subclass, its memory
+    is_written_directly = target is not None and is_usable_out(target, x, kernels.weight, b)
+    result = target if is_written_directly else scratch.result(geometry.output_size, dtype)
     kept = engine.forward(
         plan, padding_modes.pass_geometry(geometry, padding_mode), x, kernels, b, activation == "relu", result, keep
     )
-    if out is None or direct_out:
+    if target is None:
         return result, kept
-    out[...] = result
+    if not is_written_directly:
+        target[...] = result
     return out, kept
 
 
@@ -150,6 +168,7 @@ def conv2d_weight(
     groups: int = 1,
     *,
     padding_mode: str = "zeros",
+    algorithm: str = "auto",
     plan: ConvPlan | None = None,
 ) -> np.ndarray:
     """Gradient of a loss with respect to the kernels of `conv2d`; `torch.nn.grad.conv2d_weight` on NumPy arrays.
@@ -161,10 +180,10 @@ def conv2d_weight(
         (out channels, channels / groups, kernel height, kernel width).
     grad_output : array_like, shape (batch, out channels, out height, out width)
         Gradient of the loss with respect to the output of `conv2d`.
-    stride, padding, dilation, groups, padding_mode
+    stride, padding, dilation, groups, padding_mode, algorithm
         As in `conv2d`.
     plan : ConvPlan, optional
-        Of `plan_conv2d` for direction "grad_weight".
+        Of `plan_conv2d` for direction "grad_weight"; `algorithm` is then "auto".
 
     Returns
     -------
@@ -179,7 +198,7 @@ def conv2d_weight(
     geometry = ConvGeometry.from_arguments(x.shape, weight_size, stride, padding, dilation, groups)
     check_shape("grad_output", g, geometry.output_size, f"input {x.shape} and weight {geometry.weight_size}")
     padding_modes.check(geometry, padding_mode)
-    plan = _plan_for(plan, geometry, "grad_weight", result_type(x, g))
+    plan = _plan_for(plan, algorithm, geometry, "grad_weight", result_type(x, g))
     return run_grad_weight(plan, x, g, padding_mode)
 
 
@@ -202,6 +221,7 @@ def conv2d_input(
     groups: int = 1,
     *,
     padding_mode: str = "zeros",
+    algorithm: str = "auto",
     plan: ConvPlan | None = None,
 ) -> np.ndarray:
     """Gradient of a loss with respect to the input of `conv2d`; `torch.nn.grad.conv2d_input` on NumPy arrays.
@@ -213,10 +233,10 @@ def conv2d_input(
     weight : array_like, shape (out channels, channels / groups, kernel height, kernel width)
     grad_output : array_like, shape (batch, out channels, out height, out width)
         Gradient of the loss with respect to the output of `conv2d`.
-    stride, padding, dilation, groups, padding_mode
+    stride, padding, dilation, groups, padding_mode, algorithm
         As in `conv2d`.
     plan : ConvPlan, optional
-        Of `plan_conv2d` for direction "grad_input".
+        Of `plan_conv2d` for direction "grad_input"; `algorithm` is then "auto".
 
     Returns
     -------
@@ -232,7 +252,7 @@ def conv2d_input(
     check_shape("grad_output", g, geometry.output_size, f"input {geometry.input_size} and weight {w.shape}")
     padding_modes.check(geometry, padding_mode)
     dtype = result_type(w, g)
-    plan = _plan_for(plan, geometry, "grad_input", dtype)
+    plan = _plan_for(plan, algorithm, geometry, "grad_input", dtype)
     return run_grad_input(plan, engine.Kernels.of(plan, compact(w, dtype)), g, padding_mode)
 
 

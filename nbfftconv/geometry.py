@@ -2,7 +2,7 @@
 
 import functools
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,44 +14,78 @@ BYTES_LIMIT = 2**43
 #: What `ConvGeometry.axis_numbers` gives.
 AXIS_NUMBERS = ("stride", "dilation", "before", "input", "output", "kernel")
 
+# With the least size of each.
+_INPUT_DIMENSIONS = {"batch": 0, "channels": 1, "height": 1, "width": 1}
+_WEIGHT_DIMENSIONS = {"out channels": 1, "channels of a group": 1, "kernel height": 1, "kernel width": 1}
+
 Padding = int | str | Sequence[int] | Sequence[Sequence[int]]
+
+
+def one_of(name: str, value: Any, known: Sequence[str | None]) -> None:
+    """Raise ValueError if `value` is none of the names."""
+    if not (value is None or isinstance(value, str)) or value not in known:
+        names = ", ".join("None" if each is None else each for each in known)
+        raise ValueError(f"{name} must be one of {names}, got {value!r}")
 
 
 def integer(name: str, value: Any, minimum: int) -> int:
     """Return `value` as an int from `minimum` to `SIZE_LIMIT`, or raise an error that repeats it."""
     try:
+        if isinstance(value, bool):
+            raise TypeError
         number = operator.index(value)
     except TypeError:
-        raise TypeError(f"{name} must be made of integers, got {value!r}") from None
+        raise TypeError(f"{name} must be an integer, got {value!r}") from None
     if not minimum <= number < SIZE_LIMIT:
         raise ValueError(f"{name} must be at least {minimum} and below 2**31, got {number}")
     return number
 
 
-def pair(name: str, value: Any, minimum: int) -> tuple[int, int]:
-    """Return an int, or a pair of them, as (vertical, horizontal)."""
-    if isinstance(value, (str, bytes)):
-        raise TypeError(f"{name} must be an integer or a pair of integers, got {value!r}")
+def _items(value: Any) -> tuple[Any, ...] | None:
+    """Return the items of a sequence or an array; None of a number and of what has no order or lives only once."""
+    is_sequence = hasattr(value, "__len__") and hasattr(value, "__getitem__")
+    if not is_sequence or isinstance(value, (str, bytes, bytearray, Mapping)):
+        return None
     try:
-        items = tuple(value)
-    except TypeError:
+        return tuple(value)
+    except TypeError:  # an array without dimensions
+        return None
+
+
+def pair(name: str, value: Any, minimum: int, parts: tuple[str, str] = ("vertical", "horizontal")) -> tuple[int, int]:
+    """Return an int, or a pair of them, as a pair: (vertical, horizontal), or what `parts` are called."""
+    items = _items(value)
+    if items is None:
         return (integer(name, value, minimum),) * 2
     if len(items) != 2:
         raise ValueError(f"{name} must be an integer or a pair of integers, got {value!r}")
-    return integer(name, items[0], minimum), integer(name, items[1], minimum)
+    first, second = (
+        integer(f"{name} {value!r}: {part}", item, minimum) for part, item in zip(parts, items, strict=True)
+    )
+    return first, second
 
 
-def size4(name: str, value: Any, minima: tuple[int, int, int, int]) -> tuple[int, int, int, int]:
-    """Return the shape of a four-dimensional array."""
-    try:
-        items = tuple(value)
-    except TypeError:
-        raise TypeError(f"{name} must be a sequence of 4 integers, got {value!r}") from None
+def size4(name: str, value: Any, dimensions: Mapping[str, int]) -> tuple[int, int, int, int]:
+    """Return the shape of a four-dimensional array; `dimensions` are their names, each with the least size."""
+    items = _items(value)
+    if items is None:
+        raise TypeError(f"{name} must be a sequence of 4 integers, got {value!r}")
     if len(items) != 4:
-        raise ValueError(f"{name} must have 4 dimensions, got {value!r}")
-    numbers = tuple(integer(f"{name} {items!r}", item, low) for item, low in zip(items, minima, strict=True))
+        raise ValueError(f"{name} must have 4 dimensions, {', '.join(dimensions)}, got {value!r}")
+    numbers = tuple(
+        integer(f"{name} {items!r}: {dimension}", item, least)
+        for item, (dimension, least) in zip(items, dimensions.items(), strict=True)
+    )
     check_bytes(name, numbers)
     return numbers
+
+
+def unchanging(value: Any) -> Any:
+    """Return a validated stride, dilation or padding as a name, an int or tuples of ints, which nobody can change."""
+    items = _items(value)
+    if items is not None:
+        return tuple(map(unchanging, items))
+    return value if isinstance(value, str) else operator.index(value)
 
 
 def check_bytes(name: str, shape: Sequence[int]) -> None:
@@ -78,14 +112,16 @@ def _resolve_padding(
             # torch puts the odd one at the end
             return (extent[0] // 2, extent[0] - extent[0] // 2), (extent[1] // 2, extent[1] - extent[1] // 2)
         raise ValueError(f"padding must be 'valid', 'same', 'full' or integers, got {padding!r}")
-    try:
-        items = tuple(padding)
-    except TypeError:
-        items = (padding, padding)
+    items = _items(padding)
+    if items is None:
+        return (pair("padding", padding, 0),) * 2
     if len(items) != 2:
         raise ValueError(f"padding must be an integer, a pair, or ((top, bottom), (left, right)), got {padding!r}")
-    vertical, horizontal = (pair("padding", item, 0) for item in items)
-    return vertical, horizontal
+    vertical, horizontal = items
+    return (
+        pair(f"padding {padding!r}: vertical", vertical, 0, ("top", "bottom")),
+        pair(f"padding {padding!r}: horizontal", horizontal, 0, ("left", "right")),
+    )
 
 
 def layer_numbers(
@@ -95,7 +131,7 @@ def layer_numbers(
 
     Raises TypeError or ValueError as `ConvGeometry.from_arguments` does.
     """
-    size = size4("weight", weight_size, (1, 1, 1, 1))
+    size = size4("weight", weight_size, _WEIGHT_DIMENSIONS)
     strides = pair("stride", stride, 1)
     dilations = pair("dilation", dilation, 1)
     groups = integer("groups", groups, 1)
@@ -154,7 +190,7 @@ class ConvGeometry:
     def _validated(
         cls, input_size: Any, weight_size: Any, stride: Any, padding: Padding, dilation: Any, groups: Any
     ) -> "ConvGeometry":
-        input_size = size4("input", input_size, (0, 1, 1, 1))
+        input_size = size4("input", input_size, _INPUT_DIMENSIONS)
         weight_size, strides, pads, dilations, groups = layer_numbers(weight_size, stride, padding, dilation, groups)
         if input_size[1] != weight_size[1] * groups:
             raise ValueError(

@@ -1,6 +1,7 @@
 """Conv2d: a convolution layer that keeps its kernels' spectra, or its packed kernels, from call to call."""
 
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -12,23 +13,78 @@ from nbfftconv.arrays import as_float4, check_shape, compact, result_type
 from nbfftconv.forking import fork_safe_lock
 from nbfftconv.functional import (
     check_activation,
+    check_algorithm,
     check_bias,
     run_backward,
     run_forward,
     run_grad_input,
     run_grad_weight,
 )
-from nbfftconv.geometry import ConvGeometry, Padding, layer_numbers
+from nbfftconv.geometry import ConvGeometry, Padding, layer_numbers, unchanging
 from nbfftconv.plan import ConvPlan, KernelForm, StepPlan
-from nbfftconv.planner import ALGORITHMS, make_plan, make_plan_for_kept, make_step_plan
+from nbfftconv.planner import make_plan, make_plan_for_kept, make_step_plan
 
 #: Bytes that a layer keeps of its kernels' spectra, and of kernels that are packed or transposed, unless those that it
 #: used last take more.
 KEPT_BYTES = 512 * 2**20
-# Sizes of images whose plan a layer remembers.
-_CHOSEN = 512
+# Sizes of images whose plan a layer remembers, where that is not the best.
+_CHOSEN = 256
 
 _kept_lock = fork_safe_lock()  # for moments
+
+
+class _Setting:
+    """An attribute of a layer that is checked whenever it is set; what is refused leaves the layer as it was.
+
+    ``check(layer, name, value)`` returns what is kept, or raises.
+    """
+
+    def __init__(self, check: Callable[["Conv2d", str, Any], Any]) -> None:
+        self._check = check
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, layer: "Conv2d | None", owner: type | None = None) -> Any:
+        return self if layer is None else getattr(layer, "_" + self._name)
+
+    def __set__(self, layer: "Conv2d", value: Any) -> None:
+        setattr(layer, "_" + self._name, self._check(layer, self._name, value))
+
+
+def _with_the_others(layer: "Conv2d", name: str, value: Any) -> Any:
+    """Check a number of the geometry with those that were set before."""
+    layer_numbers(layer.weight.shape, **(layer._geometry_numbers() | {name: value}))
+    return unchanging(value)
+
+
+def _padding_mode(layer: "Conv2d", name: str, value: Any) -> str:
+    padding_modes.check_mode(value)
+    return value
+
+
+def _activation(layer: "Conv2d", name: str, value: Any) -> str | None:
+    check_activation(value)
+    return value
+
+
+def _algorithm(layer: "Conv2d", name: str, value: Any) -> str:
+    check_algorithm(value)
+    return value
+
+
+def _flag(layer: "Conv2d", name: str, value: Any) -> bool:
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name} must be True or False, got {value!r}")
+    return bool(value)
+
+
+def _bytes(layer: "Conv2d", name: str, value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise TypeError(f"{name} must be an integer number of bytes, got {value!r}")
+    if value < 0:
+        raise ValueError(f"{name} must be at least 0 bytes, got {value}")
+    return int(value)
 
 
 class Conv2d:
@@ -42,29 +98,45 @@ class Conv2d:
     weight : array_like, shape (out channels, channels / groups, kernel height, kernel width)
         float32 or float64; copied.
     bias : array_like, shape (out channels,), optional
-        Copied.
-    stride, padding, dilation, groups, padding_mode, activation
+        Copied. Numbers in a list or a tuple take the dtype of the weight, whatever they are.
+    stride, padding, dilation, groups, padding_mode, activation, algorithm
         As in `nbfftconv.conv2d`.
+    training : bool
+        If False, a forward pass keeps nothing for `backward`.
+    spectra_limit : int
+        Bytes that the spectra of an input may take between a forward pass and `backward`. If they would take more,
+        or with 0, only the input itself is kept, and transformed again.
 
     Attributes
     ----------
     weight, bias : numpy.ndarray
-        Read-only. Assign a new array to change them, which renews the spectra.
+        Read-only. Assign a new array to change them, which renews the spectra; for another number of out channels set
+        the bias to None first.
+    stride, padding, dilation, groups, padding_mode, activation, algorithm, training, spectra_limit
+        As above. They may be set at any time, and are checked then, with the weight and one another; they hold for
+        forward passes to come, and `algorithm` and `spectra_limit` for `backward`, too.
     weight_grad, bias_grad : numpy.ndarray or None
         Gradients of the last `backward`.
-    algorithm : str
-        "auto", "fft" or "direct"; at first "auto".
-    training : bool
-        At first True. If False, a forward pass keeps nothing for `backward`.
-    spectra_limit : int
-        Bytes that the spectra of an input may take between a forward pass and `backward`, at first 256 MiB. If they
-        would take more, or with 0, only the input itself is kept, and transformed again.
 
     Raises
     ------
     TypeError, ValueError
-        As `nbfftconv.conv2d` does.
+        As `nbfftconv.conv2d` does, and for what is set later.
     """
+
+    stride = _Setting(_with_the_others)
+    padding = _Setting(_with_the_others)
+    dilation = _Setting(_with_the_others)
+    groups = _Setting(_with_the_others)
+    padding_mode = _Setting(_padding_mode)
+    activation = _Setting(_activation)
+    algorithm = _Setting(_algorithm)
+    training = _Setting(_flag)
+    spectra_limit = _Setting(_bytes)
+
+    # With which the first weight is checked, and then each of them as it is set.
+    _stride, _padding, _dilation, _groups = 1, 0, 1, 1
+    _bias: np.ndarray | None = None
 
     def __init__(
         self,
@@ -77,19 +149,17 @@ class Conv2d:
         *,
         padding_mode: str = "zeros",
         activation: str | None = None,
+        algorithm: str = "auto",
+        training: bool = True,
+        spectra_limit: int = 2**28,
     ) -> None:
-        check_activation(activation)
-        padding_modes.check_mode(padding_mode)
+        self.padding_mode, self.activation, self.algorithm = padding_mode, activation, algorithm
+        self.training, self.spectra_limit = training, spectra_limit
+        self.weight, self.bias = weight, bias
         self.stride, self.padding, self.dilation, self.groups = stride, padding, dilation, groups
-        self.padding_mode, self.activation = padding_mode, activation
-        self.training = True
-        self._spectra_limit = 2**28
         self.weight_grad: np.ndarray | None = None
         self.bias_grad: np.ndarray | None = None
-        self._algorithm = "auto"
         self._last = threading.local()  # of each Python thread: the arguments and result of its forward pass
-        self.weight = weight
-        self.bias = bias
 
     @property
     def weight(self) -> np.ndarray:
@@ -99,7 +169,12 @@ class Conv2d:
     @weight.setter
     def weight(self, value: ArrayLike) -> None:
         weight = as_float4("weight", value)
-        layer_numbers(weight.shape, self.stride, self.padding, self.dilation, self.groups)
+        layer_numbers(weight.shape, **self._geometry_numbers())
+        if self._bias is not None and len(self._bias) != weight.shape[0]:
+            raise ValueError(
+                f"weight {weight.shape} has {weight.shape[0]} out channels, but the layer's bias has "
+                f"{len(self._bias)}; set bias to None first"
+            )
         self._weight = _frozen(weight)
         # Replaced, never changed to another weight's: a pass that is under way keeps the kernels that it began with.
         self._kernels = KeptKernels(self._weight)
@@ -111,32 +186,16 @@ class Conv2d:
 
     @bias.setter
     def bias(self, value: ArrayLike | None) -> None:
-        bias = check_bias(value, self._weight.shape[0])
+        bias = check_bias(value, self._weight.shape[0], self._weight.dtype)
         self._bias = None if bias is None else _frozen(bias)
 
-    @property
-    def algorithm(self) -> str:
-        """What computes the passes: "auto", "fft" or "direct"."""
-        return self._algorithm
-
-    @algorithm.setter
-    def algorithm(self, value: str) -> None:
-        if value not in ALGORITHMS:
-            raise ValueError(f"algorithm must be one of {', '.join(ALGORITHMS)}, got {value!r}")
-        self._algorithm = value
-
-    @property
-    def spectra_limit(self) -> int:
-        """Bytes that the spectra of an input may take between a forward pass and `backward`."""
-        return self._spectra_limit
-
-    @spectra_limit.setter
-    def spectra_limit(self, value: int) -> None:
-        if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-            raise TypeError(f"spectra_limit must be an integer number of bytes, got {value!r}")
-        if value < 0:
-            raise ValueError(f"spectra_limit must be at least 0 bytes, got {value}")
-        self._spectra_limit = int(value)
+    def _geometry_numbers(self) -> dict[str, Any]:
+        return {
+            "stride": self._stride,
+            "padding": self._padding,
+            "dilation": self._dilation,
+            "groups": self._groups,
+        }
 
     def __getstate__(self) -> dict[str, Any]:
         """What is pickled or copied: neither spectra nor what a thread keeps for `backward`."""
@@ -151,7 +210,8 @@ class Conv2d:
         return (
             f"Conv2d(weight {self._weight.shape} {self._weight.dtype}, bias {'no' if self._bias is None else 'yes'}, "
             f"stride={self.stride!r}, padding={self.padding!r}, dilation={self.dilation!r}, groups={self.groups!r}, "
-            f"padding_mode={self.padding_mode!r}, activation={self.activation!r}, algorithm={self._algorithm!r})"
+            f"padding_mode={self.padding_mode!r}, activation={self.activation!r}, algorithm={self._algorithm!r}, "
+            f"training={self.training!r}, spectra_limit={self.spectra_limit!r})"
         )
 
     def __call__(self, input: ArrayLike) -> np.ndarray:
@@ -165,14 +225,18 @@ class Conv2d:
         Returns
         -------
         numpy.ndarray, shape (batch, out channels, out height, out width)
+
+        Raises
+        ------
+        TypeError, ValueError
+            As `nbfftconv.conv2d` does.
         """
         x = as_float4("input", input)
         bias, kernels = self._bias, self._kernels
         weight = kernels.weight
-        geometry = ConvGeometry.from_arguments(
-            x.shape, weight.shape, self.stride, self.padding, self.dilation, self.groups
-        )
-        padding_modes.check(geometry, self.padding_mode)
+        padding_mode, activation = self._padding_mode, self._activation
+        geometry = ConvGeometry.from_arguments(x.shape, weight.shape, **self._geometry_numbers())
+        padding_modes.check(geometry, padding_mode)
         dtype = result_type(x, weight) if bias is None else result_type(x, weight, bias)
         self._last.forward = None  # before there is more to keep
         step = self._step(geometry, dtype) if self.training else None
@@ -182,17 +246,20 @@ class Conv2d:
             x,
             kernels.of(plan),
             bias,
-            self.padding_mode,
-            self.activation,
+            padding_mode,
+            activation,
             keep=step is not None and step.keeps_input_spectra,
         )
         if step:
-            passed = _passed(result) if self.activation == "relu" else None
-            self._last.forward = geometry, dtype, x, step, kept, passed, kernels
+            passed = _passed(result) if activation == "relu" else None
+            has_bias = bias is not None
+            self._last.forward = geometry, dtype, x, step, kept, passed, kernels, padding_mode, has_bias
         return result
 
     def backward(self, grad_output: ArrayLike) -> np.ndarray:
         """Set `weight_grad` and `bias_grad`, at the last input, and return the gradient of the input.
+
+        Weight, bias, geometry, padding mode and activation are those of the forward pass, whatever was set since.
 
         Parameters
         ----------
@@ -207,11 +274,13 @@ class Conv2d:
         ------
         RuntimeError
             If this thread made no forward pass while `training`.
+        TypeError, ValueError
+            If `grad_output` has not the shape of the output, or is neither float32 nor float64.
         """
         last = getattr(self._last, "forward", None)
         if last is None:
             raise RuntimeError("backward needs a forward pass of the same thread, made with training = True")
-        geometry, dtype, x, forward_step, kept, passed, kernels = last
+        geometry, dtype, x, forward_step, kept, passed, kernels, padding_mode, has_bias = last
         g = as_float4("grad_output", grad_output)
         check_shape("grad_output", g, geometry.output_size, "the last forward pass")
         result_dtype = np.promote_types(dtype, result_type(g))
@@ -224,14 +293,14 @@ class Conv2d:
             # of other tiles if the dtype or any setting has changed since
             kept = kept if step == forward_step else None
             grad_input, self.weight_grad, grad_bias = run_backward(
-                step.grad_weight, x, kept, transformed, g, self.padding_mode
+                step.grad_weight, x, kept, transformed, g, padding_mode
             )
         else:
-            grad_input = run_grad_input(step.grad_input, transformed, g, self.padding_mode)
-            self.weight_grad = run_grad_weight(step.grad_weight, x, g, self.padding_mode)
+            grad_input = run_grad_input(step.grad_input, transformed, g, padding_mode)
+            self.weight_grad = run_grad_weight(step.grad_weight, x, g, padding_mode)
             with np.errstate(all="ignore"):  # inf - inf is NaN
-                grad_bias = None if self._bias is None else g.sum(axis=(0, 2, 3))
-        self.bias_grad = None if self._bias is None else grad_bias
+                grad_bias = g.sum(axis=(0, 2, 3)) if has_bias else None
+        self.bias_grad = grad_bias if has_bias else None
         return grad_input
 
     def _step(self, geometry: ConvGeometry, dtype: np.dtype) -> StepPlan:
@@ -273,7 +342,8 @@ class KeptKernels:
     def __init__(self, weight: np.ndarray) -> None:
         self.weight = weight
         self.forms: dict[KernelForm, engine.Kernels | None] = {}
-        self._chosen: dict[ConvPlan, ConvPlan] = {}  # from the best plan to the one in force
+        # from the best plan, and the scratch limit, to the plan in force
+        self._chosen: dict[tuple[ConvPlan, int], ConvPlan] = {}
 
     def plan(self, geometry: ConvGeometry, dtype: np.dtype, algorithm: str) -> ConvPlan:
         """Plan a forward pass, for kernels in a form that is kept if that is nearly as fast as the best plan.
@@ -281,12 +351,15 @@ class KeptKernels:
         The plan for a size stays, so that its results do, as long as these kernels are kept.
         """
         best = make_plan(geometry, "forward", dtype, algorithm, weight_is_transformed=True)
+        key = best, scratch.get_scratch_limit()
         with _kept_lock:
-            chosen = self._chosen.get(best)
+            chosen = self._chosen.get(key)
             if chosen is None:
-                chosen = self._chosen[best] = make_plan_for_kept(geometry, dtype, algorithm, self.forms.keys())
+                chosen = make_plan_for_kept(best, algorithm, self.forms.keys())
                 self.forms.setdefault(chosen.kernel_form, None)
-                while len(self._chosen) > _CHOSEN:
+                if chosen is not best:  # which is found again as long as its form is kept
+                    self._chosen[key] = chosen
+                if len(self._chosen) > _CHOSEN:
                     del self._chosen[next(iter(self._chosen))]
         return chosen
 
@@ -306,9 +379,7 @@ class KeptKernels:
                 oldest = next(iter(self.forms))
                 dropped[oldest] = self.forms.pop(oldest)
             if dropped:
-                self._chosen = {
-                    best: chosen for best, chosen in self._chosen.items() if chosen.kernel_form in self.forms
-                }
+                self._chosen = {key: plan for key, plan in self._chosen.items() if plan.kernel_form in self.forms}
         return kernels
 
     def _nbytes(self, kernels: engine.Kernels | None) -> int:

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from nbfftconv.geometry import ConvGeometry
+from nbfftconv.geometry import ConvGeometry, one_of
 
 #: PyTorch's names, and NumPy's.
 _MODES = {"reflect": "reflect", "replicate": "edge", "circular": "wrap"}
@@ -11,8 +11,7 @@ PADDING_MODES = ("zeros", *_MODES)
 
 def check_mode(mode: str) -> None:
     """Raise ValueError if the mode is unknown."""
-    if mode not in PADDING_MODES:
-        raise ValueError(f"padding_mode must be one of {', '.join(PADDING_MODES)}, got {mode!r}")
+    one_of("padding_mode", mode, PADDING_MODES)
 
 
 def check(geometry: ConvGeometry, mode: str) -> None:

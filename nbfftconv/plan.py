@@ -25,6 +25,7 @@ class KernelForm(NamedTuple):
     Attributes
     ----------
     dtype : numpy.dtype
+    groups : int
     transform : str or None
     tile : tuple of int or None
     phases : tuple of int or None
@@ -36,6 +37,7 @@ class KernelForm(NamedTuple):
     """
 
     dtype: np.dtype
+    groups: int
     transform: str | None
     tile: tuple[int, int] | None
     phases: tuple[int, int] | None
@@ -108,12 +110,13 @@ class ConvPlan:
     @property
     def kernel_form(self) -> KernelForm:
         """The form in which it needs the kernels."""
-        is_transposed = self.transposed is not None
+        phases = packed = None
         if self.grid is None:
             packed = self.direction, self.weight_spectra_bytes
-            return KernelForm(self.dtype, None, None, None, is_transposed, packed)
-        phases = self.grid.vertical.tap_step, self.grid.horizontal.tap_step
-        return KernelForm(self.dtype, self.transform, self.tile, phases, is_transposed, None)
+        else:
+            phases = self.grid.vertical.tap_step, self.grid.horizontal.tap_step
+        is_transposed = self.transposed is not None
+        return KernelForm(self.dtype, self.geometry.groups, self.transform, self.tile, phases, is_transposed, packed)
 
     @property
     def tile(self) -> tuple[int, int] | None:

@@ -165,6 +165,21 @@ def test_a_strange_bias(rng):
         np.testing.assert_array_equal(nbfftconv.conv2d(x, w, array), expected)
 
 
+@pytest.mark.parametrize("kind", [list, tuple])
+@pytest.mark.parametrize("numbers", [(1, -2, 3, 0), (1.5, -2, 0.1, 7), (np.float64(0.1), 1, np.float32(3), np.int8(2))])
+def test_a_bias_without_a_dtype_takes_that_of_the_others(numbers, kind, rng):
+    """As Python's numbers do in NumPy; an array's dtype counts."""
+    x, w = rng.standard_normal((1, 2, 9, 9)), rng.standard_normal((4, 2, 3, 3))
+    for dtypes in ((np.float32, np.float32), (np.float32, np.float64), (np.float64, np.float32)):
+        operands = [array.astype(dtype) for array, dtype in zip((x, w), dtypes, strict=True)]
+        actual = nbfftconv.conv2d(*operands, kind(numbers))
+        expected = nbfftconv.conv2d(*operands, np.array(numbers, np.result_type(*dtypes)))
+        assert actual.dtype == expected.dtype
+        np.testing.assert_array_equal(actual, expected)
+    single = x.astype(np.float32), w.astype(np.float32)
+    assert nbfftconv.conv2d(*single, np.array(numbers, np.float64)).dtype == np.float64
+
+
 @pytest.mark.parametrize("direction", DIRECTIONS)
 @pytest.mark.parametrize("algorithm", ["fft", "direct"])
 @pytest.mark.parametrize("padding_mode", ["zeros", "reflect"])
@@ -261,6 +276,29 @@ def test_out_may_overlap_the_operands(algorithm, rng):
         operands = (alias, bias) if operand is w else (w, alias)
         case.run("forward", x, operands[0], plan, bias=operands[1], out=out)
         np.testing.assert_array_equal(out, expected)
+
+
+@pytest.mark.parametrize("algorithm", ["fft", "direct"])
+@pytest.mark.parametrize("is_direct", [True, False])
+def test_out_of_a_subclass(algorithm, is_direct, rng, tmp_path):
+    """Its memory is written, be it a file's, and none of its own ways of being written are asked."""
+
+    class Guarded(np.ndarray):
+        def __setitem__(self, key, value):
+            raise AssertionError("written by its own method")
+
+    case = same_case(algorithm)
+    plan = case.plan("forward", np.float32, algorithm=algorithm)
+    x, w = case.operands("forward", np.float32, rng)
+    expected = case.run("forward", x, w, plan)
+    mapped = np.memmap(tmp_path / "out.bin", np.float32, "w+", shape=expected.shape)
+    for out in (mapped, np.zeros_like(expected).view(Guarded)):
+        taken = out if is_direct else out[::-1]
+        assert case.run("forward", x, w, plan, out=taken) is taken
+        np.testing.assert_array_equal(np.asarray(taken), expected)
+    mapped.flush()
+    on_disk = np.fromfile(tmp_path / "out.bin", np.float32).reshape(expected.shape)
+    np.testing.assert_array_equal(on_disk if is_direct else on_disk[::-1], expected)
 
 
 def test_out_of_an_empty_batch():

@@ -94,8 +94,33 @@ GEOMETRY = [
             ((1,), ValueError, "(1,)"),
             ((1, 2, 3), ValueError, "(1, 2, 3)"),
             ((1, HUGE), ValueError, HUGE),
+            (True, TypeError, True),
+            ((1, np.True_), TypeError, "horizontal"),
+            ((0, 1), ValueError, ("(0, 1)", "vertical")),
+            ((1, -2), ValueError, ("(1, -2)", "horizontal")),
+            (float("nan"), TypeError, "nan"),
+            ({1, 2}, TypeError, "{1, 2}"),
+            ({1: 1, 2: 2}, TypeError, "{1: 1, 2: 2}"),
+            (map(int, "11"), TypeError, "map"),
+            (b"ab", TypeError, "b'ab'"),
+            (1 + 0j, TypeError, "(1+0j)"),
+            (np.array(1.0), TypeError, "array(1.)"),
+            (np.array([1.0, 2.0]), TypeError, "vertical"),
         ]
     ],
+    ({"padding": float("inf")}, TypeError, "inf"),
+    ({"padding": (0, float("nan"))}, TypeError, ("nan", "horizontal")),
+    ({"padding": False}, TypeError, False),
+    ({"padding": (0, True)}, TypeError, ("(0, True)", "horizontal")),
+    ({"padding": ((0, 0), (True, 0))}, TypeError, "left"),
+    ({"padding": ((0, -1), (0, 0))}, ValueError, ("((0, -1), (0, 0))", "bottom")),
+    ({"padding": {0, 1}}, TypeError, "{0, 1}"),
+    ({"padding": {0: 1, 1: 0}}, TypeError, "{0: 1, 1: 0}"),
+    ({"padding": (n for n in (0, 1))}, TypeError, "generator"),
+    ({"padding": b"ab"}, TypeError, "b'ab'"),
+    ({"groups": True}, TypeError, True),
+    ({"groups": np.True_}, TypeError, "np.True_" if np.lib.NumpyVersion(np.__version__) >= "2.0.0" else "True"),
+    ({"groups": (2,)}, TypeError, "(2,)"),
     ({"padding": -1}, ValueError, -1),
     ({"padding": (1, -2)}, ValueError, -2),
     ({"padding": ((0, 0), (0, -3))}, ValueError, -3),
@@ -123,6 +148,11 @@ GEOMETRY = [
 MODES = [
     ({"padding_mode": "mirror"}, ValueError, "'mirror'"),
     ({"padding_mode": ""}, ValueError, "''"),
+    ({"padding_mode": None}, ValueError, None),
+    ({"padding_mode": 0}, ValueError, 0),
+    ({"padding_mode": b"zeros"}, ValueError, "b'zeros'"),
+    ({"padding_mode": ["zeros"]}, ValueError, "['zeros']"),
+    ({"padding_mode": np.array(["zeros", "reflect"])}, ValueError, "array(['zeros', 'reflect']"),
 ]
 
 # Where the size of the image is known too.
@@ -182,9 +212,9 @@ SIZES = {
         ((4, 9, 8), ValueError, "(4, 9, 8)"),
         ((1, 2, 4, 9, 8), ValueError, "(1, 2, 4, 9, 8)"),
         ((), ValueError, "()"),
-        ((2, 0, 9, 8), ValueError, "(2, 0, 9, 8)"),
-        ((2, 4, 0, 8), ValueError, "(2, 4, 0, 8)"),
-        ((2, 4, 9, 0), ValueError, "(2, 4, 9, 0)"),
+        ((2, 0, 9, 8), ValueError, ("(2, 0, 9, 8)", "channels")),
+        ((2, 4, 0, 8), ValueError, ("(2, 4, 0, 8)", "height")),
+        ((2, 4, 9, 0), ValueError, ("(2, 4, 9, 0)", "width")),
         ((2, 5, 9, 8), ValueError, ("(2, 5, 9, 8)", "(6, 2, 3, 3)", 2)),
         ((2, 4, 2, 8), ValueError, (2, 3)),
         ((2, 4, 2**31, 8), ValueError, 2**31),
@@ -193,10 +223,10 @@ SIZES = {
     "weight": [
         ((3, 3), ValueError, "(3, 3)"),
         ((6, 2, 3, 3, 1), ValueError, "(6, 2, 3, 3, 1)"),
-        ((0, 2, 3, 3), ValueError, "(0, 2, 3, 3)"),
-        ((6, 0, 3, 3), ValueError, "(6, 0, 3, 3)"),
-        ((6, 2, 0, 3), ValueError, "(6, 2, 0, 3)"),
-        ((6, 2, 3, 0), ValueError, "(6, 2, 3, 0)"),
+        ((0, 2, 3, 3), ValueError, ("(0, 2, 3, 3)", "out channels")),
+        ((6, 0, 3, 3), ValueError, ("(6, 0, 3, 3)", "channels of a group")),
+        ((6, 2, 0, 3), ValueError, ("(6, 2, 0, 3)", "kernel height")),
+        ((6, 2, 3, 0), ValueError, ("(6, 2, 3, 0)", "kernel width")),
         ((6, 4, 3, 3), ValueError, ("(6, 4, 3, 3)", "(2, 4, 9, 8)", 2)),
         ((5, 2, 3, 3), ValueError, ("(5, 2, 3, 3)", 2)),
         ((6, 2, 10, 3), ValueError, (10, 9)),
@@ -226,6 +256,11 @@ SIZES_ONLY = [
     ((2, 4, None, 8), TypeError, None),
     (9, TypeError, 9),
     (None, TypeError, None),
+    ((2, 4, True, 8), TypeError, True),
+    ({2, 4, 9, 8}, TypeError, "{8, 9, 2, 4}"),
+    ({2: 0, 4: 0, 9: 0, 8: 0}, TypeError, "{2: 0, 4: 0, 9: 0, 8: 0}"),
+    (map(int, "2498"), TypeError, "map"),
+    (b"\x02\x04\x09\x08", TypeError, "b'\\x02\\x04\\t\\x08'"),
 ]
 
 ARGUMENTS = {  # function -> (argument, what it is, whether it is an array)
@@ -313,7 +348,49 @@ def test_dtypes_of_a_plan(dtype):
     assert_raises(TypeError, repr(dtype), call, "plan_conv2d", {"dtype": dtype})
 
 
-@pytest.mark.parametrize("bad", [None, "text", 5, 5.0, {}, object(), [[[[1, 2], [3, 4]]]]])
+@pytest.mark.parametrize(("name", "argument"), [*OPERANDS, ("conv2d", "bias"), ("Conv2d", "bias")])
+@pytest.mark.parametrize("mask", [True, False, np.ma.nomask])
+def test_masked_arrays(mask, name, argument):
+    """With and without a masked value: what is behind a mask never counts silently."""
+    values = GOOD[name].get(argument, zeros(6))
+    masked = np.ma.array(values, mask=np.full(values.shape, mask) if mask is not np.ma.nomask else mask)
+    assert_raises(TypeError, (argument, str(values.shape), "masked", "fill"), call, name, {argument: masked})
+    if values.ndim > 1:  # else its items are numbers, which have no mask
+        for bad in (list(masked), (*values[:-1], masked[-1]), [[*values[0][:-1], masked[0][-1]]]):
+            assert_raises(TypeError, (argument, len(bad), "masked", "fill"), call, name, {argument: bad})
+    if name == "Conv2d":
+        layer = call(name, {"bias": zeros(6)})
+        assert_raises(TypeError, (argument, "masked"), setattr, layer, argument, masked)
+
+
+def test_a_masked_number_in_a_list():
+    assert_raises(TypeError, ("bias", "masked"), call, "conv2d", {"bias": [0.0, 1.0, np.ma.masked, 3.0, 4.0, 5.0]})
+
+
+@pytest.mark.parametrize(("name", "argument"), OPERANDS)
+def test_complex_arrays_are_told_what_to_do(name, argument):
+    with pytest.raises(TypeError, match="real and its imaginary part"):
+        call(name, {argument: GOOD[name][argument].astype(complex)})
+
+
+@pytest.mark.parametrize(("error", "raised"), [(RuntimeError, TypeError), (TypeError, TypeError), (ValueError,) * 2])
+@pytest.mark.parametrize(("name", "argument"), [*OPERANDS, ("conv2d", "bias"), ("Conv2d", "bias")])
+def test_objects_that_refuse_to_be_arrays(name, argument, error, raised):
+    """As a tensor of another library that is on a GPU, or needs its gradient."""
+
+    class Tensor:
+        def __array__(self, dtype=None, copy=None):
+            raise error("it requires grad")
+
+    assert_raises(raised, (argument, "it requires grad"), call, name, {argument: Tensor()})
+
+
+@pytest.mark.parametrize(("name", "argument"), OPERANDS)
+def test_lists_of_lists_of_several_lengths(name, argument):
+    assert_raises(ValueError, argument, call, name, {argument: [[[[1.0, 2.0], [3.0]]]]})
+
+
+@pytest.mark.parametrize("bad", [None, "text", 5, 5.0, {}, set(), iter("1"), object(), [[[[1, 2], [3, 4]]]]])
 def test_no_arrays(bad):
     for name, argument in OPERANDS:
         with pytest.raises((TypeError, ValueError)):
@@ -331,8 +408,30 @@ def test_bias_shapes(shape):
     assert_raises(ValueError, (str(shape), 6), setattr, call("Conv2d", {}), "bias", bias)
 
 
+@pytest.mark.parametrize(
+    ("bias", "exception", "fragments"),
+    [
+        ([True] * 6, TypeError, "bool"),
+        (["1"] * 6, TypeError, "(6,)"),
+        ([1j] * 6, TypeError, "complex128"),
+        ([None] * 6, TypeError, "object"),
+        ([[0.0]] * 6, ValueError, "(6, 1)"),
+        ([0.0] * 5, ValueError, "(5,)"),
+        ([0, 0, 0, 0, 0, -1e39], ValueError, ("-1e+39", "float32")),
+        ((1e39, 0.5, 0, 0, 0, 0), ValueError, ("1e+39", "float32")),
+        (5, TypeError, "int64"),
+        (5.0, ValueError, "()"),
+        (dict.fromkeys(range(6), 0.0), TypeError, "object"),
+    ],
+)
+def test_a_bias_that_is_no_array(bias, exception, fragments):
+    assert_raises(exception, fragments, call, "conv2d", {"bias": bias})
+    assert_raises(exception, fragments, call, "Conv2d", {"bias": bias})
+    assert_raises(exception, fragments, setattr, call("Conv2d", {}), "bias", bias)
+
+
 @pytest.mark.parametrize("name", ["conv2d", "Conv2d"])
-@pytest.mark.parametrize("activation", ["tanh", "ReLU", ""])
+@pytest.mark.parametrize("activation", ["tanh", "ReLU", "", 0, False, ["relu"], np.array(["relu", "relu"])])
 def test_activations(name, activation):
     assert_raises(ValueError, repr(activation), call, name, {"activation": activation})
 
@@ -348,6 +447,7 @@ def test_activations(name, activation):
         (zeros(2, 6, 7, 6, dtype=int), (TypeError, ValueError), ("int64", "float32")),
         (endless(2, 6, 7, 6), ValueError, "read-only"),
         (zeros(2, 6, 7, 6).tolist(), TypeError, "list"),
+        (np.ma.array(zeros(2, 6, 7, 6)), TypeError, "MaskedArray"),
     ],
 )
 def test_out(out, exception, fragments):
@@ -411,6 +511,23 @@ def test_no_plan(name, plan):
 DIRECTION = {"conv2d": "forward", "conv2d_weight": "grad_weight", "conv2d_input": "grad_input"}
 
 
+@pytest.mark.parametrize("name", [*DIRECTION, "Conv2d"])
+@pytest.mark.parametrize("algorithm", ["winograd", "FFT", "", None, 0, ["fft"], np.array(["fft", "direct"])])
+def test_algorithms(algorithm, name):
+    assert_raises(ValueError, ("algorithm", repr(algorithm)), call, name, {"algorithm": algorithm})
+
+
+@pytest.mark.parametrize("name", DIRECTION)
+@pytest.mark.parametrize("algorithm", ["fft", "direct"])
+@pytest.mark.parametrize("planned", ["fft", "direct"])
+def test_an_algorithm_beside_a_plan(name, planned, algorithm):
+    """Even the same one: a plan is the whole choice."""
+    plan = call("plan_conv2d", {"direction": DIRECTION[name], "algorithm": planned})
+    bad = {"plan": plan, "algorithm": algorithm}
+    assert_raises(ValueError, ("plan", repr(planned), repr(algorithm)), call, name, bad)
+    call(name, {"plan": plan, "algorithm": "auto"})
+
+
 @pytest.mark.parametrize("name", DIRECTION)
 @pytest.mark.parametrize("algorithm", ["fft", "direct"])
 @pytest.mark.parametrize(
@@ -471,10 +588,76 @@ def test_calls_of_a_layer():
     layer.backward(zeros(2, 6, 7, 6))  # still good after a refusal
 
 
-def test_algorithm_of_a_layer():
+LAYER_SETTINGS = [
+    *GEOMETRY,
+    *MODES,
+    *(({"activation": value}, ValueError, repr(value)) for value in ("gelu", "ReLU", 0, ["relu"])),
+    *(({"algorithm": value}, ValueError, repr(value)) for value in ("winograd", None, 1)),
+    *(({"training": value}, TypeError, repr(value)) for value in ("no", 0, 1, None, 1.0, [], np.array([True]))),
+    *(({"spectra_limit": value}, TypeError, repr(value)) for value in (True, 1.0, "1", None)),
+    ({"spectra_limit": -1}, ValueError, -1),
+]
+
+
+def settings_of(layer):
+    geometry = "stride", "padding", "dilation", "groups", "padding_mode"
+    others = "weight", "bias", "activation", "algorithm", "training", "spectra_limit"
+    return {name: getattr(layer, name) for name in (*geometry, *others)}
+
+
+@pytest.mark.parametrize(("bad", "exception", "fragments"), LAYER_SETTINGS)
+def test_settings_of_a_layer(bad, exception, fragments):
+    """Refused by the constructor, and alike when they are set later; the layer is then as it was."""
+    assert_raises(exception, fragments, call, "Conv2d", bad)
+    *others, last = bad
+    layer = call("Conv2d", {name: bad[name] for name in others})
+    x, g = zeros(2, 4, 9, 8), zeros(2, 6, 7, 6)
+    layer(x)
+    before = settings_of(layer)
+    assert_raises(exception, fragments, setattr, layer, last, bad[last])
+    after = settings_of(layer)
+    assert all(after[name] is value for name, value in before.items())
+    if not others:
+        layer.backward(g)
+        layer(x)
+
+
+@pytest.mark.parametrize(
+    ("first", "name", "value", "fragments"),
+    [
+        ({"padding": "same"}, "stride", 2, ("same", "(2, 2)")),
+        ({"stride": (1, 2)}, "padding", "same", ("same", "(1, 2)")),
+        ({"groups": 3}, "weight", zeros(4, 2, 3, 3), ("(4, 2, 3, 3)", 3)),
+        ({"groups": 1}, "groups", 4, ("(6, 2, 3, 3)", 4)),
+        ({"bias": zeros(6)}, "weight", zeros(8, 2, 3, 3), ("(8, 2, 3, 3)", 6, "bias")),
+        ({"bias": zeros(6)}, "weight", zeros(4, 2, 3, 3), ("(4, 2, 3, 3)", 6, "bias")),
+        ({}, "bias", zeros(8), ("(8,)", 6)),
+    ],
+)
+def test_settings_of_a_layer_that_do_not_go_together(first, name, value, fragments):
+    layer = call("Conv2d", first)
+    before = settings_of(layer)
+    assert_raises(ValueError, fragments, setattr, layer, name, value)
+    after = settings_of(layer)
+    assert all(after[each] is kept for each, kept in before.items())
+
+
+def test_settings_of_a_layer_cannot_be_changed_behind_its_back():
+    """A list that is set is not kept: appended to later, it would pass no check."""
+    stride, padding = [1, 1], [[1, 1], [0, 0]]
+    layer = call("Conv2d", {"stride": stride, "padding": padding})
+    stride[0] = padding[0][0] = "no number"
+    assert (layer.stride, layer.padding) == ((1, 1), ((1, 1), (0, 0)))
+    assert layer(zeros(2, 4, 9, 8)).shape == (2, 6, 9, 6)
+
+
+def test_settings_of_a_layer_cannot_be_deleted():
     layer = call("Conv2d", {})
-    assert_raises(ValueError, "'winograd'", setattr, layer, "algorithm", "winograd")
-    assert layer.algorithm == "auto"
+    before = settings_of(layer)
+    for name in before:
+        with pytest.raises(AttributeError):
+            delattr(layer, name)
+    assert settings_of(layer).keys() == before.keys()
 
 
 # Settings --------------------------------------------------------------------------------------------

@@ -157,6 +157,19 @@ def test_geometry_may_be_given_by_position(case, rng):
     assert_accurate(nbfftconv.conv2d_input(x.shape, w, g, *geometry, **mode), expected, np.float64)
 
 
+@pytest.mark.parametrize("direction", DIRECTIONS)
+@given(case=cases(), dtype=st.sampled_from(DTYPES), rng=generators())
+def test_any_geometry_with_an_algorithm(direction, case, dtype, rng):
+    """The bits of the plan with that algorithm; "auto" is the default."""
+    a, b, expected = case.operands_and_expected(direction, dtype, rng)
+    for algorithm in ("auto", "fft", "direct"):
+        actual = case.run(direction, a, b, algorithm=algorithm)
+        assert_accurate(actual, expected, dtype)
+        planned = case.run(direction, a, b, case.plan(direction, dtype, algorithm=algorithm))
+        assert actual.tobytes() == planned.tobytes()
+    assert case.run(direction, a, b).tobytes() == case.run(direction, a, b, algorithm="auto").tobytes()
+
+
 # SciPy -----------------------------------------------------------------------------------------------
 
 SCIPY_SIZES = [

@@ -250,6 +250,121 @@ def test_switching_the_algorithm(operands):
     assert results["fft"].tobytes() != results["direct"].tobytes()
 
 
+# Settings --------------------------------------------------------------------------------------------
+
+OTHER = {"stride": (2, 1), "padding": "full", "dilation": 1, "groups": 1, "padding_mode": "circular"}
+
+
+@pytest.mark.parametrize("algorithm", ["auto", "fft", "direct"])
+@pytest.mark.parametrize("name", [*OTHER, "activation"])
+def test_settings_hold_from_the_next_forward_pass_on(name, algorithm, rng):
+    """Backward belongs to the forward pass before it, whatever was set in between."""
+    w, bias = rng.standard_normal(CASE.weight_size), rng.standard_normal(6)
+    first = CASE.options | {"padding_mode": "reflect", "activation": None}
+    other = first | {name: (OTHER | {"activation": "relu"})[name]}
+    channels = {1: 2, 2: 4}  # by groups
+    layer = Conv2d(w, bias, **first, algorithm=algorithm)
+    for before, after in ((first, other), (other, first), (first, other)):
+        x = rng.standard_normal((2, channels[before["groups"]], 25, 23))
+        expected = oracle.conv2d(x, w, bias, **before)
+        assert_accurate(layer(x), expected, np.float64)
+        setattr(layer, name, after[name])
+        g = rng.standard_normal(expected.shape)
+        passed = np.where(expected > 0, g, 0) if before["activation"] else g
+        geometry = {key: value for key, value in before.items() if key != "activation"}
+        assert_accurate(layer.backward(g), oracle.conv2d_input(x.shape, w, passed, **geometry), np.float64)
+        assert_accurate(layer.weight_grad, oracle.conv2d_weight(x, w.shape, passed, **geometry), np.float64)
+        assert_accurate(layer.bias_grad, passed.sum((0, 2, 3)), np.float64)
+
+
+@pytest.mark.parametrize("algorithm", ["fft", "direct"])
+def test_a_bias_that_is_set_or_removed_before_backward(algorithm, operands):
+    x, w, bias, g = operands
+    layer = Conv2d(w, bias, **CASE.options, algorithm=algorithm)
+    layer(x)
+    layer.bias = None
+    layer.backward(g)
+    assert_accurate(layer.bias_grad, g.sum((0, 2, 3), dtype=float), np.float32)
+    layer(x)
+    layer.bias = bias
+    layer.backward(g)
+    assert layer.bias_grad is None
+
+
+def test_settings_are_kept_as_they_were_given(operands):
+    _, w, bias, _ = operands
+    layer = Conv2d(w, bias)
+    rows = {
+        "stride": [(2, 2), ((1, 3), (1, 3)), ([2, np.int64(1)], (2, 1)), (np.array([1, 2]), (1, 2)), (1, 1)],
+        "dilation": [(3, 3), (range(1, 3), (1, 2)), (np.uint8(2), 2)],
+        "padding": [("same", "same"), (((1, 2), (0, 3)), ((1, 2), (0, 3))), (np.eye(2, dtype=int), ((1, 0), (0, 1)))],
+        "groups": [(3, 3), (np.array(2), 2)],
+        "padding_mode": [("circular", "circular")],
+        "activation": [("relu", "relu"), (None, None)],
+        "algorithm": [("fft", "fft")],
+        "training": [(False, False), (np.True_, True)],
+        "spectra_limit": [(0, 0), (np.int64(2**40), 2**40)],
+    }
+    for name, values in rows.items():
+        for value, kept in values if name != "stride" else [(v, v) if isinstance(v, int) else v for v in values]:
+            setattr(layer, name, value)
+            assert getattr(layer, name) == kept and type(getattr(layer, name)) is type(kept)
+            assert f"{name}={kept!r}" in repr(layer)
+        if name == "stride":
+            layer.stride = 1
+
+
+def test_another_number_of_filters(operands, rng):
+    """By way of no bias; a weight that does not fit the bias is refused (tests of bad input)."""
+    x, w, bias, _ = operands
+    layer = Conv2d(w, bias, **CASE.options)
+    layer(x)
+    more, bias = rng.standard_normal((10, 2, 7, 5)).astype(np.float32), rng.standard_normal(10).astype(np.float32)
+    layer.bias, layer.weight = None, more
+    layer.bias = bias
+    assert_accurate(layer(x), oracle.conv2d(x, more, bias, **CASE.options), np.float32)
+
+
+def test_settings_of_the_constructor(operands):
+    x, w, bias, g = operands
+    layer = Conv2d(w, bias, **CASE.options, algorithm="direct", training=False, spectra_limit=0)
+    assert (layer.algorithm, layer.training, layer.spectra_limit) == ("direct", False, 0)
+    direct = layer(x)
+    with pytest.raises(RuntimeError, match="training"):
+        layer.backward(g)
+    layer.algorithm = "fft"
+    assert layer(x).tobytes() != direct.tobytes()
+
+
+@pytest.mark.parametrize("kind", [list, tuple])
+def test_a_bias_without_a_dtype_takes_that_of_the_weight(kind, operands):
+    x, w, _, _ = operands
+    numbers = kind((1, -2, 3.5, 0, 1e-3, 7))
+    expected = oracle.conv2d(x, w, np.array(numbers), **CASE.options)
+    for layer in (Conv2d(w, numbers, **CASE.options), Conv2d(w, **CASE.options)):
+        layer.bias = numbers
+        assert layer.bias.dtype == np.float32
+        assert_accurate(layer(x), expected, np.float32)
+    layer = Conv2d(w.astype(np.float64), numbers, **CASE.options)
+    assert layer.bias.dtype == np.float64
+
+
+def test_gradients_and_attributes_of_others_can_be_deleted(operands):
+    x, w, bias, g = operands
+    layer = Conv2d(w, bias, **CASE.options)
+    layer.name = "conv1"
+    layer(x)
+    layer.backward(g)
+    assert copy.deepcopy(layer).name == "conv1"
+    del layer.weight_grad, layer.bias_grad, layer.name
+    assert pickle.loads(pickle.dumps(layer))(x).tobytes() == layer(x).tobytes()
+    layer.backward(g)
+    assert layer.weight_grad.shape == w.shape
+
+
+# Images, dtypes, copies, threads ---------------------------------------------------------------------
+
+
 def test_one_layer_for_images_of_many_sizes(rng):
     w = rng.standard_normal((3, 2, 9, 8)).astype(np.float32)
     layer = Conv2d(w, padding="same")
@@ -263,6 +378,25 @@ def test_one_layer_for_images_of_many_sizes(rng):
         np.testing.assert_array_equal(layer(x), y)
         g = np.ones_like(y)
         assert_accurate(layer.backward(g), oracle.conv2d_input(x.shape, w, g, padding="same"), np.float32)
+
+
+@pytest.mark.parametrize("algorithm", ["fft", "direct"])
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(("stride", "dilation", "kernel"), [(2, 1, 3), ((2, 3), (1, 2), 3), (3, 2, 4), ((3, 1), 1, 7)])
+def test_strides_and_images_of_one_output(stride, dilation, kernel, training, algorithm, rng):
+    """Of one output along an axis a stride does not count, so the kernels' spectra are others, of the same tile."""
+    w = rng.standard_normal((4, 2, kernel, kernel))
+    geometry = {"stride": stride, "dilation": dilation, "groups": 2}
+    layer = Conv2d(w, **geometry, algorithm=algorithm, training=training)
+    least = [d * (kernel - 1) + 1 for d in oracle.pair(dilation)]
+    more = [0, 1, 3, 20]
+    sizes = [(least[0] + i, least[1] + j) for i in more for j in more]
+    for height, width in rng.permutation(sizes).tolist():
+        x = rng.standard_normal((1, 4, height, width))
+        y = layer(x)
+        assert_accurate(y, oracle.conv2d(x, w, **geometry), np.float64)
+        if training:
+            assert_accurate(layer.backward(y), oracle.conv2d_input(x.shape, w, y, **geometry), np.float64)
 
 
 def test_dtypes_promote_and_do_not_stick(operands):
@@ -294,10 +428,17 @@ def test_copies_are_independent(duplicate, operands):
     x, w, bias, g = operands
     layer = Conv2d(w, bias, **CASE.options, activation="relu")
     layer.algorithm = "fft"
+    layer.training, layer.spectra_limit = True, 2**20
     before = layer(x)
     other = duplicate(layer)
+    assert repr(other) == repr(layer)
     np.testing.assert_array_equal(other(x), before)
     other.backward(g)
+    with pytest.raises(ValueError, match="'gelu'"):  # checked as ever
+        other.activation = "gelu"
+    other.groups = 1
+    assert layer.groups == 2
+    other.groups = 2
     assert layer.weight_grad is None
     other.weight = 2 * w
     assert_accurate(other(x), oracle.conv2d(x, 2 * w, bias, **CASE.options, activation="relu"), np.float32)
