@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from nbfftconv import engine
+from nbfftconv import engine, scratch
 from nbfftconv.arrays import compact
 from nbfftconv.forking import fork_safe_lock
 from nbfftconv.geometry import ConvGeometry
@@ -12,8 +12,8 @@ from nbfftconv.planner import make_plan, make_plan_for_kept
 #: Bytes that a layer keeps of its kernels' spectra, and of kernels that are packed or transposed, unless those that it
 #: used last take more.
 KEPT_BYTES = 512 * 2**20
-# Sizes of images whose plan a layer remembers.
-_CHOSEN = 512
+# Sizes of images whose plan a layer remembers, where that is not the best.
+_CHOSEN = 256
 
 _kept_lock = fork_safe_lock()  # for moments
 
@@ -34,7 +34,8 @@ class KeptKernels:
     def __init__(self, weight: np.ndarray) -> None:
         self.weight = weight
         self.forms: dict[KernelForm, engine.Kernels | None] = {}
-        self._chosen: dict[ConvPlan, ConvPlan] = {}  # from the best plan to the one in force
+        # from the best plan, and the scratch limit, to the plan in force
+        self._chosen: dict[tuple[ConvPlan, int], ConvPlan] = {}
 
     def plan(self, geometry: ConvGeometry, dtype: np.dtype, algorithm: str) -> ConvPlan:
         """Plan a forward pass, for kernels in a form that is kept if that is nearly as fast as the best plan.
@@ -42,12 +43,15 @@ class KeptKernels:
         The plan for a size stays, so that its results do, as long as these kernels are kept.
         """
         best = make_plan(geometry, "forward", dtype, algorithm, weight_is_transformed=True)
+        key = best, scratch.get_scratch_limit()
         with _kept_lock:
-            chosen = self._chosen.get(best)
+            chosen = self._chosen.get(key)
             if chosen is None:
-                chosen = self._chosen[best] = make_plan_for_kept(geometry, dtype, algorithm, self.forms.keys())
+                chosen = make_plan_for_kept(best, algorithm, self.forms.keys())
                 self.forms.setdefault(chosen.kernel_form, None)
-                while len(self._chosen) > _CHOSEN:
+                if chosen is not best:  # which is found again as long as its form is kept
+                    self._chosen[key] = chosen
+                if len(self._chosen) > _CHOSEN:
                     del self._chosen[next(iter(self._chosen))]
         return chosen
 
@@ -67,9 +71,7 @@ class KeptKernels:
                 oldest = next(iter(self.forms))
                 dropped[oldest] = self.forms.pop(oldest)
             if dropped:
-                self._chosen = {
-                    best: chosen for best, chosen in self._chosen.items() if chosen.kernel_form in self.forms
-                }
+                self._chosen = {key: plan for key, plan in self._chosen.items() if plan.kernel_form in self.forms}
         return kernels
 
     @property

@@ -25,23 +25,23 @@ class KernelForm(NamedTuple):
     Attributes
     ----------
     dtype : numpy.dtype
+    groups : int
     transform : str or None
     tile : tuple of int or None
     phases : tuple of int or None
         Distances of neighbouring taps, one for each axis. Where there is but one output, they do not depend on strides.
     is_transposed : bool
-    groups : int
     packed : tuple or None
         Direction and bytes, of direct convolution: a gradient does not read kernels as the forward pass does, and that
         not of all sizes in the same order.
     """
 
     dtype: np.dtype
+    groups: int
     transform: str | None
     tile: tuple[int, int] | None
     phases: tuple[int, int] | None
     is_transposed: bool
-    groups: int
     packed: tuple[str, int] | None
 
 
@@ -110,13 +110,13 @@ class ConvPlan:
     @property
     def kernel_form(self) -> KernelForm:
         """The form in which it needs the kernels."""
-        is_transposed = self.transposed is not None
+        phases = packed = None
         if self.grid is None:
             packed = self.direction, self.weight_spectra_bytes
-            return KernelForm(self.dtype, None, None, None, is_transposed, self.geometry.groups, packed)
-        phases = self.grid.vertical.tap_step, self.grid.horizontal.tap_step
-        groups = self.geometry.groups
-        return KernelForm(self.dtype, self.transform, self.tile, phases, is_transposed, groups, None)
+        else:
+            phases = self.grid.vertical.tap_step, self.grid.horizontal.tap_step
+        is_transposed = self.transposed is not None
+        return KernelForm(self.dtype, self.geometry.groups, self.transform, self.tile, phases, is_transposed, packed)
 
     @property
     def tile(self) -> tuple[int, int] | None:

@@ -210,15 +210,13 @@ def _winner(
     return winners.get(profile.Problem.of(geometry, direction, dtype, weight_is_transformed)) if winners else None
 
 
-def make_plan_for_kept(
-    geometry: ConvGeometry, dtype: np.dtype, algorithm: str, kept: Collection[KernelForm]
-) -> ConvPlan:
-    """Return the plan of a forward pass for a layer that keeps the kernels in some forms.
+def make_plan_for_kept(best: ConvPlan, algorithm: str, kept: Collection[KernelForm]) -> ConvPlan:
+    """Return the plan of a forward pass for a layer that keeps the kernels in some forms, given the best plan.
 
-    It is the cheapest that needs no other form, unless the best plan is much cheaper: else a layer that meets images of
-    many sizes would make spectra for each. What was measured goes first.
+    It is the cheapest that needs no other form, unless the best is much cheaper: else a layer that meets images of many
+    sizes would make spectra for each. What was measured goes first.
     """
-    best = make_plan(geometry, "forward", dtype, algorithm, weight_is_transformed=True)
+    geometry, dtype = best.geometry, best.dtype
     if best.kernel_form in kept or (algorithm == "auto" and _winner(geometry, "forward", dtype, True) is not None):
         return best
     plan = _plan_for_kept(geometry, dtype, algorithm, kept, get_scratch_limit(), get_machine())
@@ -236,7 +234,7 @@ def _plan_for_kept(
     tiles = [
         (form.transform, form.tile)
         for form in kept
-        if (form.dtype, form.phases, form.is_transposed) == (dtype, phases, False)
+        if (form.dtype, form.groups, form.phases, form.is_transposed) == (dtype, geometry.groups, phases, False)
     ]
     plan = None
     if tiles and algorithm != "direct":
@@ -341,7 +339,8 @@ def _shared_step(
     if algorithm == "direct" or (algorithm == "auto" and geometry.weight_size[2:] == (1, 1)):
         return None
     rest = dtype, algorithm, "auto", None, False, True, limit, machine
-    apart = sum(_make_plan(geometry, direction, *rest).seconds for direction in DIRECTIONS)
+    no_winner = None  # said, so that `make_plan` finds them
+    apart = sum(_make_plan(geometry, direction, *rest, no_winner).seconds for direction in DIRECTIONS)
     forward, grad_weight, grad_input = step = [_costed(geometry, direction, *rest)[-1] for direction in DIRECTIONS]
     keeps = forward.choices.input_bytes <= spectra_limit
     shared = grad_weight.cost.output + grad_input.cost.weight + keeps * grad_weight.cost.input
