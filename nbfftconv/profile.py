@@ -114,7 +114,8 @@ def remember(threads: tuple[int, int] | None = None, winners: dict[Problem, Winn
             kept = Profile(threads or kept.threads, kept.winners | new)
             document.replace_of_machine(_FORMAT, _to_json(kept))
         except OSError as error:
-            report(f"the profile is kept for this process only: {os.fspath(document.path)!r} cannot be written: {error}")
+            name = os.fspath(document.path)
+            report(f"the profile is kept for this process only, {name!r} cannot be written: {error}")
             kept = Profile(threads or known.threads, new)
         _profiles[key] = Profile(kept.threads, known.winners | kept.winners)
 
