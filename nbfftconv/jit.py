@@ -107,7 +107,7 @@ def _describe(value: Any) -> Any:
 
 
 def key(function: Callable, signature: Any, options: dict[str, Any], target: tuple) -> bytes:
-    """Return all that a function's machine code depends on, but for the package and the versions of what compiles it.
+    """Return all that a function's machine code depends on; the stamp stands for the package and what compiles it.
 
     Parameters
     ----------
@@ -126,7 +126,7 @@ def key(function: Callable, signature: Any, options: dict[str, Any], target: tup
     """
     settings = [(name, str(getattr(config, name, None))) for name in _SETTINGS]
     described = _describe(function), _describe(signature), repr(options), target, simd.VECTOR_BYTES, settings
-    return repr(described).encode()
+    return repr((_STAMP, *described)).encode()
 
 
 def _hash(content: bytes) -> bytes:

@@ -107,16 +107,15 @@ def remember(threads: tuple[int, int] | None = None, winners: dict[Problem, Winn
     A file that is no profile of this machine is not lost but renamed, to end in ".ignored".
     """
     key, document, new = os.environ.get("NBFFTCONV_PROFILE"), _document(), winners or {}
-    with _lock, document.locked() as is_locked:
+    with _lock, document.locked():  # or not: what took a user minutes to measure is kept all the same
         known = get_profile()
         try:
-            if not is_locked:
-                raise OSError(f"{os.fspath(document.path)!r} cannot be locked")
             kept = _read_or_set_aside(document)
             kept = Profile(threads or kept.threads, kept.winners | new)
             document.replace_of_machine(_FORMAT, _to_json(kept))
         except OSError as error:
-            report(f"the profile is kept for this process only: {error}")
+            name = os.fspath(document.path)
+            report(f"the profile is kept for this process only, {name!r} cannot be written: {error}")
             kept = Profile(threads or known.threads, new)
         _profiles[key] = Profile(kept.threads, known.winners | kept.winners)
 

@@ -143,8 +143,9 @@ class Folder:
 
     @contextlib.contextmanager
     def locked(self, name: str) -> Iterator[bool]:
-        """Keep other processes out meanwhile; False if that is not possible here, or would take too long.
+        """Keep other processes out meanwhile; False if the folder cannot be written, or that would take too long.
 
+        Where the file system has no locks, processes go on without: files are whole all the same.
         Hold a lock of `nbfftconv.forking` around it: a child forked meanwhile would keep the file's lock for life.
         """
         try:
@@ -174,7 +175,7 @@ class Folder:
                     _timed_out.add(path)
                     return False
             except OSError:  # a file system without locks
-                return False
+                return True
             time.sleep(0.01)
 
 
@@ -317,7 +318,7 @@ class Document:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[bool]:
-        """Keep other processes out meanwhile; False if that is not possible: then nothing is to be written."""
+        """Keep other processes out meanwhile; False if the folder cannot be written, or that would take too long."""
         with contextlib.ExitStack() as stack:
             is_locked = False
             with contextlib.suppress(OSError):

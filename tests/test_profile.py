@@ -276,7 +276,7 @@ def test_nowhere_to_write(tmp_path, monkeypatch):
     (tmp_path / "taken").write_text("a file")
     monkeypatch.setenv("NBFFTCONV_PROFILE", str(tmp_path / "taken" / "profile.json"))
     small = Case((1, 2, 13, 13), (2, 2, 5, 5))
-    with pytest.warns(UserWarning, match=r"this process only: .*profile\.json"):
+    with pytest.warns(UserWarning, match=r"this process only, .*profile\.json'"):
         plan = small.plan("forward", np.float32, measure=True)
     assert "measured" in plan.reason and small.plan("forward", np.float32) == plan
     assert (tmp_path / "taken").read_text() == "a file"

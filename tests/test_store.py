@@ -21,13 +21,14 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
+import pyfftw
 import pytest
 from numba import types
 from numba.core.ccallback import CFunc
 from numba.core.registry import cpu_target
 
 import nbfftconv
-from nbfftconv import accumulate, engine, jit, paths, store
+from nbfftconv import accumulate, engine, jit, paths, profile, store
 from nbfftconv.direct import dense, dense_grad_weight, depthwise, gradients
 from nbfftconv.passes import backward, call, forward, grad_input, grad_weight, spectra
 from nbfftconv.report import report
@@ -45,6 +46,14 @@ def cache(tmp_path, monkeypatch):
     """A cache folder of its own, not made yet."""
     monkeypatch.setenv("NBFFTCONV_CACHE_DIR", str(tmp_path / "outer" / "cache"))
     return tmp_path / "outer" / "cache"
+
+
+@pytest.fixture
+def own_profile(cache, monkeypatch):
+    """The profile's file in that folder; returns where it belongs."""
+    monkeypatch.delenv("NBFFTCONV_PROFILE", raising=False)
+    monkeypatch.setattr(profile, "_profiles", {})
+    return profile.profile_file()
 
 
 @contextlib.contextmanager
@@ -235,23 +244,32 @@ def raising(code: int, when=lambda *arguments: True, original=None):
     return function
 
 
-def without_locks(patch, code):
-    patch.setattr(store.fcntl, "flock", raising(code))
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EIO], ids=errno.errorcode.get)
+def test_a_disk_without_locks(cache, own_profile, monkeypatch, code):
+    """Processes share all the same: wisdom is read and added to, a profile is kept."""
+    monkeypatch.setattr(fftw, "_effort", "measure")
+    pyfftw.forget_wisdom()
+    with fftw._shared_wisdom():
+        fftw._make(np.float32, 6, 34, 0)
+    before = json.loads((cache / "fftw-wisdom.json").read_text())["single"]
+    loaded = []
+    load = fftw._load_wisdom
+    monkeypatch.setattr(fftw, "_load_wisdom", lambda document: loaded.append(1) or load(document))
+    monkeypatch.setattr(time, "sleep", lambda seconds: pytest.fail("waited"))
+    monkeypatch.setattr(store.fcntl, "flock", raising(code))
+    pyfftw.forget_wisdom()
+    with no_warnings():
+        with fftw._shared_wisdom():
+            fftw._make(np.float32, 10, 34, 0)
+        profile.remember(threads=(1, 1))
+    assert loaded == [1]
+    after = json.loads((cache / "fftw-wisdom.json").read_text())["single"]
+    assert set(before.splitlines()) < set(after.splitlines())
+    assert json.loads(own_profile.read_text())["threads"] == {"loops": 1, "fftw": 1}
 
 
-def read_only(patch, code):
-    creates = lambda *arguments: arguments[1] & (os.O_CREAT | os.O_RDWR)  # noqa: E731
-    patch.setattr(os, "open", raising(code, creates, os.open))
-
-
-@pytest.mark.parametrize(
-    ("how", "code"),
-    [
-        *((without_locks, code) for code in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EIO)),
-        *((read_only, code) for code in (errno.EROFS, errno.EACCES, errno.ENOSPC)),
-    ],
-)
-def test_wisdom_without_locks_or_read_only(cache, monkeypatch, how, code):
+@pytest.mark.parametrize("code", [errno.EROFS, errno.EACCES, errno.ENOSPC], ids=errno.errorcode.get)
+def test_wisdom_on_a_read_only_disk(cache, monkeypatch, code):
     """What can be read is used, and nothing kept."""
     with fftw._shared_wisdom():
         fftw._make(np.float32, 6, 10, 0)
@@ -259,10 +277,11 @@ def test_wisdom_without_locks_or_read_only(cache, monkeypatch, how, code):
     loaded = []
     load = fftw._load_wisdom
     monkeypatch.setattr(fftw, "_load_wisdom", lambda document: loaded.append(1) or load(document))
+    creates = lambda *arguments: arguments[1] & (os.O_CREAT | os.O_RDWR)  # noqa: E731
     with monkeypatch.context() as patch, no_warnings():
-        how(patch, code)
+        patch.setattr(os, "open", raising(code, creates, os.open))
         with fftw._shared_wisdom():
-            pass
+            fftw._make(np.float32, 10, 10, 0)
     assert loaded == [1]
     assert (cache / "fftw-wisdom.json").read_bytes() == before
 
@@ -276,19 +295,36 @@ time.sleep(1000)
 """
 
 
-def test_a_lock_of_a_stopped_process(cache, monkeypatch):
-    """It is waited for, for a bounded time, once; not any longer when it is free."""
-    cache.mkdir(parents=True, mode=0o700)
-    lock = cache / "name.json.lock"
+@contextlib.contextmanager
+def stopped_holder(lock: Path):
+    """Within, a stopped process has the lock."""
+    lock.parent.mkdir(parents=True, mode=0o700)
     lock.touch(mode=0o600)
     holder = subprocess.Popen([sys.executable, "-c", HOLD, str(lock)], stdout=subprocess.PIPE)
     try:
         assert holder.stdout.readline() == b"1\n"
         holder.send_signal(signal.SIGSTOP)
-        slept = []
-        monkeypatch.setattr(time, "sleep", lambda seconds: slept.append(seconds))
-        monkeypatch.setattr(time, "monotonic", lambda: sum(slept))
-        document = Document.in_cache("name.json")
+        yield
+    finally:
+        holder.kill()
+        holder.wait()
+        holder.stdout.close()
+
+
+@pytest.fixture
+def slept(monkeypatch):
+    """Seconds slept so far, by a clock of its own."""
+    seconds = []
+    monkeypatch.setattr(time, "sleep", seconds.append)
+    monkeypatch.setattr(time, "monotonic", lambda: sum(seconds))
+    return seconds
+
+
+@POSIX
+def test_a_lock_of_a_stopped_process(cache, slept):
+    """It is waited for, for a bounded time, once; not any longer when it is free."""
+    document = Document.in_cache("name.json")
+    with stopped_holder(cache / "name.json.lock"):
         with document.locked() as is_locked:
             assert not is_locked
         assert store._PATIENCE <= sum(slept) < 2 * store._PATIENCE < 60
@@ -296,12 +332,16 @@ def test_a_lock_of_a_stopped_process(cache, monkeypatch):
         with document.locked() as is_locked:
             assert not is_locked
         assert len(slept) <= waited + 1
-    finally:
-        holder.kill()
-        holder.wait()
-        holder.stdout.close()
     with document.locked() as is_locked:
         assert is_locked
+
+
+@POSIX
+def test_a_profile_beside_a_stopped_process(own_profile, slept):
+    """What took minutes to measure is kept."""
+    with stopped_holder(own_profile.with_name(f"{own_profile.name}.lock")), no_warnings():
+        profile.remember(threads=(1, 1))
+    assert json.loads(own_profile.read_text())["threads"] == {"loops": 1, "fftw": 1}
 
 
 # Machine code ----------------------------------------------------------------------------------------

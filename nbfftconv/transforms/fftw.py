@@ -117,7 +117,7 @@ def _shared_wisdom() -> Iterator[None]:
     """Within, FFTW knows what other processes have measured, and what it measures they will know.
 
     One process measures at a time: two that measured the same size might choose plans with other last bits. Where the
-    cache folder cannot be written or locked, what there is is used, and nothing is added.
+    cache folder cannot be written, or the other one takes too long, what there is is used, and nothing is added.
     """
     document = Document.in_cache("fftw-wisdom.json")
     with document.locked() as is_locked:
