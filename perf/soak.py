@@ -222,6 +222,7 @@ def run_layer(rng: np.random.Generator, job: Job, finite: bool) -> Callable[[], 
         y = oracle.conv2d(x, w, bias, **job.options, activation=relu)
         cases.append((x, g, y, oracle.conv2d(x != 0, w != 0, **job.options)))
     left = np.maximum(bias, 0) if relu else bias
+    reading = threading.Lock()  # gradients are the layer's, those of the thread that came last
 
     def run() -> None:
         for x, g, expected, products in cases:
@@ -230,15 +231,17 @@ def run_layer(rng: np.random.Generator, job: Job, finite: bool) -> Callable[[], 
             if not training:
                 continue
             passed = np.where(y <= 0, 0, g).astype(job.dtype) if relu else g
-            dx = layer.backward(g)
+            with reading:
+                dx = layer.backward(g)
+                dw, db = layer.weight_grad, layer.bias_grad
             of_x = oracle.conv2d_input(x.shape, w, passed, **job.options)
             check(f"dX {job}", dx, of_x, (w, passed), oracle.conv2d_input(x.shape, w != 0, passed != 0, **job.options))
             of_w = oracle.conv2d_weight(x, w.shape, passed, **job.options)
             met = oracle.conv2d_weight(x != 0, w.shape, passed != 0, **job.options)
-            check(f"dW {job}", layer.weight_grad, of_w, (x, passed), met)
+            check(f"dW {job}", dw, of_w, (x, passed), met)
             with np.errstate(all="ignore"):
                 sums = passed.sum(axis=(0, 2, 3), dtype=np.float64)
-            check(f"db {job}", layer.bias_grad, sums, (passed, np.ones(passed.size)), np.ones(sums.shape))
+            check(f"db {job}", db, sums, (passed, np.ones(passed.size)), np.ones(sums.shape))
 
     return run
 
@@ -278,8 +281,8 @@ def in_a_child(run: Callable[[], None]) -> None:
         raise Wrong(f"a forked child ended with status {status}")
 
 
-class _Interrupt(Exception):
-    pass
+class _Interrupt(BaseException):
+    """No Exception: NumPy takes those for an answer."""
 
 
 def interrupted(rng: np.random.Generator, run: Callable[[], None]) -> int:
