@@ -13,6 +13,7 @@ import numpy as np
 from nbfftconv import jit, simd, threads
 from nbfftconv.geometry import AXIS_NUMBERS, ConvGeometry
 from nbfftconv.jit import njit
+from nbfftconv.threads import in_turns, share
 
 # A tile of 2**24 samples under 2**15 channels of such values times kernels of such values stays finite.
 _LARGEST = {np.float32: 2.0**40, np.float64: 2.0**400}
@@ -23,8 +24,9 @@ WORDS = {
     np.float64: (np.uint64, np.float64(_LARGEST[np.float64]).view(np.uint64)),
 }
 
-#: One product here takes as long as so many of direct convolution: about 10 ns. So many at least are always added.
-_SLOWER, _FEW_PRODUCTS = 1024, 2**14
+#: One product here takes as long as so many of direct convolution: about 10 ns. So many at least are always added,
+#: and so many in a turn, between which a call answers signals.
+_SLOWER, _FEW_PRODUCTS, _MOST_PRODUCTS = 1024, 2**14, 2**22
 
 # Arrays of a pass, by what they are indexed with.
 _INPUT, _WEIGHT, _OUTPUT = range(3)
@@ -35,7 +37,7 @@ _PRODUCTS = np.dtype(
     [
         *((name, np.int64) for name in (*_ARRAYS, "result", "found", "count")),
         # which array is the result, of which outliers were found, and of which products were added before, or -1
-        *((name, np.int64) for name in ("target", "operand", "added")),
+        *((name, np.int64) for name in ("target", "operand", "added", "turn", "turns")),
         # channels and filters of a group
         *((name, np.int64) for name in ("images", "groups", "channels", "filters")),
         *((f"{axis}_{name}", np.int64) for axis in "yx" for name in AXIS_NUMBERS),
@@ -140,15 +142,15 @@ def _add_input(real, largest, r, n, channel, y, x, index):
 
 
 @njit()
-def _add_weight(real, largest, r, k, c, u, v, index):
-    """Add the products of a weight that a channel of the result has: of the input, or of the output."""
+def _add_weight(real, largest, r, k, c, u, v, index, first_image, last_image):
+    """Add the products of a weight that a channel of the result has in some images: of the input, or of the output."""
     channel = k // r.filters * r.channels + c
     if index != (k if r.target == _OUTPUT else channel):
         return
     pixels, w, g = simd.pointer(real, r.input), simd.pointer(real, r.weight), simd.pointer(real, r.output)
     result = simd.pointer(real, r.result)
     weight = w[((k * r.channels + c) * r.y_kernel + u) * r.x_kernel + v]
-    for n in range(r.images):
+    for n in range(first_image, last_image):
         for oy in range(r.y_output):
             y = oy * r.y_stride + u * r.y_dilation - r.y_before
             outputs = ((n * r.groups * r.filters + k) * r.y_output + oy) * r.x_output
@@ -203,13 +205,16 @@ def _products(real):
 
     def add_products(r, slot, begin, end):
         found = simd.pointer(np.int64, r.found)
+        parts = r.images if r.operand == _WEIGHT else 1  # each outlier's products, image by image
+        first, last = share(r.count * parts, r.turn, r.turns)
         for index in range(begin, end):
-            for i in range(0, 4 * r.count, 4):
-                a, b, c, d = found[i], found[i + 1], found[i + 2], found[i + 3]
+            for i in range(first // parts, (last + parts - 1) // parts):
+                a, b, c, d = found[4 * i], found[4 * i + 1], found[4 * i + 2], found[4 * i + 3]
                 if r.operand == _INPUT:
                     _add_input(real, largest, r, a, b, c, d, index)
                 elif r.operand == _WEIGHT:
-                    _add_weight(real, largest, r, a, b, c, d, index)
+                    images = max(0, first - i * parts), min(parts, last - i * parts)
+                    _add_weight(real, largest, r, a, b, c, d, index, *images)
                 else:
                     _add_output(real, largest, r, a, b, c, d, index)
 
@@ -238,14 +243,18 @@ class Corrections:
     @property
     def are_few(self) -> bool:
         """Whether they take less time than direct convolution."""
+        products = sum(self._products(operand) for operand in self._operands)
+        return products <= max(_FEW_PRODUCTS, self._geometry.multiply_adds // _SLOWER)
+
+    def _products(self, operand: int) -> int:
+        """Return how many products an operand's outliers have, at most."""
         filters, channels, *kernel = self._geometry.weight_size
         of_one = {
             _INPUT: math.prod(kernel) * filters // self._geometry.groups,
             _WEIGHT: self._geometry.input_size[0] * math.prod(self._geometry.output_size[2:]),
             _OUTPUT: math.prod(kernel) * channels,
         }
-        products = sum(of_one[operand] * self._found(operand) for operand in self._operands)
-        return products <= max(_FEW_PRODUCTS, self._geometry.multiply_adds // _SLOWER)
+        return of_one[operand] * self._found(operand)
 
     def _found(self, operand: int) -> int:
         """Return the number of an operand's outliers."""
@@ -270,7 +279,8 @@ class Corrections:
             record["found"], record["count"], record["operand"] = found.ctypes.data, len(found), operand
             if len(found):
                 _search(_list_outliers, array, self._ends[operand], found)
-                threads.run(threads.Task(stage, record, items, threads.get_slots()[0]))
+                turns = -(-self._products(operand) // _MOST_PRODUCTS)
+                threads.run(*in_turns(stage, record, items, threads.get_slots()[0], turns))
             record["added"] = operand
 
 

@@ -23,7 +23,7 @@ import numpy as np
 
 from nbfftconv import simd
 from nbfftconv.forking import fork_safe_lock
-from nbfftconv.jit import njit
+from nbfftconv.jit import copy_record, njit
 from nbfftconv.profile import get_profile
 
 
@@ -151,6 +151,24 @@ class Task(NamedTuple):
     record: np.ndarray
     items: int
     slots: int
+
+
+def in_turns(stage: int, record: np.ndarray, items: int, slots: int, turns: int) -> list[Task]:
+    """Return the tasks that do all items `turns` times, each time a share of their sums, as the record tells.
+
+    So items that cannot be cut do not hold up an answer to a signal.
+    """
+    turns = max(1, turns)
+    records = [record, *(copy_record(record) for _ in range(turns - 1))]
+    for turn, each in enumerate(records):
+        each["turn"], each["turns"] = turn, turns
+    return [Task(stage, each, items, slots) for each in records]
+
+
+@njit()
+def share(count, part, parts):
+    """Range of one of `parts` parts of `count`."""
+    return count * part // parts, count * (part + 1) // parts
 
 
 @njit()

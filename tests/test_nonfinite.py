@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import nbfftconv
-from nbfftconv import direct
+from nbfftconv import direct, outliers, threads
 
 NONFINITE = (np.nan, np.inf, -np.inf)
 ALGORITHMS = ["auto", "fft", "tiled", "codelets", "planar", "direct"]
@@ -313,8 +313,28 @@ def test_sums_of_products_do_not_depend_on_the_threads(direction, transposed, rn
         strew(rng, operand, [3e13, -2e15, 7e20], 5)
     plan = MANY.plan(direction, np.float32, algorithm="fft", transposed=transposed)
     results = []
-    for threads in (1, 2, 3):
-        nbfftconv.set_num_threads(threads)
+    for count in (1, 2, 3):
+        nbfftconv.set_num_threads(count)
         results.append(MANY.run(direction, *operands, plan))
     for result in results[1:]:
         np.testing.assert_array_equal(result, results[0])
+
+
+@pytest.mark.parametrize(("direction", "transposed"), WAYS)
+@pytest.mark.parametrize("counts", [(3, 0), (0, 2), (2, 3)])
+def test_products_of_many_outliers_are_added_in_turns(counts, direction, transposed, rng, monkeypatch):
+    """Signals are answered between the turns: in as many as there can be, results are the same to the last bit."""
+    case = Case((4, 2, 30, 31), (3, 2, 6, 5), padding=((2, 1), (0, 3)))
+    a, b = case.operands(direction, np.float32, rng)
+    for array, count in zip((a, b), counts, strict=True):
+        strew(rng, array, (1e30, -1e25, 1e20), count)
+    plan = case.plan(direction, np.float32, algorithm="fft", transposed=transposed)
+    monkeypatch.setattr(outliers, "_FEW_PRODUCTS", 10**9)
+    tasks, inner = [], threads.run
+    monkeypatch.setattr(threads, "run", lambda *of_run: tasks.append(len(of_run)) or inner(*of_run))
+    whole = case.run(direction, a, b, plan)
+    of_whole = sum(tasks)
+    monkeypatch.setattr(outliers, "_MOST_PRODUCTS", 1)
+    cut = case.run(direction, a, b, plan)
+    np.testing.assert_array_equal(cut.view(np.uint32), whole.view(np.uint32))
+    assert sum(tasks) > 2 * of_whole

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 import nbfftconv
+from nbfftconv import threads
+from nbfftconv.passes import blank_windows, unmet_weights
 
 DTYPES = (np.float32, np.float64)
 
@@ -207,3 +210,50 @@ def test_outliers_beside_blanks(direction, rng):
     expected, products = case.expect(direction, a, b), case.expect(direction, a != 0, b != 0)
     np.testing.assert_array_equal(np.isnan(result), np.isnan(expected))
     assert (result[(products == 0) & (expected == 0)] == 0).all()
+
+
+def items_of(run: Callable[[], NDArray], most: int, monkeypatch: pytest.MonkeyPatch) -> tuple[int, NDArray]:
+    """Work items and the result of a pass whose items look at so many pairs at most."""
+    count, inner = 0, threads.run
+
+    def counted(*tasks: threads.Task) -> None:
+        nonlocal count
+        count += sum(task.items for task in tasks)
+        inner(*tasks)
+
+    caches = blank_windows._numbers, unmet_weights._numbers
+    with monkeypatch.context() as patch:
+        patch.setattr(threads, "run", counted)
+        for module, cache in zip((blank_windows, unmet_weights), caches, strict=True):
+            patch.setattr(module, "_MOST_PAIRS", most)
+            cache.cache_clear()
+        result = run()
+    for cache in caches:
+        cache.cache_clear()
+    return count, result
+
+
+@pytest.mark.parametrize("zeros", [blank_patch, scattered, blank_rows_and_columns])
+@pytest.mark.parametrize(("direction", "transposed"), WAYS)
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case((2, 9, 14, 15), (10, 9, 3, 2), padding=1),
+        Case((2, 4, 40, 9), (6, 2, 5, 3), padding=2, groups=2),
+        Case((1, 70, 9, 9), (3, 70, 3, 3), padding=2),
+    ],
+    ids=str,
+)
+def test_long_work_is_cut(case, direction, transposed, zeros, rng, monkeypatch):
+    """Signals are answered between items: in as many as there can be, results are the same to the last bit."""
+    a, b = case.operands(direction, np.float32, rng)
+    zeros(a, rng)
+    zeros(b, rng)
+    a[..., (a.shape[2] + 1) // 2 :, :] = 0  # of gradients at weights, operands that hardly meet
+    b[..., : b.shape[2] // 2, :] = 0
+    plan = case.plan(direction, np.float32, algorithm="fft", transposed=transposed)
+    few, whole = items_of(lambda: case.run(direction, a, b, plan), 2**40, monkeypatch)
+    many, cut = items_of(lambda: case.run(direction, a, b, plan), 1, monkeypatch)
+    np.testing.assert_array_equal(cut.view(np.uint32), whole.view(np.uint32))
+    check(cut, case.expect(direction, a, b), case.expect(direction, a != 0, b != 0), (a, b))
+    assert many > few

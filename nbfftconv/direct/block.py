@@ -3,27 +3,11 @@
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-
-from nbfftconv import jit, simd, threads
+from nbfftconv import simd
 from nbfftconv.simd import VECTOR_BYTES
 
 #: Products of a work item, at most, as far as it can be cut: a call answers signals between two items.
 MOST_PRODUCTS = 2**29
-
-
-def in_turns(stage: int, record: np.ndarray, items: int, slots: int, turns: int) -> list[threads.Task]:
-    """Return the tasks that do all items `turns` times, each time a share of their sums, as the record tells."""
-    records = [record, *(jit.copy_record(record) for _ in range(turns - 1))]
-    for turn, each in enumerate(records):
-        each["turn"], each["turns"] = turn, turns
-    return [threads.Task(stage, each, items, slots) for each in records]
-
-
-@jit.njit()
-def share(count, part, parts):
-    """Range of one of `parts` parts of `count`."""
-    return count * part // parts, count * (part + 1) // parts
 
 
 class OutputBlock:

@@ -12,10 +12,11 @@ import math
 import numpy as np
 
 from nbfftconv import jit, scratch, simd, threads
-from nbfftconv.direct.block import MOST_PRODUCTS, OutputBlock, block_kernel, in_turns, share
+from nbfftconv.direct.block import MOST_PRODUCTS, OutputBlock, block_kernel
 from nbfftconv.direct.gather import clear_lanes, gather_lanes
 from nbfftconv.geometry import AXIS_NUMBERS, ConvGeometry
 from nbfftconv.simd import VECTOR_BYTES
+from nbfftconv.threads import in_turns, share
 
 # The block of Y in registers: filters, and vectors of pixels. X takes as many registers, and a weight one.
 _ROWS, _VECTORS = (8, 3) if simd.REGISTERS == 32 else (4, 3)

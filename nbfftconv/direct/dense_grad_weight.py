@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 
 from nbfftconv import jit, scratch, simd, threads
-from nbfftconv.direct.block import MOST_PRODUCTS, in_turns, share
+from nbfftconv.direct.block import MOST_PRODUCTS
 from nbfftconv.direct.gather import clear_lanes, gather_lanes
 from nbfftconv.geometry import AXIS_NUMBERS, ConvGeometry
 from nbfftconv.simd import VECTOR_BYTES
+from nbfftconv.threads import in_turns, share
 
 # The block of dW in registers: taps, and vectors of filters. G takes as many registers, and a pixel one.
 _TAPS, _VECTORS = (9, 3) if simd.REGISTERS == 32 else (4, 3)

@@ -16,10 +16,11 @@ import math
 import numpy as np
 
 from nbfftconv import jit, scratch, simd, threads
-from nbfftconv.direct.block import MOST_PRODUCTS, OutputBlock, block_kernel, in_turns, share
+from nbfftconv.direct.block import MOST_PRODUCTS, OutputBlock, block_kernel
 from nbfftconv.direct.gather import clear_lanes, gather_lanes
 from nbfftconv.geometry import AXIS_NUMBERS, ConvGeometry
 from nbfftconv.simd import VECTOR_BYTES
+from nbfftconv.threads import in_turns, share
 
 #: Registers hold the sums of this many rows and vectors of a row, ...
 _ROWS, _VECTORS = 8, (2 if simd.REGISTERS == 32 else 1)

@@ -8,8 +8,8 @@ import math
 import numpy as np
 
 from nbfftconv import jit, simd, threads
-from nbfftconv.direct.block import in_turns, share
 from nbfftconv.geometry import AXIS_NUMBERS, ConvGeometry
+from nbfftconv.threads import in_turns, share
 
 _RECORD = np.dtype(
     [

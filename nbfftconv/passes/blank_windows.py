@@ -16,9 +16,12 @@ from nbfftconv.jit import njit
 from nbfftconv.outliers import WORDS
 from nbfftconv.passes.call import Call
 from nbfftconv.simd import VECTOR_BYTES
+from nbfftconv.threads import share
 
 #: Rows of results that are looked at together, at least, and windows above each other: more share the pixels around.
 _ROWS, _WINDOWS_HIGH = 32, 2
+#: Pairs of a result and a weight that are looked at in a work item, at most, down to one row of results.
+_MOST_PAIRS = 2**28
 #: Lines that are fetched of a plane, at most, and planes ahead.
 _FETCHED, _AHEAD = 16, 4
 
@@ -32,6 +35,9 @@ _WINDOWS = np.dtype(
         # for each item whether its windows may be blank, and the items whose results are looked at
         ("found", np.int64),
         ("items", np.int64),
+        # where weights are zero: which results are written already, for each image and group; and parts of a block
+        ("blank_results", np.int64),
+        ("parts", np.int64),
         # channels of a group that are summed over, and that results have; blocks of rows of results
         *((name, np.int64) for name in ("groups", "sources", "targets", "relu", "blocks", "block")),
         # scalars from one weight to the next
@@ -299,8 +305,15 @@ def _join_rows_apart(real, itemsize, r, source, first, i, channels, marks):
 
 
 @njit()
+def _copy(count, source, target):
+    marks, copies = simd.pointer(np.uint8, source), simd.pointer(np.uint8, target)
+    for i in range(count):
+        copies[i] = marks[i]
+
+
+@njit()
 def _fill_blank(real, itemsize, r, image, group, source, first, last, marks):
-    """Fill results whose windows are zero in all channels."""
+    """Fill results whose windows are zero in all channels, and note them if weights are zero."""
     candidates, latest = simd.pointer(np.uint8, marks + r.candidates), simd.pointer(np.int32, marks + r.latest)
     done = simd.pointer(np.int64, marks + r.done)
     _set(marks, r.rows * r.row, 0)
@@ -326,21 +339,32 @@ def _fill_blank(real, itemsize, r, image, group, source, first, last, marks):
             if count > 0 and channels == r.sources:
                 for target in range(r.targets):
                     _fill(real, itemsize, r, image, group * r.targets + target, i, marks + r.blank, 1)
+                if r.blank_results != 0:
+                    _copy(r.x_results, marks + r.blank, _blank_results(r, image, group, i))
         if left == 0 or channels == r.sources:
             return
         channels = min(2 * channels, r.sources)
 
 
 @njit()
+def _blank_results(r, image, group, i):
+    """Return where it is noted which results of a row are written."""
+    return r.blank_results + ((image * r.groups + group) * r.y_results + i) * r.x_results
+
+
+@njit()
 def _fill_sparse(real, itemsize, r, image, group, target, source, first, last, blank):
-    """Fill results of one channel, some of whose weights are zero."""
+    """Fill results of one channel, some of whose weights are zero, that are not written yet."""
     empty, covered = simd.pointer(np.uint8, blank), simd.pointer(np.uint8, r.covered)
     weights = simd.pointer(real, r.weight)
     for i in range(first, last):
+        written = simd.pointer(np.uint8, _blank_results(r, image, group, i))
         for j in range(r.x_results):
-            empty[j] = covered[j]
-        left = r.x_results
+            empty[j] = covered[j] & (written[j] ^ 1)
+        left = _count(blank, r.x_results)
         for channel in range(r.sources):
+            if left == 0:
+                break
             for u in range(r.y_taps):
                 _, y = _row_of(r, first, i, u)
                 if y < 0:
@@ -364,8 +388,6 @@ def _fill_sparse(real, itemsize, r, image, group, target, source, first, last, b
                 left = _count(blank, r.x_results)
                 if left == 0:
                     break
-            if left == 0:
-                break
         if left > 0:
             _fill(real, itemsize, r, image, group * r.targets + target, i, blank, 1)
 
@@ -398,28 +420,48 @@ def _write(real):
 
     def fill_blank_windows(r, slot, begin, end):
         marks = r.scratch + slot * r.slot
-        has_zeros, found = simd.pointer(np.uint8, r.has_zeros), simd.pointer(np.uint8, r.found)
-        items = simd.pointer(np.int64, r.items)
+        found, items = simd.pointer(np.uint8, r.found), simd.pointer(np.int64, r.items)
         is_covered = _count(r.covered, r.x_results) == r.x_results
         for index in range(begin, end):
             plane, first, last = _place_of(r, items[index])
             image, group = plane // r.groups, plane % r.groups
             source = r.source + plane * r.sources * r.y_samples * r.x_samples * itemsize
+            if r.blank_results != 0:
+                _set(_blank_results(r, image, group, first), (last - first) * r.x_results, 0)
             if found[items[index]] != 0:
                 _fill_blank(real, itemsize, r, image, group, source, first, last, marks)
-            for target in range(r.targets):
-                channel = group * r.targets + target
-                if r.has_zeros != 0 and has_zeros[channel] != 0:
-                    _fill_sparse(real, itemsize, r, image, group, target, source, first, last, marks + r.blank)
-                if not is_covered:
+            if not is_covered:
+                for channel in range(group * r.targets, (group + 1) * r.targets):
                     for i in range(first, last):
                         _fill(real, itemsize, r, image, channel, i, r.covered, 0)
 
     return fill_blank_windows
 
 
+def _write_sparse(real):
+    itemsize = np.dtype(real).itemsize
+
+    def fill_sparse_windows(r, slot, begin, end):
+        has_zeros, marks = simd.pointer(np.uint8, r.has_zeros), r.scratch + slot * r.slot
+        for item in range(begin, end):
+            part, index = item % r.parts, item // r.parts
+            target, place = index % r.targets, index // r.targets
+            plane, first, last = _place_of(r, place)
+            image, group = plane // r.groups, plane % r.groups
+            if has_zeros[group * r.targets + target] == 0:
+                continue
+            source = r.source + plane * r.sources * r.y_samples * r.x_samples * itemsize
+            begin_row, end_row = share(last - first, part, r.parts)
+            _fill_sparse(
+                real, itemsize, r, image, group, target, source, first + begin_row, first + end_row, marks + r.blank
+            )  # fmt: skip
+
+    return fill_sparse_windows
+
+
 _look_for_blank_windows = jit.stage(_WINDOWS)(_look)
 _fill_blank_windows = jit.stage(_WINDOWS)(_write)
+_fill_sparse_windows = jit.stage(_WINDOWS)(_write_sparse)
 
 
 def find_zeros(call: Call, weight: np.ndarray) -> np.ndarray:
@@ -481,6 +523,8 @@ def _numbers(geometry: ConvGeometry, is_forward: bool) -> tuple[np.ndarray, np.n
         record["row_weights"], record["column_weights"] = -kernel[1], -1
     record["block"] = block = min(max(_ROWS, _WINDOWS_HIGH * y["taps"]), y["results"])
     record["blocks"] = -(-y["results"] // block)
+    pairs = block * x["results"] * int(record["sources"]) * taps
+    record["parts"] = max(1, min(block, -(-pairs // _MOST_PAIRS)))
     dense, apart = (block - 1) * y["step"] + (y["taps"] - 1) * y["dilation"] + 1, block * y["taps"]
     record["is_dense"], record["rows"] = dense <= apart, min(dense, apart)
     record["row"] = row = -(-x["samples"] // 64) * 64
@@ -539,7 +583,8 @@ class BlankWindows:
         record["source"], record["target"], record["covered"] = (
             array.ctypes.data for array in (source, target, self._covered)
         )
-        self._found = np.zeros(target.shape[0] * int(record["groups"] * record["blocks"]), np.uint8)
+        self._images = target.shape[0]
+        self._found = np.zeros(self._images * int(record["groups"] * record["blocks"]), np.uint8)
         record["found"] = self._found.ctypes.data
         self._add(_look_for_blank_windows, len(self._found))
 
@@ -554,7 +599,13 @@ class BlankWindows:
             items = np.arange(len(self._found))
         if len(items) == 0:
             return
-        memory = self._call.borrow(self._call.slots * int(self._record["slot"]))
-        self._record["items"], self._record["scratch"] = items.ctypes.data, memory.ctypes.data
+        record = self._record
+        memory = self._call.borrow(self._call.slots * int(record["slot"]))
+        record["items"], record["scratch"] = items.ctypes.data, memory.ctypes.data
+        if self._has_zeros is not None:
+            results = self._images * int(record["groups"] * record["y_results"] * record["x_results"])
+            record["blank_results"] = self._call.borrow(results).ctypes.data
         self._add(_fill_blank_windows, len(items))
+        if self._has_zeros is not None:
+            self._add(_fill_sparse_windows, len(items) * int(record["targets"] * record["parts"]))
         self._call.run()

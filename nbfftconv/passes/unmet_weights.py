@@ -6,31 +6,37 @@ have met. If not, weights whose gradient is not zero are looked up, in sets of c
 """
 
 import functools
+import math
 
 import numpy as np
 
-from nbfftconv import jit, simd, threads
+from nbfftconv import jit, simd
 from nbfftconv.geometry import AXIS_NUMBERS, ConvGeometry
 from nbfftconv.jit import njit
 from nbfftconv.passes.call import Call
+from nbfftconv.threads import in_turns, share
 
 #: Filters of an item, at most, and bytes of its sets.
 _FILTERS, _SET_BYTES = 128, 2**20
 #: Output pixels that are looked at before the sets are, at first, and in a run.
 _FIRST_PIXELS, _RUN = 8, 64
+#: Before the sets of an item there are two counts, in a cache line.
+_COUNTS_BYTES = 64
 #: Sets of fewer channels do not pay.
 _FEW_CHANNELS = 8
+#: Pairs of a weight, or a word of a set, and an output pixel that an item looks at, at most, down to one weight.
+_MOST_PAIRS = 2**25
 
 _PAIRS = np.dtype(
     [
         *((name, np.int64) for name in ("input", "weight", "output", "scratch")),
-        # for each item whether weights may not have met, and the items that are looked through
-        ("found", np.int64),
-        ("items", np.int64),
+        # for each item whether weights may not have met, and the items that are looked through: weight by weight in
+        # parts, or by sets in turns, from one to the next of which is kept what was met
+        *((name, np.int64) for name in ("found", "items", "parts", "turn", "turns", "met", "item")),
         # channels and filters of a group; filters of an item; words of a set of channels
         *((name, np.int64) for name in ("images", "groups", "channels", "filters", "chunk", "chunks", "words")),
-        # of a thread: bytes, where the sets of pixels begin, and pixels of a row of them
-        *((name, np.int64) for name in ("slot", "pixels", "columns")),
+        # of a thread: bytes, and pixels of a row of sets of them
+        *((name, np.int64) for name in ("slot", "columns")),
         *((f"{axis}_{name}", np.int64) for axis in "yx" for name in AXIS_NUMBERS),
     ]
 )
@@ -136,14 +142,24 @@ def _clear_apart(real, r, group, first, last, met, is_last):
 
 
 @njit()
-def _clear_met_by_sets(real, r, group, first, last, met, pixels):
-    """Clear the gradients of filters first .. last - 1 under weights that nothing meets, by sets of channels."""
+def _clear_met_by_sets(real, r, group, first, last, kept, pixels):
+    """Clear the gradients of filters first .. last - 1 under weights that nothing meets, by sets of channels.
+
+    `kept` has, from turn to turn, how many pixels were seen, and wanted before the sets are looked at, -1 if all
+    weights have met; then the sets.
+    """
+    counts, met = simd.pointer(np.int64, kept), kept + _COUNTS_BYTES
     found = simd.pointer(np.uint64, met)
-    for i in range((last - first) * r.y_kernel * r.x_kernel * r.words):
-        found[i] = np.uint64(0)
+    if r.turn == 0:
+        counts[0], counts[1] = 0, _FIRST_PIXELS
+        for i in range((last - first) * r.y_kernel * r.x_kernel * r.words):
+            found[i] = np.uint64(0)
+    seen, wanted = counts[0], counts[1]
+    if wanted < 0:
+        return
     rows = r.images * r.y_output
-    seen, wanted = 0, _FIRST_PIXELS
-    for i in range(rows):
+    first_row, last_row = share(rows, r.turn, r.turns)
+    for i in range(first_row, last_row):
         row = (i + r.y_output // 2) % rows  # from the midst, where padding is far
         x = 0
         while x < r.x_output:
@@ -153,9 +169,12 @@ def _clear_met_by_sets(real, r, group, first, last, met, pixels):
             seen += count
             if seen == wanted:
                 if not _clear_apart(real, r, group, first, last, met, False):
+                    counts[1] = -1
                     return
                 wanted *= 2
-    _clear_apart(real, r, group, first, last, met, True)
+    counts[0], counts[1] = seen, wanted
+    if last_row == rows:
+        _clear_apart(real, r, group, first, last, met, True)
 
 
 @njit()
@@ -190,22 +209,24 @@ def _meeting(real, r, group, k, c, u, v, hint):
 
 
 @njit()
-def _clear_met_by_pixels(real, r, group, first, last):
-    """The same, weight by weight: where the one before met a pixel, the next often does."""
+def _clear_met_by_pixels(real, r, group, begin, end):
+    """The same for weights begin .. end - 1 of a group, one by one: where the one before met a pixel, the next often
+    does."""
     gradient = simd.pointer(real, r.weight)
-    for k in range(first, last):
-        for c in range(r.channels):
-            hint = 0, r.y_output // 2, r.x_output // 2
-            at = ((group * r.filters + k) * r.channels + c) * r.y_kernel * r.x_kernel
-            for u in range(r.y_kernel):
-                for v in range(r.x_kernel):
-                    if gradient[at] != real(0):
-                        pixel = _meeting(real, r, group, k, c, u, v, hint)
-                        if pixel[0] < 0:
-                            gradient[at] = real(0)
-                        else:
-                            hint = pixel
-                    at += 1
+    taps = r.y_kernel * r.x_kernel
+    middle = 0, r.y_output // 2, r.x_output // 2
+    hint = middle
+    for weight in range(begin, end):
+        kernel, u, v = weight // taps, weight % taps // r.x_kernel, weight % r.x_kernel
+        if u == 0 and v == 0:
+            hint = middle
+        at = group * r.filters * r.channels * taps + weight
+        if gradient[at] != real(0):
+            pixel = _meeting(real, r, group, kernel // r.channels, kernel % r.channels, u, v, hint)
+            if pixel[0] < 0:
+                gradient[at] = real(0)
+            else:
+                hint = pixel
 
 
 @njit()
@@ -225,21 +246,31 @@ def _look(real):
     return look_for_unmet_weights
 
 
-def _clear(real):
-    def clear_unmet_weights(r, slot, begin, end):
-        met, items = r.scratch + slot * r.slot, simd.pointer(np.int64, r.items)
+def _clear_by_pixels(real):
+    def clear_unmet_by_pixels(r, slot, begin, end):
+        items = simd.pointer(np.int64, r.items)
+        for index in range(begin, end):
+            group, first, last = _place_of(r, items[index // r.parts])
+            weights = r.channels * r.y_kernel * r.x_kernel
+            first_weight, last_weight = share((last - first) * weights, index % r.parts, r.parts)
+            _clear_met_by_pixels(real, r, group, first * weights + first_weight, first * weights + last_weight)
+
+    return clear_unmet_by_pixels
+
+
+def _clear_by_sets(real):
+    def clear_unmet_by_sets(r, slot, begin, end):
+        items = simd.pointer(np.int64, r.items)
         for index in range(begin, end):
             group, first, last = _place_of(r, items[index])
-            if r.channels < _FEW_CHANNELS:
-                _clear_met_by_pixels(real, r, group, first, last)
-            else:
-                _clear_met_by_sets(real, r, group, first, last, met, met + r.pixels)
+            _clear_met_by_sets(real, r, group, first, last, r.met + index * r.item, r.scratch + slot * r.slot)
 
-    return clear_unmet_weights
+    return clear_unmet_by_sets
 
 
 _look_for_unmet_weights = jit.stage(_PAIRS)(_look)
-_clear_unmet_weights = jit.stage(_PAIRS)(_clear)
+_clear_unmet_by_pixels = jit.stage(_PAIRS)(_clear_by_pixels)
+_clear_unmet_by_sets = jit.stage(_PAIRS)(_clear_by_sets)
 
 
 @functools.lru_cache(maxsize=256)
@@ -258,8 +289,12 @@ def _numbers(geometry: ConvGeometry) -> np.ndarray:
     record["chunks"] = -(-filters // chunk)
     reach = (_RUN - 1) * geometry.stride[1] + (kernel[1] - 1) * geometry.dilation[1] + 1
     record["columns"] = columns = min(geometry.input_size[3], reach)
-    record["pixels"] = chunk * set_bytes
-    record["slot"] = -(-(chunk * set_bytes + 8 * words * kernel[0] * columns) // 64) * 64
+    record["slot"] = -(-8 * words * kernel[0] * columns // 64) * 64
+    record["item"] = -(-(_COUNTS_BYTES + chunk * set_bytes) // 64) * 64
+    pixels, taps = geometry.input_size[0] * math.prod(geometry.output_size[2:]), chunk * math.prod(kernel)
+    record["parts"] = max(1, min(taps * channels, -(-pixels * taps * channels // _MOST_PAIRS)))
+    rows = geometry.input_size[0] * geometry.output_size[2]
+    record["turns"] = max(1, min(rows, -(-pixels * taps * words // _MOST_PAIRS)))
     return record
 
 
@@ -279,21 +314,29 @@ class UnmetWeights:
     ) -> None:
         self._call = call
         self._record = record = jit.copy_record(_numbers(geometry))
+        self._turns = int(record["turns"])
         items = int(record["groups"] * record["chunks"]) if input.shape[0] else 0
         self._found = np.zeros(items, np.uint8)
         for name, array in (("input", input), ("output", grad_output), ("weight", result), ("found", self._found)):
             record[name] = array.ctypes.data
         self._add(_look_for_unmet_weights, items)
 
-    def _add(self, stage: jit.Callback, items: int) -> None:
-        self._call.add_task(threads.Task(stage.address(self._call.real), self._record, items, self._call.slots))
+    def _add(self, stage: jit.Callback, items: int, turns: int = 1) -> None:
+        call = self._call
+        for task in in_turns(stage.address(call.real), self._record, items, call.slots, turns):
+            call.add_task(task)
 
     def clear(self) -> None:
         """Set their gradients to zero, once the result is written."""
         items = np.flatnonzero(self._found)
         if len(items) == 0:
             return
-        memory = self._call.borrow(self._call.slots * int(self._record["slot"]))
-        self._record["items"], self._record["scratch"] = items.ctypes.data, memory.ctypes.data
-        self._add(_clear_unmet_weights, len(items))
-        self._call.run()
+        call, record = self._call, self._record
+        record["items"] = items.ctypes.data
+        if record["channels"] < _FEW_CHANNELS:
+            self._add(_clear_unmet_by_pixels, len(items) * int(record["parts"]))
+        else:
+            record["scratch"] = call.borrow(call.slots * int(record["slot"])).ctypes.data
+            record["met"] = call.borrow(len(items) * int(record["item"])).ctypes.data
+            self._add(_clear_unmet_by_sets, len(items), self._turns)
+        call.run()
