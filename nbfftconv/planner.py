@@ -106,7 +106,7 @@ def plan_conv2d(
         If a size is not an integer, `dtype` is neither float32 nor float64, or a flag is no bool.
     ValueError
         If the sizes do not make a convolution, a name is unknown, `tile` is too small, given with
-        ``algorithm="direct"`` or asked of the codelets and none of theirs, or not even one tile fits the scratch limit;
+        ``algorithm="direct"``, or not among the sides of the "codelet" or "planar" transform asked for, or not even one tile fits the scratch limit;
         if `measure` is given a choice.
     """
     geometry = ConvGeometry.from_arguments(input_size, weight_size, stride, padding, dilation, groups)
