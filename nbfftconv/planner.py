@@ -106,8 +106,8 @@ def plan_conv2d(
         If a size is not an integer, `dtype` is neither float32 nor float64, or a flag is no bool.
     ValueError
         If the sizes do not make a convolution, a name is unknown, `tile` is too small, given with
-        ``algorithm="direct"``, or not among the sides of the "codelet" or "planar" transform asked for, or not even one tile fits the scratch limit;
-        if `measure` is given a choice.
+        ``algorithm="direct"`` or not of the sides that the "codelet" or "planar" transform has, or not even one tile
+        fits the scratch limit; if `measure` is given a choice.
     """
     geometry = ConvGeometry.from_arguments(input_size, weight_size, stride, padding, dilation, groups)
     try:
