@@ -210,6 +210,14 @@ class Emitter:
         over = self._builder.icmp_signed(">", self.magnitude_bits(value), ir.Constant(self._bits, [limit] * self.lanes))
         return self._builder.select(over, self.zero(), value)
 
+    def smaller(self, a: ir.Value, b: ir.Value) -> ir.Value:
+        """The smaller integers of two vectors of magnitudes."""
+        return self._builder.select(self._builder.icmp_signed("<", a, b), a, b)
+
+    def most_bits(self) -> ir.Value:
+        """Vector of magnitudes that are larger than all others."""
+        return ir.Constant(self._bits, [(1 << (8 * self.itemsize - 1)) - 1] * self.lanes)
+
     def no_bits(self) -> ir.Value:
         """Vector of magnitudes of zero."""
         return ir.Constant(self._bits, None)

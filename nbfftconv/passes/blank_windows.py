@@ -13,7 +13,9 @@ import numpy as np
 from nbfftconv import jit, simd, threads
 from nbfftconv.geometry import ConvGeometry
 from nbfftconv.jit import njit
+from nbfftconv.outliers import WORDS
 from nbfftconv.passes.call import Call
+from nbfftconv.simd import VECTOR_BYTES
 
 #: Rows of results that are looked at together, at least, and windows above each other: more share the pixels around.
 _ROWS, _WINDOWS_HIGH = 32, 2
@@ -44,19 +46,38 @@ _WINDOWS = np.dtype(
     ]
 )
 
-_WEIGHTS = np.dtype([(name, np.int64) for name in ("weight", "has_zeros", "taps")])
+_WEIGHTS = np.dtype([(name, np.int64) for name in ("weight", "has_zeros", "taps", "least")])
+
+
+def _least(v, source, vectors, last, least):
+    def vector(at, bits):
+        return [v.add(at, v.integer(VECTOR_BYTES)), v.smaller(bits, v.magnitude_bits(v.load(at)))]
+
+    _, bits = v.repeat(vectors, [source, v.most_bits()], vector)
+    v.store_bits(v.smaller(bits, v.magnitude_bits(v.load(last))), least)
+
+
+# (source, vectors, last, least): the least magnitudes, as bits, of so many vectors and one more.
+_find_least = simd.kernel(_least, "find_least", 4)
 
 
 def _zeros(real):
-    itemsize = np.dtype(real).itemsize
+    word, _ = WORDS[real]
+    itemsize, lanes = np.dtype(real).itemsize, simd.lanes(real)
 
     def find_zeros(r, slot, begin, end):
-        has_zeros = simd.pointer(np.uint8, r.has_zeros)
+        has_zeros, least = simd.pointer(np.uint8, r.has_zeros), r.least + slot * VECTOR_BYTES
+        bits = simd.pointer(word, least)
         for k in range(begin, end):
-            taps = simd.pointer(real, r.weight + k * r.taps * itemsize)
+            taps = r.weight + k * r.taps * itemsize
             found = np.uint8(0)
-            for i in range(r.taps):
-                found |= np.uint8(taps[i] == real(0))
+            if r.taps < lanes:
+                for i in range(r.taps):
+                    found |= np.uint8(simd.pointer(real, taps)[i] == real(0))
+            else:
+                _find_least(real, (taps, r.taps // lanes, taps + (r.taps - lanes) * itemsize, least))
+                for i in range(lanes):
+                    found |= np.uint8(bits[i] == word(0))
             has_zeros[k] = found
 
     return find_zeros
@@ -406,7 +427,7 @@ def find_zeros(call: Call, weight: np.ndarray) -> np.ndarray:
     has_zeros = np.empty(weight.shape[0], np.uint8)
     record = np.zeros((), _WEIGHTS)
     record["weight"], record["has_zeros"] = weight.ctypes.data, has_zeros.ctypes.data
-    record["taps"] = weight[0].size
+    record["taps"], record["least"] = weight[0].size, call.borrow(call.slots * VECTOR_BYTES).ctypes.data
     call.add_task(threads.Task(_find_zeros.address(call.real), record, weight.shape[0], call.slots))
     return has_zeros
 
