@@ -355,8 +355,7 @@ def fork(seed: int) -> Callable[[str], list[str]]:
     if pid == 0:
         status = 1
         try:
-            faulthandler.cancel_dump_traceback_later()
-            os.close(read)
+            os.close(read)  # the watchdog of the parent is no thread of the child
             with os.fdopen(write, "w") as pipe:
                 json.dump(checked(seed), pipe)
             status = 0
