@@ -13,7 +13,7 @@ from nbfftconv.planner import make_plan, make_plan_for_kept
 #: used last take more.
 KEPT_BYTES = 512 * 2**20
 # Sizes of images whose plan a layer remembers, where that is not the best.
-_CHOSEN = 256
+_CHOSEN = 512
 
 _kept_lock = fork_safe_lock()  # for moments
 
