@@ -34,8 +34,8 @@ _PANEL_VECTORS = 16
 _FIELDS = ("", "_group", "_row", "_rows", "_column", "_columns", "_step")
 _PRODUCT = np.dtype(
     [
-        # in the order of `_run`; `rows` and `columns` are bytes from as many rows or columns as a vector has lanes to
-        # the next ones
+        # in the order of `_record`; a matrix's `rows` and `columns` are bytes from as many rows or columns as a vector
+        # has lanes to the next ones
         *((f"{matrix}{name}", np.int64) for matrix in "abc" for name in _FIELDS),
         *((name, np.int64) for name in ("groups", "rows", "columns", "depth", "steps")),
         *((name, np.int64) for name in ("add", "a_lines", "panels")),

@@ -59,7 +59,7 @@ class ConvPlan:
     algorithm : str
         "fft" or "direct".
     transform : str or None
-        "fftw" or "codelet"; None for direct convolution.
+        "codelet", "planar" or "fftw"; None for direct convolution.
     grid : TileGrid or None
         The tiles; None for direct convolution.
     fused : bool

@@ -1,7 +1,7 @@
 """Transforms of a few values, each a vector: straight-line code, as Python generates it for `nbfftconv.simd.Emitter`.
 
-A length is factored into 4, 2, 3 and 5, decimated in time forward and in frequency inverse; of a real sequence only the
-half of the spectrum is computed that its symmetry leaves.
+A length is factored into 4, 2, 3, 5 and what is left, such as the 7 of 14, or 13, decimated in time forward and in
+frequency inverse; of a real sequence only the half of the spectrum is computed that its symmetry leaves.
 """
 
 import cmath
@@ -93,7 +93,7 @@ def _radix(n):
 
 
 def _small(x, sign):
-    """Transform of 2, 3, 4 or 5 values; the kernel is exp(sign · 2πi jk / n)."""
+    """Transform of 2, 4 or an odd number of values; the kernel is exp(sign · 2πi jk / n)."""
     n = len(x)
     if n == 2:
         return [x[0] + x[1], x[0] - x[1]]
