@@ -101,34 +101,35 @@ def _view(owner: np.ndarray, shape: tuple[int, ...], dtype: np.dtype) -> np.ndar
 
 def _lend(nbytes: int, spare: float) -> np.ndarray:
     """Return the owner of so many bytes behind the first cache line, of memory that was lent before if some fits."""
-    owner = _take_free(nbytes, (1 + spare) * nbytes + 2**16)
-    if owner is None:
-        owner = np.empty(nbytes + _LINE, np.uint8)
-        if nbytes > _limit:
-            return owner
-        _make_room(nbytes)
+    limit = _limit
+    owner = _take_free(nbytes + _LINE, (1 + spare) * nbytes + 2**16)
+    if owner is not None:
+        _pool[id(owner)] = owner
+        if limit != _limit:  # another thread has set it, and emptied the pool
+            _make_room(0)
+        return owner
+    owner = np.empty(nbytes + _LINE, np.uint8)
+    if nbytes > _limit:
+        return owner
+    _make_room(nbytes)
     _pool[id(owner)] = owner
     _make_room(0)  # the limit may have changed, or another thread have lent as well
     return owner
 
 
 def _take_free(least: int, most: float) -> np.ndarray | None:
-    """Take the smallest memory that fits, and that nothing else refers to, from the pool; None if there is none."""
-
-    def fits(owner: np.ndarray) -> bool:
-        return least <= owner.size - _LINE <= most
-
-    owners = list(_pool.values())
+    """Take the smallest array that fits, and that nothing else refers to, from the pool; None if there is none."""
+    owners = [owner for owner in list(_pool.values()) if least <= len(owner) <= most]
     # Of what is free, the pool and `owners` have the references that they have not of a new object.
     fewest, *references = map(sys.getrefcount, [object(), *owners])
     free = [owner for owner, count in zip(owners, references, strict=True) if count == fewest + 2]
-    keys = [id(owner) for owner in sorted(filter(fits, free), key=len)]
+    keys = [id(owner) for owner in sorted(free, key=len)]
     del owners, free
     for key in keys:
         owner = _pool.pop(key, None)  # from now on only this call can lend it
         if owner is not None:
             fewest, count = map(sys.getrefcount, (object(), owner))
-            if count == fewest + 1 and fits(owner):  # the variable's
+            if count == fewest + 1 and least <= len(owner) <= most:  # the variable's
                 return owner
             _pool[key] = owner  # lent, or replaced, by another thread or by what has interrupted this call
     return None

@@ -13,7 +13,6 @@ import numpy as np
 from nbfftconv import jit, simd, threads
 from nbfftconv.geometry import ConvGeometry
 from nbfftconv.jit import njit
-from nbfftconv.outliers import WORDS
 from nbfftconv.passes.call import Call
 from nbfftconv.simd import VECTOR_BYTES
 from nbfftconv.threads import share
@@ -52,8 +51,6 @@ _WINDOWS = np.dtype(
     ]
 )
 
-_WEIGHTS = np.dtype([(name, np.int64) for name in ("weight", "has_zeros", "taps", "least")])
-
 
 def _least(v, source, vectors, last, least):
     def vector(at, bits):
@@ -67,29 +64,20 @@ def _least(v, source, vectors, last, least):
 _find_least = simd.kernel(_least, "find_least", 4)
 
 
-def _zeros(real):
-    word, _ = WORDS[real]
-    itemsize, lanes = np.dtype(real).itemsize, simd.lanes(real)
-
-    def find_zeros(r, slot, begin, end):
-        has_zeros, least = simd.pointer(np.uint8, r.has_zeros), r.least + slot * VECTOR_BYTES
-        bits = simd.pointer(word, least)
-        for k in range(begin, end):
-            taps = r.weight + k * r.taps * itemsize
-            found = np.uint8(0)
-            if r.taps < lanes:
-                for i in range(r.taps):
-                    found |= np.uint8(simd.pointer(real, taps)[i] == real(0))
-            else:
-                _find_least(real, (taps, r.taps // lanes, taps + (r.taps - lanes) * itemsize, least))
-                for i in range(lanes):
-                    found |= np.uint8(bits[i] == word(0))
-            has_zeros[k] = found
-
-    return find_zeros
-
-
-_find_zeros = jit.stage(_WEIGHTS)(_zeros)
+@njit()
+def has_zero(real, word, itemsize, source, count, least):
+    """Tell whether one of `count` values is zero; of `least`, a vector is overwritten."""
+    lanes = VECTOR_BYTES // itemsize
+    values, bits = simd.pointer(real, source), simd.pointer(word, least)
+    found = False
+    if count < lanes:
+        for i in range(count):
+            found |= values[i] == real(0)
+        return found
+    _find_least(real, (source, count // lanes, source + (count - lanes) * itemsize, least))
+    for lane in range(lanes):
+        found |= bits[lane] == word(0)
+    return found
 
 
 @njit()
@@ -464,16 +452,6 @@ _fill_blank_windows = jit.stage(_WINDOWS)(_write)
 _fill_sparse_windows = jit.stage(_WINDOWS)(_write_sparse)
 
 
-def find_zeros(call: Call, weight: np.ndarray) -> np.ndarray:
-    """Add the task that finds which filters have weights that are zero; return where it writes that, as uint8."""
-    has_zeros = np.empty(weight.shape[0], np.uint8)
-    record = np.zeros((), _WEIGHTS)
-    record["weight"], record["has_zeros"] = weight.ctypes.data, has_zeros.ctypes.data
-    record["taps"], record["least"] = weight[0].size, call.borrow(call.slots * VECTOR_BYTES).ctypes.data
-    call.add_task(threads.Task(_find_zeros.address(call.real), record, weight.shape[0], call.slots))
-    return has_zeros
-
-
 def _forward_axis(numbers: dict[str, int]) -> dict[str, int]:
     return {
         "results": numbers["output"], "samples": numbers["input"], "spacing": 1, "step": numbers["stride"],
@@ -502,8 +480,8 @@ def _covered(results: int, samples: int, spacing: int, step: int, dilation: int,
 
 
 @functools.lru_cache(maxsize=256)
-def _numbers(geometry: ConvGeometry, is_forward: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Return the record without addresses, and which columns of results meet samples at all."""
+def _numbers(geometry: ConvGeometry, is_forward: bool) -> tuple[np.ndarray, np.ndarray, bool]:
+    """Return the record without addresses of a call, which columns of results meet samples, and whether all do."""
     record = np.zeros((), _WINDOWS)
     make = _forward_axis if is_forward else _backward_axis
     y, x = (make(geometry.axis_numbers(axis)) for axis in (0, 1))
@@ -534,7 +512,9 @@ def _numbers(geometry: ConvGeometry, is_forward: bool) -> tuple[np.ndarray, np.n
     record["latest"] = at = at + row
     record["blank"] = at = at + 4 * row
     record["slot"] = -(-(at + x["results"]) // 64) * 64
-    return record, _covered(**x)
+    covered = _covered(**x)
+    record["covered"] = covered.ctypes.data
+    return record, covered, bool(covered.all())
 
 
 class BlankWindows:
@@ -569,7 +549,7 @@ class BlankWindows:
         is_forward: bool,
     ) -> None:
         self._call = call
-        numbers, self._covered = _numbers(geometry, is_forward)
+        numbers, self._covered, self._is_covered = _numbers(geometry, is_forward)
         self._record = record = jit.copy_record(numbers)
         self._has_zeros, first = has_zeros, 0
         if has_zeros is not None and not is_forward:
@@ -580,9 +560,7 @@ class BlankWindows:
         if bias is not None:
             record["bias"] = bias.ctypes.data
         record["relu"] = relu
-        record["source"], record["target"], record["covered"] = (
-            array.ctypes.data for array in (source, target, self._covered)
-        )
+        record["source"], record["target"] = source.ctypes.data, target.ctypes.data
         self._images = target.shape[0]
         self._found = np.zeros(self._images * int(record["groups"] * record["blocks"]), np.uint8)
         record["found"] = self._found.ctypes.data
@@ -593,11 +571,11 @@ class BlankWindows:
 
     def fill(self) -> None:
         """Write what direct convolution has, once the target is written."""
-        if self._has_zeros is None and self._covered.all():
+        if self._has_zeros is not None or not self._is_covered:
+            items = np.arange(len(self._found))
+        elif np.count_nonzero(self._found):
             items = np.flatnonzero(self._found)
         else:
-            items = np.arange(len(self._found))
-        if len(items) == 0:
             return
         record = self._record
         memory = self._call.borrow(self._call.slots * int(record["slot"]))

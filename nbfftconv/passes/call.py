@@ -47,6 +47,7 @@ _RECORD = np.dtype(
         *((name, np.int64) for name in ("places", "place", "strips", "strip_pitch", "strip_bytes")),
         # of the kernels: where each thread finishes a spectrum before it is written past the caches; 0 if it is not
         ("finished", np.int64),
+        ("has_zeros", np.int64),  # of the kernels: for each filter, as uint8, whether one of its weights is zero
         ("largest", np.int64),  # a vector of the largest magnitudes of a unit
         # of a fused pass, in the scratch memory of a thread: spectra of a block of units for a share of the filters
         *((name, np.int64) for name in ("slot_input", "slot_output", "block_units", "share")),

@@ -11,13 +11,14 @@ import numpy as np
 from nbfftconv import simd
 from nbfftconv.jit import njit
 from nbfftconv.outliers import WORDS
-from nbfftconv.passes.blank_windows import find_zeros
+from nbfftconv.passes.blank_windows import has_zero
 from nbfftconv.passes.call import Call, Spectra, stage
 from nbfftconv.passes.places import (
     channel_position,
     clear_outliers,
     copy_tiles,
     filter_of,
+    filters_of,
     input_position,
     next_tile_position,
     output_position,
@@ -37,6 +38,7 @@ from nbfftconv.transforms import COMPLEX_BYTES
 _STREAMED_BYTES = 4 * 2**20
 #: Kernels are fetched so many bytes before they are read: a unit reads as many places as it has filters.
 _FETCHED_AHEAD = 256
+_LOOKED_AT_BYTES = 2**17
 
 
 @njit()
@@ -232,6 +234,18 @@ def _output(real):
     return output_to_spectra
 
 
+@njit()
+def _note_zeros(real, word, itemsize, r, slot, unit, first, last):
+    """Note which filters of a unit have weights that are zero in channels first .. last - 1."""
+    has_zeros, least = simd.pointer(np.uint8, r.has_zeros), r.scratch + slot * r.slot + r.largest
+    taps, channels = r.y_kernel * r.x_kernel, r.channels // r.groups
+    first_filter, count = filters_of(r, unit)
+    for k in range(first_filter, first_filter + count):
+        weights = r.weight + (k * channels + first) * taps * itemsize
+        if has_zero(real, word, itemsize, weights, (last - first) * taps, least):
+            has_zeros[k] = 1
+
+
 def _weight(real):
     word, limit = WORDS[real]
     itemsize = np.dtype(real).itemsize
@@ -239,10 +253,15 @@ def _weight(real):
     def weight_to_spectra(r, slot, begin, end):
         tiles = r.scratch + slot * r.slot
         depth = r.channels // r.groups * r.channel_phases
+        # channels of a unit, looked at together, that a core's cache holds until they are transformed
+        run = max(1, _LOOKED_AT_BYTES // (r.lanes * r.y_kernel * r.x_kernel * itemsize)) * r.channel_phases
         placed = -1
         for item in range(begin, end):
             unit, index = item // depth, item % depth
             channel, y_tap, x_tap = channel_position(r, index)
+            if item == begin or index % run == 0:
+                last = min(depth, (index // run + 1) * run, index + end - item)
+                _note_zeros(real, word, itemsize, r, slot, unit, channel, (last - 1) // r.channel_phases + 1)
             channel_bytes = channel * r.y_kernel * r.x_kernel * itemsize
             spectrum, stride = r.weight_spectra + unit * r.weight_unit + index * COMPLEX_BYTES, r.weight_step_bytes
             if r.finished != 0:
@@ -321,7 +340,8 @@ def transform_weight(plan: ConvPlan, weight: np.ndarray) -> TransformedWeight:
     call.point("weight", weight)
     if spectra.array.nbytes > _STREAMED_BYTES:
         call.finish_apart()
-    has_zeros = find_zeros(call, weight)  # first: it reads in order what the transforms read in pieces
+    has_zeros = np.zeros(weight.shape[0], np.uint8)
+    call.point("has_zeros", has_zeros)
     call.add(_weight_to_spectra, call.groups * call.group_units * call.group_depth)
     call.run()
     return TransformedWeight(weight, spectra, call.met_outliers, has_zeros if has_zeros.any() else None)

@@ -328,9 +328,9 @@ class UnmetWeights:
 
     def clear(self) -> None:
         """Set their gradients to zero, once the result is written."""
-        items = np.flatnonzero(self._found)
-        if len(items) == 0:
+        if not np.count_nonzero(self._found):
             return
+        items = np.flatnonzero(self._found)
         call, record = self._call, self._record
         record["items"] = items.ctypes.data
         if record["channels"] < _FEW_CHANNELS:
