@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from nbfftconv import jit, simd, threads
+from nbfftconv.scratch import Memory
 from nbfftconv.simd import VECTOR_BYTES
 from nbfftconv.transforms import COMPLEX_BYTES
 
@@ -45,11 +46,14 @@ _PRODUCT = np.dtype(
 
 @dataclass(frozen=True)
 class Matrix:
-    """Where the entries of a matrix of spectra are: the array that holds them, and distances in bytes.
+    """Where the entries of a matrix of spectra are: an address, and distances in bytes.
 
     Attributes
     ----------
-    spectra : numpy.ndarray
+    real : type
+        `numpy.float32` or `numpy.float64`.
+    address : int
+        Of the spectra.
     group : int
         From a group's matrix to the next one's.
     row, column : int
@@ -62,7 +66,8 @@ class Matrix:
         Along that index, from one vector to the next; `row` or `column` is the distance of lanes.
     """
 
-    spectra: np.ndarray
+    real: type
+    address: int
     group: int
     row: int
     column: int
@@ -349,12 +354,12 @@ def panel_bytes(real: type) -> int:
 
 
 def _record(a: Matrix, b: Matrix, c: Matrix, shape: tuple[int, ...], add: bool, panels: int = 0) -> np.ndarray:
-    lanes = simd.lanes(c.spectra.dtype.type)
+    lanes = simd.lanes(c.real)
     numbers: list[int] = []
     for m in (a, b, c):
         row_vectors = m.vectors if m.lane_axis == "row" else lanes * m.row
         column_vectors = m.vectors if m.lane_axis == "column" else lanes * m.column
-        numbers += m.spectra.ctypes.data, m.group, m.row, row_vectors, m.column, column_vectors, m.step
+        numbers += m.address, m.group, m.row, row_vectors, m.column, column_vectors, m.step
     # Along r, the entries of a row of A fill cache lines of real and of imaginary parts, or share them with other rows.
     a_lines = {None: 2 * lanes, "row": 2, "column": 0}[a.lane_axis]
     return np.array([*numbers, *shape, add, a_lines, panels], np.int64)
@@ -365,7 +370,7 @@ def _task(
 ) -> threads.Task:
     groups, rows, _, _, steps = shape
     items = groups * -(-rows // _ITEM_ROWS) * steps
-    return threads.Task(_STAGES[name].address(c.spectra.dtype.type), _record(a, b, c, shape, add), items, slots)
+    return threads.Task(_STAGES[name].address(c.real), _record(a, b, c, shape, add), items, slots)
 
 
 def product(a: Matrix, b: Matrix, c: Matrix, shape: tuple[int, ...], slots: int) -> threads.Task:
@@ -395,15 +400,15 @@ def conjugate_product(
 
 
 def panel_product(
-    a: Matrix, b: Matrix, c: Matrix, shape: tuple[int, ...], panels: np.ndarray, slots: int, add: bool = False
+    a: Matrix, b: Matrix, c: Matrix, shape: tuple[int, ...], panels: Memory, slots: int, add: bool = False
 ) -> threads.Task:
     """Return the task C = conj(A) · B, or C += conj(A) · B, where entries of A and B are lanes along r, of C along i.
 
     Parameters are as in `product`; `panels` has `panel_bytes` for each thread.
     """
     groups, rows, columns, _, steps = shape
-    real = c.spectra.dtype.type
+    real = c.real
     vectors = -(-rows // simd.lanes(real))
     items = groups * -(-columns // _ITEM_ROWS) * -(-vectors // _PANEL_VECTORS) * steps
-    record = _record(a, b, c, shape, add, panels.ctypes.data)
+    record = _record(a, b, c, shape, add, panels.address)
     return threads.Task(_panel_product.address(real), record, items, slots)

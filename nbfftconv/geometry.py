@@ -164,6 +164,14 @@ class ConvGeometry:
     dilation: tuple[int, int]
     groups: int
 
+    def __hash__(self) -> int:
+        return self._hash
+
+    @functools.cached_property
+    def _hash(self) -> int:
+        """Every table of plans, records and transforms asks for it."""
+        return hash((self.input_size, self.weight_size, self.stride, self.padding, self.dilation, self.groups))
+
     @classmethod
     def from_arguments(
         cls,

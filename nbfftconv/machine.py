@@ -126,21 +126,24 @@ def _best_seconds(function: Callable[[], object], repetitions: int) -> float:
 _PRODUCT = 32, 12, 64, 16  # rows, columns, depth, steps
 
 
-def _product() -> tuple[threads.Task, object]:
+def _product() -> tuple[threads.Task, list[np.ndarray]]:
     """Return the product that is timed, and the operands, which must outlive it."""
     rows, columns, depth, steps = _PRODUCT
 
+    arrays = []
+
     def matrix(entries: int, row: int, **lanes: object) -> accumulate.Matrix:
-        spectra = scratch.aligned(entries * COMPLEX_BYTES).view(np.float32)
-        spectra[...] = 0.5  # zeros and denormal numbers may have a speed of their own
+        array, address = scratch.aligned(entries * COMPLEX_BYTES)
+        array.view(np.float32)[...] = 0.5  # zeros and denormal numbers may have a speed of their own
+        arrays.append(array)
         # No step from frequency to frequency: they all find their operands in the cache.
-        return accumulate.Matrix(spectra, group=0, row=row, column=COMPLEX_BYTES, step=0, **lanes)
+        return accumulate.Matrix(np.float32, address, group=0, row=row, column=COMPLEX_BYTES, step=0, **lanes)
 
     a = matrix(rows * depth, 4, lane_axis="row", vectors=depth * COMPLEX_BYTES)
     b = matrix(columns * depth, depth * COMPLEX_BYTES)
     c = matrix(rows * columns, columns * COMPLEX_BYTES)
     shape = 1, rows, columns, depth, steps
-    return accumulate.conjugate_product(a, b, c, shape, 1), (a, b, c)
+    return accumulate.conjugate_product(a, b, c, shape, 1), arrays
 
 
 def _measure_flops() -> float:

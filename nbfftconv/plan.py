@@ -1,5 +1,6 @@
 """ConvPlan: what the planner decided for one convolution."""
 
+import functools
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -96,6 +97,10 @@ class ConvPlan:
     seconds: float
     transposed: "ConvPlan | None" = None
 
+    def __hash__(self) -> int:
+        """Of a part: that of all attributes takes longer than what is looked up by it."""
+        return hash((self.geometry, self.direction, self.block_tiles, self.scratch_bytes))
+
     def as_grad_input(self, geometry: ConvGeometry) -> "ConvPlan":
         """Return the plan of the gradient at the input of `geometry`, whose transposed problem this plan is for."""
         return replace(self, geometry=geometry, direction="grad_input", transposed=self)
@@ -107,7 +112,7 @@ class ConvPlan:
         vertical, horizontal = (axis_tiles(geometry, axis, side) for axis, side in enumerate(self.tile))
         return replace(self, geometry=geometry, grid=TileGrid(vertical, horizontal, geometry.input_size[0]))
 
-    @property
+    @functools.cached_property
     def kernel_form(self) -> KernelForm:
         """The form in which it needs the kernels."""
         phases = packed = None

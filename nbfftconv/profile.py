@@ -95,6 +95,8 @@ def profile_file() -> Path:
 def get_profile() -> Profile:
     """Return the profile, read at the first request; what other processes add later is for later processes."""
     key = os.environ.get("NBFFTCONV_PROFILE")
+    if (profile := _profiles.get(key)) is not None:
+        return profile
     with _lock:
         if key not in _profiles:
             _profiles[key] = _read_or_ignore(_document())

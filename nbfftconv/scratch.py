@@ -13,6 +13,7 @@ what changes the pool is one operation of a dictionary at a time, and whatever h
 import math
 import os
 import sys
+from typing import NamedTuple
 
 import numpy as np
 
@@ -21,6 +22,7 @@ from nbfftconv.report import report
 _DEFAULT_LIMIT = 512 * 2**20
 _SMALL_RESULT = 2**20  # bytes below which a result is not worth keeping
 _LINE = 64  # bytes
+_BYTE = np.dtype(np.uint8)
 
 
 def _limit_from_environment() -> int:
@@ -33,8 +35,34 @@ def _limit_from_environment() -> int:
 
 
 _limit = _limit_from_environment()
-#: By its address as an object, all memory that was lent, the last at the end: lent still, or free to be lent again.
-_pool: dict[int, np.ndarray] = {}
+
+
+class Memory(NamedTuple):
+    """Bytes that begin at a cache line, and the address of the first, which takes a microsecond to ask an array for."""
+
+    array: np.ndarray
+    address: int
+
+
+class _Owner(NamedTuple):
+    """An array that owns its memory; the first byte at a cache line, its address, and how many can be lent."""
+
+    array: np.ndarray
+    first: int
+    address: int
+    nbytes: int
+
+    def view(self, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+        """Return an array in its memory."""
+        return np.ndarray(shape, dtype, self.array, self.first)
+
+    def lent(self, nbytes: int) -> Memory:
+        """Return so many bytes of its memory."""
+        return Memory(self.view((nbytes,), _BYTE), self.address)
+
+
+#: By the array's address as an object, all memory that was lent, the last at the end: lent still, or free to be again.
+_pool: dict[int, _Owner] = {}
 
 
 def set_scratch_limit(nbytes: int) -> None:
@@ -68,68 +96,69 @@ def get_scratch_limit() -> int:
     return _limit
 
 
-def aligned(nbytes: int) -> np.ndarray:
-    """Return uninitialised bytes that begin at a cache line."""
-    owner = np.empty(nbytes + _LINE, np.uint8)
-    return _view(owner, (nbytes,), owner.dtype)
+def aligned(nbytes: int) -> Memory:
+    """Return uninitialised bytes of memory of its own."""
+    return _new(nbytes).lent(nbytes)
 
 
-def borrow(nbytes: int, spare: float = 1.0) -> np.ndarray:
-    """Return at least `nbytes` bytes that begin at a cache line, of any content; a share of `spare` more at most.
+def borrow(nbytes: int, spare: float = 1.0) -> Memory:
+    """Lend at least `nbytes` bytes that begin at a cache line, of any content; a share of `spare` more at most.
 
-    They are lent until nothing refers to them any more.
+    They are lent until nothing refers to the array any more.
     """
     owner = _lend(nbytes, spare)
-    return _view(owner, (owner.size - _LINE,), owner.dtype)
+    return owner.lent(owner.nbytes)
 
 
 def result(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     """Return an uninitialised array, of memory that is used again if it is large and within the bound."""
     nbytes = math.prod(shape) * dtype.itemsize
-    return _view(_lend(nbytes, 0.1), shape, dtype) if nbytes >= _SMALL_RESULT else np.empty(shape, dtype)
+    return _lend(nbytes, 0.1).view(shape, dtype) if nbytes >= _SMALL_RESULT else np.empty(shape, dtype)
 
 
-def lasting(nbytes: int) -> np.ndarray:
-    """Return uninitialised bytes that begin at a cache line, of memory that is used again like that of a result."""
-    return result((nbytes,), np.dtype(np.uint8)) if nbytes >= _SMALL_RESULT else aligned(nbytes)
+def lasting(nbytes: int) -> Memory:
+    """Return uninitialised bytes, of memory that is used again like that of a result."""
+    return _lend(nbytes, 0.1).lent(nbytes) if nbytes >= _SMALL_RESULT else aligned(nbytes)
 
 
-def _view(owner: np.ndarray, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """Return an array whose memory, from a cache line on, is another's."""
-    return np.ndarray(shape, dtype, owner, -owner.ctypes.data % _LINE)
+def _new(nbytes: int) -> _Owner:
+    array = np.empty(nbytes + _LINE, _BYTE)
+    address = array.ctypes.data
+    first = -address % _LINE
+    return _Owner(array, first, address + first, nbytes)
 
 
-def _lend(nbytes: int, spare: float) -> np.ndarray:
-    """Return the owner of so many bytes behind the first cache line, of memory that was lent before if some fits."""
+def _lend(nbytes: int, spare: float) -> _Owner:
+    """Return the owner of so many bytes, of memory that was lent before if some fits."""
     limit = _limit
-    owner = _take_free(nbytes + _LINE, (1 + spare) * nbytes + 2**16)
+    owner = _take_free(nbytes, (1 + spare) * nbytes + 2**16)
     if owner is not None:
-        _pool[id(owner)] = owner
+        _pool[id(owner.array)] = owner
         if limit != _limit:  # another thread has set it, and emptied the pool
             _make_room(0)
         return owner
-    owner = np.empty(nbytes + _LINE, np.uint8)
+    owner = _new(nbytes)
     if nbytes > _limit:
         return owner
     _make_room(nbytes)
-    _pool[id(owner)] = owner
+    _pool[id(owner.array)] = owner
     _make_room(0)  # the limit may have changed, or another thread have lent as well
     return owner
 
 
-def _take_free(least: int, most: float) -> np.ndarray | None:
-    """Take the smallest array that fits, and that nothing else refers to, from the pool; None if there is none."""
-    owners = [owner for owner in list(_pool.values()) if least <= len(owner) <= most]
-    # Of what is free, the pool and `owners` have the references that they have not of a new object.
-    fewest, *references = map(sys.getrefcount, [object(), *owners])
-    free = [owner for owner, count in zip(owners, references, strict=True) if count == fewest + 2]
-    keys = [id(owner) for owner in sorted(free, key=len)]
-    del owners, free
+def _take_free(least: int, most: float) -> _Owner | None:
+    """Take the smallest that fits, and whose array nobody else refers to, from the pool; None if there is none."""
+    arrays = [owner.array for owner in list(_pool.values()) if least <= owner.nbytes <= most]
+    # Of what is free, the owner and `arrays` have the references that they have not of a new object.
+    fewest, *references = map(sys.getrefcount, [object(), *arrays])
+    free = [array for array, count in zip(arrays, references, strict=True) if count == fewest + 2]
+    keys = [id(array) for array in sorted(free, key=len)]
+    del arrays, free
     for key in keys:
         owner = _pool.pop(key, None)  # from now on only this call can lend it
         if owner is not None:
-            fewest, count = map(sys.getrefcount, (object(), owner))
-            if count == fewest + 1 and least <= len(owner) <= most:  # the variable's
+            fewest, count = map(sys.getrefcount, (object(), owner.array))
+            if count == fewest + 1 and least <= owner.nbytes <= most:  # the owner's
                 return owner
             _pool[key] = owner  # lent, or replaced, by another thread or by what has interrupted this call
     return None
@@ -141,10 +170,10 @@ def _make_room(nbytes: int) -> None:
     What is in use then belongs to its users alone.
     """
     keys = list(_pool)
-    excess = sum(owner.size - _LINE for owner in list(_pool.values())) + nbytes - _limit
+    excess = sum(owner.nbytes for owner in list(_pool.values())) + nbytes - _limit
     for key in keys:
         if excess <= 0:
             break
         owner = _pool.pop(key, None)
         if owner is not None:
-            excess -= owner.size - _LINE
+            excess -= owner.nbytes

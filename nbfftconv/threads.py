@@ -14,6 +14,7 @@ import functools
 import math
 import operator
 import os
+import struct
 import threading
 from pathlib import Path
 from typing import NamedTuple
@@ -129,7 +130,7 @@ _PART = 4_000_000
 _ENDLESS = 2**62  # nanoseconds of a round of other threads
 # What compiled code has of a task: stage, record, items, slots, pieces; and its counters of items taken and done, in
 # cache lines of their own.
-_NUMBERS, _TAKEN, _DONE, _ROW = 5, 16, 24, 32
+_NUMBERS, _TAKEN, _DONE, _ROW = struct.Struct("5q"), 16, 24, 32
 
 
 class Task(NamedTuple):
@@ -297,10 +298,9 @@ def run(*tasks: Task) -> None:
     else:
         exclusive, used = False, 1
     table = np.zeros((len(tasks), _ROW), np.int64)
-    table[:, :_NUMBERS] = [
-        (stage, record.ctypes.data, items, slots, min(items, _PIECES * slots) if used > 1 else 1)
-        for stage, record, items, slots in tasks
-    ]
+    for index, (stage, record, items, slots) in enumerate(tasks):
+        pieces = min(items, _PIECES * slots) if used > 1 else 1
+        _NUMBERS.pack_into(table, index * _ROW * 8, stage, record.ctypes.data, items, slots, pieces)
     address, count = table.ctypes.data, len(tasks)
     is_main = threading.get_ident() == threading.main_thread().ident
     round = _ROUND if is_main else _ENDLESS

@@ -1,11 +1,14 @@
 """Two checkouts of this package against each other on the layers in layers.py: forward pass, dW, dX and a whole step.
 
 "inference" is the forward pass of a `Conv2d` that keeps its kernels' spectra; the others are as in `bench_training`.
-The two take turns, each in a process of its own, and plan by the same figures of the machine. A ratio is the other
-checkout's median time by that of this one: more than 1 is faster than before.
+The two take turns, each in a process of its own, and plan by the same figures of the machine. Where memory comes to lie
+makes a process up to 4 % faster or slower as long as it lives, so there are several pairs of processes, of which the
+one and the other is first. A ratio is the other checkout's median time by that of this one: more than 1 is faster than
+before.
 """
 
 import argparse
+import itertools
 import json
 import statistics
 import sys
@@ -45,7 +48,8 @@ def main() -> int:
     parser.add_argument("other", type=Path, help="a checkout of another version")
     parser.add_argument("--layers", nargs="*", choices=names, default=names, metavar="NAME")
     parser.add_argument("--threads", type=int, default=2, help="threads of each")
-    parser.add_argument("--rounds", type=int, default=5, help="interleaved rounds")
+    parser.add_argument("--processes", type=int, default=4, help="pairs of processes, one after the other")
+    parser.add_argument("--rounds", type=int, default=2, help="interleaved rounds of each pair")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all times there")
     args = parser.parse_args()
 
@@ -61,7 +65,11 @@ def main() -> int:
         if layer.name not in args.layers:
             continue
         engines = {name: (engine, (layer, args.threads, path, figures)) for name, path in checkouts.items()}
-        outputs, times = race(engines, args.rounds)
+        times = {operation: {name: [] for name in checkouts} for operation in OPERATIONS}
+        for pair in range(args.processes):
+            outputs, new = race(dict(sorted(engines.items(), reverse=pair % 2 > 0)), args.rounds)
+            for operation, name in itertools.product(OPERATIONS, checkouts):
+                times[operation][name] += new[operation][name]
         document[layer.name] = times
         cells = []
         for operation in OPERATIONS:

@@ -151,9 +151,9 @@ def storm(seconds: str) -> object:
     def lend() -> None:
         first = scratch.result(SHAPE, F32)
         first[0, 0] = 1
-        second = scratch.borrow(first.nbytes)
+        second = scratch.borrow(first.nbytes).array
         second[...] = 255
-        lasting = scratch.lasting(3 * MIB)
+        lasting = scratch.lasting(3 * MIB).array
         if np.shares_memory(first, second) or np.shares_memory(lasting, first) or (first[0, 0] != 1).any():
             overlaps.append("lent twice")
 
@@ -196,7 +196,7 @@ def reentered() -> object:
         for number in range(20):
             memory = scratch.result(SHAPE, F32)
             memory[..., ::50] = number
-            other = scratch.borrow(memory.nbytes)
+            other = scratch.borrow(memory.nbytes).array
             other[::1000] = 255
             found.append(bool((memory[..., ::50] == number).all()))
         found.append(digests("fused, float32, forward", "direct, float32") == expected)

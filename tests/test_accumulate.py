@@ -50,7 +50,8 @@ def tiles(rng, real, groups, units, channels, unit_index, channel_index):
     spectra = Spectra(rng, real, units, groups * channels)
     distance = {unit_index: spectra.unit, channel_index: COMPLEX_BYTES}
     matrix = Matrix(
-        spectra.array,
+        real,
+        spectra.array.ctypes.data,
         group=channels * COMPLEX_BYTES,
         row=distance["row"],
         column=distance.get("column", np.dtype(real).itemsize),
@@ -76,7 +77,8 @@ def kernels(rng, real, groups, filters, depth, filter_index, in_lanes):
     distance = {"row": COMPLEX_BYTES, "column": COMPLEX_BYTES}
     distance[filter_index] = np.dtype(real).itemsize if in_lanes else spectra.unit
     matrix = Matrix(
-        spectra.array,
+        real,
+        spectra.array.ctypes.data,
         group=units * spectra.unit,
         **distance,
         step=spectra.step,

@@ -512,7 +512,7 @@ def without_work(plan, weight):
     array = np.broadcast_to(np.uint8(0), plan.weight_spectra_bytes)
     if plan.grid is None:
         return engine.Kernels(weight, packed=array)
-    return engine.Kernels(weight, TransformedWeight(weight, Spectra(array, 0, 0), False, None))
+    return engine.Kernels(weight, TransformedWeight(weight, Spectra(array, 0, 0, 0), False, None))
 
 
 @pytest.mark.parametrize("algorithm", ["auto", "fft"])

@@ -26,7 +26,7 @@ def plane_bytes(request, monkeypatch):
 def full_of_nan(nbytes, spare=0.0, aligned=scratch.aligned):
     """Memory as it may be borrowed: what is neither cleared nor written shows."""
     memory = aligned(nbytes)
-    memory[...] = 255
+    memory.array[...] = 255
     return memory
 
 

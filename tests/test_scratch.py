@@ -108,7 +108,7 @@ def test_memory_is_not_used_again_while_there_is_a_view(view):
 
 def test_what_passes_borrow_is_never_a_result_that_is_alive():
     array = scratch.result(SHAPE, F32)
-    memory = [scratch.borrow(array.nbytes) for _ in range(2)]
+    memory = [scratch.borrow(array.nbytes).array for _ in range(2)]
     assert not any(np.shares_memory(*pair) for pair in itertools.combinations([array, *memory], 2))
     places = {address(other) for other in memory}
     del memory
@@ -120,7 +120,7 @@ def test_what_passes_borrow_is_never_a_result_that_is_alive():
 def test_borrowed_memory_is_large_enough_and_not_much_larger():
     for nbytes in (1, 63, 64, 100_000, 3 * MIB, 3 * MIB + 1, 2 * MIB, 50_000):
         for spare in (0.1, 1.0):
-            memory = scratch.borrow(nbytes, spare)
+            memory = scratch.borrow(nbytes, spare).array
             assert nbytes <= memory.nbytes <= (1 + spare) * nbytes + 2**16
             assert address(memory) % 64 == 0
             memory[...] = 1
@@ -134,14 +134,14 @@ def test_small_results_are_arrays_with_memory_of_their_own():
 
 def test_lasting_memory_begins_at_a_cache_line_and_is_used_again():
     for nbytes in (64, 3 * MIB, 300 * MIB):  # too small and too large to be kept, and kept
-        memory = scratch.lasting(nbytes)
+        memory = scratch.lasting(nbytes).array
         assert (memory.nbytes, memory.dtype, address(memory) % 64) == (nbytes, np.uint8, 0)
-    first = scratch.lasting(3 * MIB)
+    first = scratch.lasting(3 * MIB).array
     where, view = address(first), first.view(F32)[1:]
     del first
-    assert where not in map(address, [scratch.lasting(3 * MIB) for _ in range(3)])
+    assert where not in map(address, [scratch.lasting(3 * MIB).array for _ in range(3)])
     del view
-    assert where in map(address, [scratch.lasting(3 * MIB) for _ in range(4)])
+    assert where in map(address, [scratch.lasting(3 * MIB).array for _ in range(4)])
 
 
 # The bound -------------------------------------------------------------------------------------------
@@ -163,7 +163,7 @@ def test_kept_memory_is_bounded(traced):
     assert traced() > 19 * 6 * MIB
     del results
     assert 6 * MIB <= traced() <= 8.1 * MIB  # at once, not with the next call
-    memory = [scratch.borrow(3 * MIB) for _ in range(5)]
+    memory = [scratch.borrow(3 * MIB).array for _ in range(5)]
     del memory
     assert 6 * MIB <= traced() <= 8.1 * MIB
 
@@ -201,7 +201,7 @@ def test_what_is_lent_counts_as_what_is_kept():
     held = []
     for number in range(40):
         held.append(scratch.result((1 + number % 5, MIB // 4), F32))
-        memory = scratch.borrow((1 + number % 3) * MIB)
+        memory = scratch.borrow((1 + number % 3) * MIB).array
         assert max(memory.nbytes, held[-1].nbytes) <= kept() <= 20 * MIB + 64 * len(scratch._pool)
         del memory
         if number % 7 == 0:
@@ -211,7 +211,7 @@ def test_what_is_lent_counts_as_what_is_kept():
 def test_no_finalizer_is_code_in_python():
     """Python drops what is raised in one, an interrupt too."""
     called = []
-    array, memory, lasting = scratch.result(SHAPE, F32), scratch.borrow(3 * MIB), scratch.lasting(3 * MIB)
+    array, memory, lasting = scratch.result(SHAPE, F32), scratch.borrow(3 * MIB).array, scratch.lasting(3 * MIB).array
     for each in (array, memory, lasting):
         while each is not None:
             assert type(each) is np.ndarray
@@ -311,8 +311,8 @@ def test_garbage_collected_in_the_midst_of_everything():
             cycle()
             mine = scratch.result(SHAPE, F32)
             mine.reshape(-1)[::997] = number
-            memory = scratch.borrow(mine.nbytes)
-            memory[...] = 255
+            memory = scratch.borrow(mine.nbytes).array
+            memory.array[...] = 255
             assert (mine.reshape(-1)[::997] == number).all()
     finally:
         gc.set_threshold(*thresholds)
@@ -362,7 +362,7 @@ def test_results_alive_at_the_end_of_the_process():
 def full_of_nan(nbytes, spare=0.0, aligned=scratch.aligned):
     """Memory as it may be borrowed."""
     memory = aligned(nbytes)
-    memory[...] = 255
+    memory.array[...] = 255
     return memory
 
 

@@ -474,7 +474,7 @@ def test_kept_spectra_come_back_to_the_memory_that_is_used_again(rng):
 def test_what_was_in_the_memory_does_not_matter(choices, spectra_limit, monkeypatch, rng):
     def full_of_nan(nbytes, spare=0.0, aligned=scratch.aligned):
         memory = aligned(nbytes)
-        memory[...] = 255
+        memory.array[...] = 255
         return memory
 
     x, w, bias, g = operands_of(CASE, F32, rng)

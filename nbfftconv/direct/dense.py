@@ -205,7 +205,7 @@ def packed_bytes(geometry: ConvGeometry, dtype: np.dtype) -> int:
 
 def pack(geometry: ConvGeometry, w: np.ndarray) -> np.ndarray:
     """Return the kernels as [group][block of filters][c][u][v][filter], with zeros to fill up the last block."""
-    packed = scratch.aligned(packed_bytes(geometry, w.dtype))
+    packed = scratch.aligned(packed_bytes(geometry, w.dtype)).array
     record = jit.copy_record(_numbers(geometry, w.dtype))
     record["weight"], record["packed"] = w.ctypes.data, packed.ctypes.data
     items = geometry.groups * int(record["filter_blocks"])
@@ -221,8 +221,9 @@ def forward(
     record = jit.copy_record(_numbers(geometry, x.dtype))
     zeros = np.zeros(geometry.weight_size[0], x.dtype)
     memory = scratch.borrow(slots * scratch_bytes())
-    for name, array in (("input", x), ("packed", packed), ("output", y), ("zeros", zeros), ("scratch", memory)):
+    for name, array in (("input", x), ("packed", packed), ("output", y), ("zeros", zeros)):
         record[name] = array.ctypes.data
+    record["scratch"] = memory.address
     record["bias"] = record["zeros"] if bias is None else bias.ctypes.data
     record["slot"], record["relu"] = scratch_bytes(), relu
     items = geometry.input_size[0] * int(record["groups"] * record["strips"] * record["chunks"])

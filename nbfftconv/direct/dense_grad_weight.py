@@ -402,8 +402,9 @@ def grad_weight(geometry: ConvGeometry, x: np.ndarray, dw: np.ndarray, g: np.nda
     slots = threads.get_slots()[0]
     record = _record(geometry, x.dtype).copy()
     memory, sums = scratch.borrow(slots * int(record["slot"])), scratch.borrow(sums_bytes(geometry, x.dtype))
-    for name, array in (("input", x), ("weight", dw), ("output", g), ("scratch", memory), ("sums", sums)):
+    for name, array in (("input", x), ("weight", dw), ("output", g)):
         record[name] = array.ctypes.data
+    record["scratch"], record["sums"] = memory.address, sums.address
     items = int(record["groups"] * record["filter_chunks"] * record["tap_chunks"])
     parts, turns = int(record["parts"]), int(record["turns"])
     tasks = in_turns(_grad_weight_items.address(x.dtype.type), record, items * parts, slots, turns)

@@ -286,9 +286,10 @@ def forward(
     table, counts = _runs(*(int(record[name]) for name in _OF_RUNS), x.dtype.itemsize)
     zeros = np.zeros(geometry.weight_size[0], x.dtype)
     memory = scratch.borrow(slots * int(record["slot"]))
-    arrays = {"input": x, "weight": w, "output": y, "zeros": zeros, "scratch": memory, "table": table}
+    arrays = {"input": x, "weight": w, "output": y, "zeros": zeros, "table": table}
     for name, array in arrays.items():
         record[name] = array.ctypes.data
+    record["scratch"] = memory.address
     record["bias"] = record["zeros"] if bias is None else bias.ctypes.data
     record["relu"] = relu
     for length, count in enumerate(counts, 1):

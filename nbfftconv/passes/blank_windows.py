@@ -7,6 +7,7 @@ zero, are results written anew.
 """
 
 import functools
+from typing import NamedTuple
 
 import numpy as np
 
@@ -479,9 +480,29 @@ def _covered(results: int, samples: int, spacing: int, step: int, dilation: int,
     return covered.astype(np.uint8)
 
 
+class _Numbers(NamedTuple):
+    """What all calls have in common.
+
+    Attributes
+    ----------
+    record : numpy.ndarray
+        Without addresses of a call.
+    covered : numpy.ndarray
+        Which columns of results meet samples at all, as uint8; the record has its address.
+    is_covered : bool
+        Whether all do.
+    image_items : int
+        Work items of an image.
+    """
+
+    record: np.ndarray
+    covered: np.ndarray
+    is_covered: bool
+    image_items: int
+
+
 @functools.lru_cache(maxsize=256)
-def _numbers(geometry: ConvGeometry, is_forward: bool) -> tuple[np.ndarray, np.ndarray, bool]:
-    """Return the record without addresses of a call, which columns of results meet samples, and whether all do."""
+def _numbers(geometry: ConvGeometry, is_forward: bool) -> _Numbers:
     record = np.zeros((), _WINDOWS)
     make = _forward_axis if is_forward else _backward_axis
     y, x = (make(geometry.axis_numbers(axis)) for axis in (0, 1))
@@ -514,7 +535,7 @@ def _numbers(geometry: ConvGeometry, is_forward: bool) -> tuple[np.ndarray, np.n
     record["slot"] = -(-(at + x["results"]) // 64) * 64
     covered = _covered(**x)
     record["covered"] = covered.ctypes.data
-    return record, covered, bool(covered.all())
+    return _Numbers(record, covered, bool(covered.all()), int(record["groups"] * record["blocks"]))
 
 
 class BlankWindows:
@@ -549,8 +570,8 @@ class BlankWindows:
         is_forward: bool,
     ) -> None:
         self._call = call
-        numbers, self._covered, self._is_covered = _numbers(geometry, is_forward)
-        self._record = record = jit.copy_record(numbers)
+        self._numbers = numbers = _numbers(geometry, is_forward)
+        self._record = record = jit.copy_record(numbers.record)
         self._has_zeros, first = has_zeros, 0
         if has_zeros is not None and not is_forward:
             self._has_zeros = np.ones(geometry.input_size[1], np.uint8)
@@ -562,7 +583,7 @@ class BlankWindows:
         record["relu"] = relu
         record["source"], record["target"] = source.ctypes.data, target.ctypes.data
         self._images = target.shape[0]
-        self._found = np.zeros(self._images * int(record["groups"] * record["blocks"]), np.uint8)
+        self._found = np.zeros(self._images * numbers.image_items, np.uint8)
         record["found"] = self._found.ctypes.data
         self._add(_look_for_blank_windows, len(self._found))
 
@@ -571,7 +592,7 @@ class BlankWindows:
 
     def fill(self) -> None:
         """Write what direct convolution has, once the target is written."""
-        if self._has_zeros is not None or not self._is_covered:
+        if self._has_zeros is not None or not self._numbers.is_covered:
             items = np.arange(len(self._found))
         elif np.count_nonzero(self._found):
             items = np.flatnonzero(self._found)
@@ -579,10 +600,10 @@ class BlankWindows:
             return
         record = self._record
         memory = self._call.borrow(self._call.slots * int(record["slot"]))
-        record["items"], record["scratch"] = items.ctypes.data, memory.ctypes.data
+        record["items"], record["scratch"] = items.ctypes.data, memory.address
         if self._has_zeros is not None:
             results = self._images * int(record["groups"] * record["y_results"] * record["x_results"])
-            record["blank_results"] = self._call.borrow(results).ctypes.data
+            record["blank_results"] = self._call.borrow(results).address
         self._add(_fill_blank_windows, len(items))
         if self._has_zeros is not None:
             self._add(_fill_sparse_windows, len(items) * int(record["targets"] * record["parts"]))

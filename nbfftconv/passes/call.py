@@ -10,6 +10,7 @@ from nbfftconv import jit, scratch, threads
 from nbfftconv.accumulate import ROWS, Matrix, panel_bytes
 from nbfftconv.geometry import AXIS_NUMBERS, ConvGeometry
 from nbfftconv.plan import ConvPlan, filters_of_share
+from nbfftconv.scratch import Memory
 from nbfftconv.transforms import COMPLEX_BYTES, Transform, step_stride
 from nbfftconv.transforms.codelets import codelet, place_bytes
 from nbfftconv.transforms.fftw import fftw
@@ -78,17 +79,22 @@ class Spectra:
     Attributes
     ----------
     array : numpy.ndarray
+        Their bytes.
+    address : int
+        Of the first.
     unit, step : int
         Bytes from one unit (`lanes` tiles or filters), or one step, to the next.
     """
 
     array: np.ndarray
+    address: int
     unit: int
     step: int
 
     def from_unit(self, first: int) -> "Spectra":
         """Return the spectra without those of the first units."""
-        return Spectra(self.array[first * self.unit // self.array.itemsize :], self.unit, self.step)
+        begin = first * self.unit
+        return Spectra(self.array[begin:], self.address + begin, self.unit, self.step)
 
 
 class _Numbers:
@@ -227,8 +233,8 @@ class Call(_Numbers):
         self._kept: list[np.ndarray] = []
         self._outliers = np.zeros(self.areas, np.int64)
         self.point("outliers", self._outliers)
-        slot, work, factors = (int(record[name]) // plan.dtype.itemsize for name in ("slot", "work", "factors"))
-        memory = self._borrow("scratch", self.areas * int(record["slot"])).reshape(self.areas, slot)
+        slot, work, factors = (int(record[name]) for name in ("slot", "work", "factors"))
+        memory = self._borrow("scratch", self.areas * slot).reshape(self.areas, slot)
         memory[:, work:factors] = 0  # as transforms expect their work
 
     @property
@@ -244,7 +250,8 @@ class Call(_Numbers):
 
     def use_spectra(self, name: str, spectra: Spectra) -> None:
         """Point the record to the "input", "weight" or "output" spectra."""
-        self.point(f"{name}_spectra", spectra.array)
+        self.keep(spectra.array)
+        self.record[f"{name}_spectra"] = spectra.address
         self.record[f"{name}_unit"], self.record[f"{name}_step_bytes"] = spectra.unit, spectra.step
 
     @property
@@ -258,10 +265,10 @@ class Call(_Numbers):
         self.record[name] = array.ctypes.data
 
     def _borrow(self, name: str, nbytes: int) -> np.ndarray:
-        """Point a field to scratch memory, lent as long as this call, or the array returned, is alive."""
+        """Point a field to scratch memory, lent as long as this call is alive, and return its array."""
         memory = self.borrow(nbytes)
-        self.record[name] = memory.ctypes.data
-        return memory[:nbytes].view(self.plan.dtype)
+        self.record[name] = memory.address
+        return memory.array[:nbytes]
 
     def add(self, stage: jit.Callback, items: int) -> None:
         """Add the task of a stage that transforms tiles, with the record as it is now."""
@@ -272,10 +279,10 @@ class Call(_Numbers):
         """Add a task with a record of its own."""
         self._tasks.append(task)
 
-    def borrow(self, nbytes: int) -> np.ndarray:
+    def borrow(self, nbytes: int) -> Memory:
         """Return scratch memory, lent as long as this call is alive."""
         memory = scratch.borrow(nbytes)
-        self.keep(memory)
+        self.keep(memory.array)
         return memory
 
     def keep(self, array: np.ndarray) -> None:
@@ -291,11 +298,8 @@ class Call(_Numbers):
         """Make room for the "input", "weight" or "output" spectra of some units and channels."""
         step = step_stride(channels)
         unit = self.steps * step
-        if is_kept:
-            array = scratch.lasting(units * unit).view(self.plan.dtype)
-        else:
-            array = self._borrow(f"{name}_spectra", units * unit)
-        spectra = Spectra(array, unit, step)
+        array, address = (scratch.lasting if is_kept else self.borrow)(units * unit)
+        spectra = Spectra(array, address, unit, step)
         self.use_spectra(name, spectra)
         return spectra
 
@@ -318,7 +322,7 @@ class Call(_Numbers):
             self._borrow("finished", self.areas * nbytes)
 
     @functools.cached_property
-    def panels(self) -> np.ndarray:
+    def panels(self) -> Memory:
         """Room for a panel of a product, for each thread."""
         return self.borrow(self.slots * panel_bytes(self.real))
 
@@ -338,7 +342,8 @@ class Call(_Numbers):
         """
         strides = {"unit": spectra.unit, "channel": COMPLEX_BYTES, "tile": self.plan.dtype.itemsize}
         return Matrix(
-            spectra.array,
+            self.real,
+            spectra.address,
             group=group_channels * COMPLEX_BYTES,
             row=strides[row],
             column=strides[column],
@@ -353,7 +358,8 @@ class Call(_Numbers):
         strides = {"row": COMPLEX_BYTES, "column": COMPLEX_BYTES}
         strides[filter_axis] = self.plan.dtype.itemsize if lanes else spectra.unit
         return Matrix(
-            spectra.array,
+            self.real,
+            spectra.address,
             group=self.group_units * spectra.unit,
             **strides,
             step=spectra.step,

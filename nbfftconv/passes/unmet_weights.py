@@ -336,7 +336,7 @@ class UnmetWeights:
         if record["channels"] < _FEW_CHANNELS:
             self._add(_clear_unmet_by_pixels, len(items) * int(record["parts"]))
         else:
-            record["scratch"] = call.borrow(call.slots * int(record["slot"])).ctypes.data
-            record["met"] = call.borrow(len(items) * int(record["item"])).ctypes.data
+            record["scratch"] = call.borrow(call.slots * int(record["slot"])).address
+            record["met"] = call.borrow(len(items) * int(record["item"])).address
             self._add(_clear_unmet_by_sets, len(items), self._turns)
         call.run()
