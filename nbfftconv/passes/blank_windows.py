@@ -127,15 +127,17 @@ def _is_full(real, r, row):
 @njit()
 def _may_be_blank(real, itemsize, r, source, first, last):
     """Tell whether the windows of some rows of results may be blank, by the first channel."""
-    full = -1
-    for i in range(first, last):
+    full, i = -1, first
+    while i < last:
         start = i * r.y_step - r.y_before
         distance = full - start
-        if full >= 0 and distance >= 0 and distance <= (r.y_taps - 1) * r.y_dilation and distance % r.y_dilation == 0:
-            continue
-        full = _last_sample(start, r.y_taps, r.y_dilation, r.y_spacing, r.y_samples)
-        if full < 0 or not _is_full(real, r, source + full // r.y_spacing * r.x_samples * itemsize):
-            return True
+        if full < 0 or distance < 0 or distance > (r.y_taps - 1) * r.y_dilation or distance % r.y_dilation != 0:
+            full = _last_sample(start, r.y_taps, r.y_dilation, r.y_spacing, r.y_samples)
+            if full < 0 or not _is_full(real, r, source + full // r.y_spacing * r.x_samples * itemsize):
+                return True
+        i += 1
+        if r.y_dilation == 1:  # it is in the next windows, too
+            i = full + r.y_before + 1 if r.y_step == 1 else (full + r.y_before) // r.y_step + 1
     return False
 
 
