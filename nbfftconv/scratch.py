@@ -52,13 +52,9 @@ class _Owner(NamedTuple):
     address: int
     nbytes: int
 
-    def view(self, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-        """Return an array in its memory."""
-        return np.ndarray(shape, dtype, self.array, self.first)
-
-    def lent(self, nbytes: int) -> Memory:
-        """Return so many bytes of its memory."""
-        return Memory(self.view((nbytes,), _BYTE), self.address)
+    def lent(self) -> Memory:
+        """Return its memory, which refers to the array."""
+        return Memory(np.ndarray((self.nbytes,), _BYTE, self.array, self.first), self.address)
 
 
 #: By the array's address as an object, all memory that was lent, the last at the end: lent still, or free to be again.
@@ -98,7 +94,7 @@ def get_scratch_limit() -> int:
 
 def aligned(nbytes: int) -> Memory:
     """Return uninitialised bytes of memory of its own."""
-    return _new(nbytes).lent(nbytes)
+    return _new(nbytes).lent()
 
 
 def borrow(nbytes: int, spare: float = 1.0) -> Memory:
@@ -106,19 +102,21 @@ def borrow(nbytes: int, spare: float = 1.0) -> Memory:
 
     They are lent until nothing refers to the array any more.
     """
-    owner = _lend(nbytes, spare)
-    return owner.lent(owner.nbytes)
+    return _lend(nbytes, spare)
 
 
 def result(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     """Return an uninitialised array, of memory that is used again if it is large and within the bound."""
     nbytes = math.prod(shape) * dtype.itemsize
-    return _lend(nbytes, 0.1).view(shape, dtype) if nbytes >= _SMALL_RESULT else np.empty(shape, dtype)
+    return np.ndarray(shape, dtype, _lend(nbytes, 0.1).array) if nbytes >= _SMALL_RESULT else np.empty(shape, dtype)
 
 
 def lasting(nbytes: int) -> Memory:
     """Return uninitialised bytes, of memory that is used again like that of a result."""
-    return _lend(nbytes, 0.1).lent(nbytes) if nbytes >= _SMALL_RESULT else aligned(nbytes)
+    if nbytes < _SMALL_RESULT:
+        return aligned(nbytes)
+    array, address = _lend(nbytes, 0.1)
+    return Memory(array[:nbytes], address)
 
 
 def _new(nbytes: int) -> _Owner:
@@ -128,22 +126,23 @@ def _new(nbytes: int) -> _Owner:
     return _Owner(array, first, address + first, nbytes)
 
 
-def _lend(nbytes: int, spare: float) -> _Owner:
-    """Return the owner of so many bytes, of memory that was lent before if some fits."""
+def _lend(nbytes: int, spare: float) -> Memory:
+    """Lend at least so many bytes, of memory that was lent before if some fits."""
     limit = _limit
     owner = _take_free(nbytes, (1 + spare) * nbytes + 2**16)
     if owner is not None:
+        memory = owner.lent()  # first: who finds the owner in the pool sees by it that it is lent
         _pool[id(owner.array)] = owner
         if limit != _limit:  # another thread has set it, and emptied the pool
             _make_room(0)
-        return owner
+        return memory
     owner = _new(nbytes)
-    if nbytes > _limit:
-        return owner
-    _make_room(nbytes)
-    _pool[id(owner.array)] = owner
-    _make_room(0)  # the limit may have changed, or another thread have lent as well
-    return owner
+    memory = owner.lent()
+    if nbytes <= _limit:
+        _make_room(nbytes)
+        _pool[id(owner.array)] = owner
+        _make_room(0)  # the limit may have changed, or another thread have lent as well
+    return memory
 
 
 def _take_free(least: int, most: float) -> _Owner | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import itertools
+import math
 import os
 import pickle
 import subprocess
@@ -312,7 +313,7 @@ def test_garbage_collected_in_the_midst_of_everything():
             mine = scratch.result(SHAPE, F32)
             mine.reshape(-1)[::997] = number
             memory = scratch.borrow(mine.nbytes).array
-            memory.array[...] = 255
+            memory[...] = 255
             assert (mine.reshape(-1)[::997] == number).all()
     finally:
         gc.set_threshold(*thresholds)
@@ -354,6 +355,36 @@ cycle["itself"] = cycle
 def test_results_alive_at_the_end_of_the_process():
     done = subprocess.run([sys.executable, "-c", END], env=None, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+@pytest.mark.parametrize("kind", ["result", "borrow", "lasting"])
+def test_what_is_taken_while_memory_is_taken_is_other_memory(kind):
+    """Another thread, or a handler of a signal, may ask between any two lines."""
+    held, lines = [], 0
+
+    def take(frame, event, arg):
+        nonlocal lines
+        if event == "call":
+            return take if frame.f_code.co_filename == scratch.__file__ else None
+        sys.settrace(None)
+        lines += 1
+        held.append(scratch.result(SHAPE, F32))
+        sys.settrace(take)
+        return take
+
+    for _ in range(3):
+        del held[:]  # to be found in the pool
+        before = sys.gettrace()
+        sys.settrace(take)
+        try:
+            taken = (
+                scratch.result(SHAPE, F32) if kind == "result" else getattr(scratch, kind)(4 * math.prod(SHAPE)).array
+            )
+        finally:
+            sys.settrace(before)
+        assert lines > 10
+        assert not any(np.shares_memory(taken, other) for other in held)
+        assert not any(np.shares_memory(a, b) for i, a in enumerate(held) for b in held[:i])
 
 
 # Of any content --------------------------------------------------------------------------------------
