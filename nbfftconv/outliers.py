@@ -277,7 +277,7 @@ class Corrections:
         for operand, array in self._operands.items():
             found = np.empty((self._found(operand), 4), np.int64)
             record["found"], record["count"], record["operand"] = found.ctypes.data, len(found), operand
-            if len(found):
+            if self._products(operand):  # none in an empty batch
                 _search(_list_outliers, array, self._ends[operand], found)
                 turns = -(-self._products(operand) // _MOST_PRODUCTS)
                 threads.run(*in_turns(stage, record, items, threads.get_slots()[0], turns))

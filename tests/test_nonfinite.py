@@ -5,6 +5,7 @@ An FFT alone would smear it over its tile. Values that are finite but huge must 
 
 from __future__ import annotations
 
+import sys
 from contextlib import ExitStack, contextmanager
 from unittest import mock
 
@@ -338,3 +339,17 @@ def test_products_of_many_outliers_are_added_in_turns(counts, direction, transpo
     cut = case.run(direction, a, b, plan)
     np.testing.assert_array_equal(cut.view(np.uint32), whole.view(np.uint32))
     assert sum(tasks) > 2 * of_whole
+
+
+@pytest.mark.parametrize("choices", [{"transform": "fftw"}, {"transform": "codelet", "tile": (8, 8)}])
+def test_an_empty_batch_has_no_products_of_outliers(choices, monkeypatch):
+    """A stage that raises has nobody to raise to: Python reports it, and goes on."""
+    reported = []
+    monkeypatch.setattr(sys, "unraisablehook", reported.append)
+    case = Case((0, 3, 9, 8), (4, 3, 4, 3))
+    x, w, g = (np.ones(size, np.float32) for size in (case.input_size, case.weight_size, case.output_size))
+    w[1, 2, 3, 0] = np.inf
+    assert case.run("forward", x, w, case.plan("forward", np.float32, **choices)).shape == case.output_size
+    plan = case.plan("grad_input", np.float32, transposed=False, **choices)
+    assert case.run("grad_input", w, g, plan).shape == case.input_size
+    assert reported == []
