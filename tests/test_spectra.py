@@ -27,7 +27,7 @@ def values(plan, weight):
     made = transform_weight(plan, weight).spectra
     depth = weight.shape[1] * plan.grid.channel_phases
     shape = -1, made.unit // made.step, depth | 1, 2, simd.lanes(weight.dtype.type)
-    return made.array.reshape(shape)[:, :, :depth]
+    return made.array.view(weight.dtype).reshape(shape)[:, :, :depth]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
