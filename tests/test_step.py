@@ -431,14 +431,16 @@ def test_plans_tell_the_memory_of_a_step(case, spectra_limit, scratch_limit, mon
     assert step.shares_spectra and step.keeps_input_spectra == (spectra_limit > 0)
     assert step.grad_weight.scratch_bytes <= scratch_limit
     borrowed = []
-    inner = Call._borrow
+    inner = Call._spectra
 
-    def borrow(call, name, nbytes):
-        if name.endswith("_spectra"):
-            borrowed.append((name, nbytes))
-        return inner(call, name, nbytes)
+    def make_room(call, name, units, channels, is_kept):
+        spectra = inner(call, name, units, channels, is_kept)
+        if not is_kept:
+            assert spectra.array.nbytes >= units * spectra.unit
+            borrowed.append((f"{name}_spectra", units * spectra.unit))
+        return spectra
 
-    monkeypatch.setattr(Call, "_borrow", borrow)
+    monkeypatch.setattr(Call, "_spectra", make_room)
     layer = layer_of(case, w, bias)
     layer.spectra_limit = spectra_limit
     layer(x)
