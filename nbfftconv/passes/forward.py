@@ -68,7 +68,8 @@ def spectrum_to_output(real, itemsize, r, slot, unit, k, spectrum):
         write_output(real, itemsize, r, tiles, r.pitch * itemsize, k, tile_position(r, unit), 1, factors)
         return
     places, strips = tiles + r.places, tiles + r.strips
-    simd.call(r.inverse, (places, strips, r.strip_pitch, tiles + r.work, spectrum, r.output_step_bytes, r.y_core))
+    work, stride = tiles + r.work, r.output_step_bytes
+    simd.call(r.inverse, (r.context, places, strips, r.strip_pitch, work, spectrum, stride, r.y_core))
     tile, last_tile = unit * r.lanes, min((unit + 1) * r.lanes, r.all_tiles)
     while tile < last_tile:
         position = tile_position(r, tile)

@@ -109,14 +109,14 @@ def transform_places(real, word, limit, itemsize, r, slot, base, spectrum, strid
     """Transform a unit of tiles from their places, free of outliers; tell whether the places are what they were."""
     tiles = r.scratch + slot * r.slot
     places, work, largest = tiles + r.places, tiles + r.work, tiles + r.largest
-    simd.call(r.forward, (places, base, work, spectrum, stride, rows, ahead, largest))
+    simd.call(r.forward, (r.context, places, base, work, spectrum, stride, rows, ahead, largest))
     if not _met_outliers(word, limit, itemsize, r, slot):
         return True
     copy_tiles(real, (
         places, r.place, base, tiles, r.tile, r.pitch * itemsize, rows, r.pitch // r.lanes,
     ))  # fmt: skip
     place_tiles(itemsize, r, places, rows)
-    simd.call(r.forward, (places, tiles, work, spectrum, stride, rows, 0, largest))
+    simd.call(r.forward, (r.context, places, tiles, work, spectrum, stride, rows, 0, largest))
     return False
 
 
@@ -130,7 +130,8 @@ def spectrum_to_tiles(itemsize, r, slot, spectrum, stride, rows, columns):
     places = simd.pointer(np.int64, tiles + r.places)
     for lane in range(r.lanes):
         places[lane] = lane * r.tile
-    simd.call(r.inverse, (tiles + r.places, tiles, r.pitch * itemsize, tiles + r.work, spectrum, stride, rows))
+    pitch = r.pitch * itemsize
+    simd.call(r.inverse, (r.context, tiles + r.places, tiles, pitch, tiles + r.work, spectrum, stride, rows))
 
 
 @njit()

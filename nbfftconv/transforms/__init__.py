@@ -51,12 +51,12 @@ class Transform:
 
     - of one tile, ``void (context, tile, work, spectrum, stride, rows, columns)``: its `height` rows are `pitch`
       scalars apart, and of them only the first `columns` are needed;
-    - of a tile for each lane, ``void (places, base, work, spectrum, stride, rows, ahead, largest)`` and ``void (places,
-      base, pitch, work, spectrum, stride, rows)``. The places, in bytes from `base` on, are forward those of every row:
-      an int64 for each lane, and 16 bits for each lane of each vector of a row, of the samples that are not zero. In
-      the inverse transform they are an int64 for each lane, from where on its rows are `pitch` bytes apart. Forward,
-      what is `ahead` bytes further on is fetched for a later call, and the largest magnitudes, as bits, are written to
-      the vector at `largest`.
+    - of a tile for each lane, ``void (context, places, base, work, spectrum, stride, rows, ahead, largest)`` and
+      ``void (context, places, base, pitch, work, spectrum, stride, rows)``. The places, in bytes from `base` on, are
+      forward those of every row: an int64 for each lane, and 16 bits for each lane of each vector of a row, of the
+      samples that are not zero. In the inverse transform they are an int64 for each lane, from where on its rows are
+      `pitch` bytes apart. Forward, what is `ahead` bytes further on is fetched for a later call, and the largest
+      magnitudes, as bits, are written to the vector at `largest`.
 
     At every step, `stride` bytes from the next one's, a spectrum has a vector of real parts and one of imaginary parts.
     Of a tile only the first `rows` rows are needed. What is not needed is zero, or may be left out. `work` has room for

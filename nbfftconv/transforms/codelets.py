@@ -1,10 +1,13 @@
 """Generated tile transforms: a vector lane is a tile (or a filter), and a transform is straight-line code over lanes.
 
 A tile of T_y × T_x samples is transformed row by row, real to complex, then column by column. Rows are transposed from
-the tiles' memory to lanes as they are read, and back as they are written.
+the tiles' memory to lanes as they are read, and back as they are written. Compiled are the transforms of rows and of
+columns of each length, which a tile of any two sides calls by their addresses.
 """
 
 import functools
+
+import numpy as np
 
 from nbfftconv import simd
 from nbfftconv.jit import Callback
@@ -24,7 +27,7 @@ def place_bytes(real: type, pitch: int) -> int:
 
 @functools.cache
 def _rows_forward(length):
-    """Intrinsic: `count` rows of `length` samples, from their places to [row, k, (re, im), lane].
+    """Callback: `count` rows of `length` samples, from their places to [row, k, (re, im), lane].
 
     What is `ahead` bytes further on is fetched for a later call. The largest magnitudes go to the vector at `largest`.
     """
@@ -53,33 +56,36 @@ def _rows_forward(length):
         _, _, bits = v.repeat(count, [places, work, v.no_bits()], row)
         v.store_bits(bits, largest)
 
-    return simd.kernel(emit, f"rows_forward_{length}", 6)
+    kernel = simd.kernel(emit, f"rows_forward_{length}", 6)
 
+    def factory(real):
+        def rows_forward(places, base, work, count, ahead, largest):
+            kernel(real, (places, base, work, count, ahead, largest))
 
-def _column_steps(height, width):
-    """Frequencies of the columns k = 0 .. width/2: of a real column half, since the others are conjugate to them."""
-    return [height // 2 + 1 if 2 * k % width == 0 else height for k in range(width // 2 + 1)]
+        return rows_forward
+
+    return Callback(factory, signature(arguments=6))
 
 
 @functools.cache
-def _columns(height, width, sign):
-    """Intrinsic: columns of `height` values from [row, k, (re, im), lane] to the frequencies of each, or back.
+def _columns(length, sign):
+    """Callback: columns of `length` values, `pitch` bytes from row to row, to the frequencies of each, or back.
 
-    Columns 0 and width/2 are real.
+    The first column is real, then `count` are complex, then `last` more, one or none, are real. Of a real column only
+    half the frequencies are in the spectrum, since the others are conjugate to them.
     """
-    half = width // 2 + 1
 
-    def emit(v, work, spectrum, stride):
-        def column(work, spectrum, steps=height):
-            inside = [v.add(work, v.integer(i * half * COMPLEX_BYTES)) for i in range(height)]
+    def emit(v, work, pitch, spectrum, stride, count, last):
+        def column(work, spectrum, steps=length):
+            inside = [v.add(work, v.scale(pitch, v.integer(i))) for i in range(length)]
             outside = [v.add(spectrum, v.scale(stride, v.integer(i))) for i in range(steps)]
             following = v.add(spectrum, v.scale(stride, v.integer(steps)))
             if sign < 0:
-                for i in range(height):  # a column's lines are apart: stores alone would wait for one after the other
+                for i in range(length):  # a column's lines are apart: stores alone would wait for one after the other
                     at = v.add(following, v.scale(stride, v.integer(i)))
                     v.prefetch(at, write=True)
                     v.prefetch(v.add(at, v.integer(VECTOR_BYTES)), write=True)
-                if steps == height:
+                if steps == length:
                     result = complex_transform([load(v, at) for at in inside], sign)
                 else:
                     result = real_transform([Complex(v, v.load(at)) for at in inside])
@@ -90,23 +96,30 @@ def _columns(height, width, sign):
                     v.prefetch(v.add(at, v.integer(COMPLEX_BYTES)), level=2)
                     v.prefetch(v.add(at, v.integer(COMPLEX_BYTES + VECTOR_BYTES)), level=2)
                 values = [load(v, at) for at in outside]
-                result = complex_transform(values, sign) if steps == height else real_inverse(values, height)
+                result = complex_transform(values, sign) if steps == length else real_inverse(values, length)
                 for value, at in zip(result, inside, strict=True):
                     store(v, value, at)
             return [v.add(work, v.integer(COMPLEX_BYTES)), following]
 
-        steps = _column_steps(height, width)
-        work, spectrum = column(work, spectrum, steps[0])
-        work, spectrum = v.repeat(v.integer(steps[1:].count(height)), [work, spectrum], column)
-        if steps[-1] != height:
-            column(work, spectrum, steps[-1])
+        real = functools.partial(column, steps=length // 2 + 1)
+        state = real(work, spectrum)
+        state = v.repeat(count, state, column)
+        v.repeat(last, state, real)
 
-    return simd.kernel(emit, f"columns_{height}_{width}_{sign}", 3)
+    kernel = simd.kernel(emit, f"columns_{length}_{sign}", 6)
+
+    def factory(real):
+        def columns(work, pitch, spectrum, stride, count, last):
+            kernel(real, (work, pitch, spectrum, stride, count, last))
+
+        return columns
+
+    return Callback(factory, signature(arguments=6))
 
 
 @functools.cache
 def _rows_inverse(length):
-    """Intrinsic: `count` rows from [row, k, (re, im), lane] to the places of lanes, `pitch` bytes from row to row.
+    """Callback: `count` rows from [row, k, (re, im), lane] to the places of lanes, `pitch` bytes from row to row.
 
     Whole vectors are written, each before what begins in its midst if that is of a later lane or row.
     """
@@ -127,42 +140,60 @@ def _rows_inverse(length):
 
         v.repeat(count, [base, work], row)
 
-    return simd.kernel(emit, f"rows_inverse_{length}", 5)
+    kernel = simd.kernel(emit, f"rows_inverse_{length}", 5)
+
+    def factory(real):
+        def rows_inverse(places, base, pitch, work, count):
+            kernel(real, (places, base, pitch, work, count))
+
+        return rows_inverse
+
+    return Callback(factory, signature(arguments=5))
 
 
-@functools.cache
-def _callbacks(height, width):
-    half = width // 2 + 1
-    rows_forward, rows_inverse = _rows_forward(width), _rows_inverse(width)
-    columns_forward, columns_inverse = _columns(height, width, -1), _columns(height, width, 1)
+_CONTEXT = np.dtype(
+    [
+        (name, np.int64)
+        for name in (
+            "rows_forward", "columns_forward", "columns_inverse", "rows_inverse",  # addresses of code
+            "height",
+            "pitch",  # bytes from a row of the work memory to the next
+            "complex_columns", "last_columns",  # columns that are complex; 1 if one more is real
+        )
+    ]
+)  # fmt: skip
 
-    def forward_factory(real):
-        row = 2 * half * simd.lanes(real)
 
-        def forward(places, base, work, spectrum, stride, rows, ahead, largest):
-            rows_forward(real, (places, base, work, rows, ahead, largest))
-            rest = simd.pointer(real, work)
-            for i in range(rows * row, height * row):
-                rest[i] = real(0)
-            columns_forward(real, (work, spectrum, stride))
+def _forward_factory(real):
+    itemsize = np.dtype(real).itemsize
 
-        return forward
+    def forward(c, places, base, work, spectrum, stride, rows, ahead, largest):
+        simd.call(c.rows_forward, (places, base, work, rows, ahead, largest))
+        rest = simd.pointer(real, work)
+        for i in range(rows * c.pitch // itemsize, c.height * c.pitch // itemsize):
+            rest[i] = real(0)
+        simd.call(c.columns_forward, (work, c.pitch, spectrum, stride, c.complex_columns, c.last_columns))
 
-    def inverse_factory(real):
-        def inverse(places, base, pitch, work, spectrum, stride, rows):
-            columns_inverse(real, (work, spectrum, stride))
-            rows_inverse(real, (places, base, pitch, work, rows))
+    return forward
 
-        return inverse
 
-    return Callback(forward_factory, signature(arguments=8)), Callback(inverse_factory, signature(arguments=7))
+def _inverse_factory(real):
+    def inverse(c, places, base, pitch, work, spectrum, stride, rows):
+        simd.call(c.columns_inverse, (work, c.pitch, spectrum, stride, c.complex_columns, c.last_columns))
+        simd.call(c.rows_inverse, (places, base, pitch, work, rows))
+
+    return inverse
+
+
+_forward = Callback(_forward_factory, signature(_CONTEXT, arguments=9))
+_inverse = Callback(_inverse_factory, signature(_CONTEXT, arguments=8))
 
 
 def layout(real: type, height: int, width: int) -> Layout:
     """Return the layout of tiles and spectra: rows are whole vectors."""
     lanes = simd.lanes(real)
     real_columns = 2 - width % 2
-    steps = height * (width // 2 + 1) - real_columns * ((height - 1) // 2)  # as `_column_steps`
+    steps = height * (width // 2 + 1) - real_columns * ((height - 1) // 2)  # each of half the frequencies
     return Layout(lanes, -(-width // lanes) * lanes, steps)
 
 
@@ -177,7 +208,22 @@ def codelet(real: type, height: int, width: int) -> Transform:
     height, width : int
         Of `SIDES`.
     """
-    forward, inverse = _callbacks(height, width)
     shape = layout(real, height, width)
-    work_items = 2 * height * (width // 2 + 1) * shape.lanes
-    return Transform(forward.address(real), inverse.address(real), 0, shape, work_items)
+    half = width // 2 + 1
+    last = 1 - width % 2
+    callbacks = (
+        _rows_forward(width), _columns(height, -1),
+        _columns(height, 1), _rows_inverse(width),
+    )  # fmt: skip
+    context = np.array(
+        (*(callback.address(real) for callback in callbacks), height, half * COMPLEX_BYTES, half - 1 - last, last),
+        _CONTEXT,
+    )
+    return Transform(
+        _forward.address(real),
+        _inverse.address(real),
+        context.ctypes.data,
+        shape,
+        work_items=2 * height * half * shape.lanes,
+        kept=context,
+    )
