@@ -102,32 +102,6 @@ def borrow(nbytes: int, spare: float = 1.0) -> Memory:
 
     They are lent until nothing refers to the array any more.
     """
-    return _lend(nbytes, spare)
-
-
-def result(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """Return an uninitialised array, of memory that is used again if it is large and within the bound."""
-    nbytes = math.prod(shape) * dtype.itemsize
-    return np.ndarray(shape, dtype, _lend(nbytes, 0.1).array) if nbytes >= _SMALL_RESULT else np.empty(shape, dtype)
-
-
-def lasting(nbytes: int) -> Memory:
-    """Return uninitialised bytes, of memory that is used again like that of a result."""
-    if nbytes < _SMALL_RESULT:
-        return aligned(nbytes)
-    array, address = _lend(nbytes, 0.1)
-    return Memory(array[:nbytes], address)
-
-
-def _new(nbytes: int) -> _Owner:
-    array = np.empty(nbytes + _LINE, _BYTE)
-    address = array.ctypes.data
-    first = -address % _LINE
-    return _Owner(array, first, address + first, nbytes)
-
-
-def _lend(nbytes: int, spare: float) -> Memory:
-    """Lend at least so many bytes, of memory that was lent before if some fits."""
     limit = _limit
     owner = _take_free(nbytes, (1 + spare) * nbytes + 2**16)
     if owner is not None:
@@ -143,6 +117,27 @@ def _lend(nbytes: int, spare: float) -> Memory:
         _pool[id(owner.array)] = owner
         _make_room(0)  # the limit may have changed, or another thread have lent as well
     return memory
+
+
+def result(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """Return an uninitialised array, of memory that is used again if it is large and within the bound."""
+    nbytes = math.prod(shape) * dtype.itemsize
+    return np.ndarray(shape, dtype, borrow(nbytes, 0.1).array) if nbytes >= _SMALL_RESULT else np.empty(shape, dtype)
+
+
+def lasting(nbytes: int) -> Memory:
+    """Return uninitialised bytes, of memory that is used again like that of a result."""
+    if nbytes < _SMALL_RESULT:
+        return aligned(nbytes)
+    array, address = borrow(nbytes, 0.1)
+    return Memory(array[:nbytes], address)
+
+
+def _new(nbytes: int) -> _Owner:
+    array = np.empty(nbytes + _LINE, _BYTE)
+    address = array.ctypes.data
+    first = -address % _LINE
+    return _Owner(array, first, address + first, nbytes)
 
 
 def _take_free(least: int, most: float) -> _Owner | None:

@@ -7,9 +7,9 @@ with the float64 loops of tests/oracle.py, which share no code with the package:
 where the loops have them, exact where every product is zero, and the same bits in every repetition.
 
 A wrong result is printed with the seed of its round, which ``--replay`` runs again. The exit status is 1 if there was
-one, or if the memory grew in the second half of a long run. Machine code is no part of that: every tile has its own,
-0.5 MiB where it is loaded and some MiB where it is compiled, and random sizes meet new ones for long. With an empty
-cache folder, compilation is most of the first minutes.
+one, or if the memory grew in the second half of a long run. Machine code counts: a function is 0.5 MiB where it is
+loaded, and some MiB where it is compiled, but there are some hundred only. With an empty cache folder, compilation is
+most of the first minutes.
 """
 
 import argparse
@@ -31,11 +31,10 @@ from typing import Any
 
 import numpy as np
 from rich.progress import Progress
-from scipy.optimize import nnls
 
 import nbfftconv
 from nbfftconv.scratch import set_scratch_limit
-from nbfftconv.transforms import fftw
+from nbfftconv.transforms import codelets, fftw, planar
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 import oracle
@@ -43,12 +42,11 @@ import oracle
 BOUNDS = {np.dtype(np.float32): 1e-5, np.dtype(np.float64): 1e-12}  # of the largest sum of the products' magnitudes
 PRODUCTS = 1_000_000  # of one pass, at most; for one problem in 20 as many times 20
 HANG = 300  # seconds of one round, or of a forked child
-GROWTH = 64.0  # MiB that memory may rise with time in the second half
+GROWTH = 64.0  # MiB that memory may rise in the second half
 LONG = 10  # minutes after which growth is judged: until then caches fill
 PYTHON_THREADS = 4
 SHOWN = 20  # wrong results that are printed
-CODELET_TILES = [(8, 8), (12, 16), (16, 16), (20, 20), (24, 32), (32, 32)]  # a few: each is compiled
-PLANAR_TILES = [(30, 40), (36, 30), (40, 72), (72, 36), (90, 40)]
+SIDES = {"codelet": codelets.SIDES, "planar": [side for side in planar.SIDES if side <= 100]}
 
 
 @dataclass(frozen=True)
@@ -126,11 +124,8 @@ def draw_problem(rng: np.random.Generator) -> Problem:
     algorithm, transform, tile = one_of(rng, ["auto", "auto", "fft", "direct"]), "auto", None
     if rng.random() < 0.3:
         algorithm, transform = "auto", one_of(rng, ["fftw", "codelet", "planar"])
-        tiles = {"codelet": CODELET_TILES, "planar": PLANAR_TILES}.get(
-            transform, [tuple(int(k + rng.integers(0, 24)) for k in kernel)]
-        )
-        fitting = [sides for sides in tiles if sides[0] >= kernel[0] and sides[1] >= kernel[1]]
-        transform, tile = (transform, one_of(rng, fitting)) if fitting else ("auto", None)
+        sides = [[side for side in SIDES.get(transform, range(k, k + 24)) if side >= k] for k in kernel]
+        transform, tile = (transform, tuple(one_of(rng, s) for s in sides)) if all(sides) else ("auto", None)
     has_bias, activation = bool(rng.random() < 0.5), one_of(rng, [None, "relu"])
     if rng.random() < 0.5 and stride[0] == stride[1]:
         stride = stride[0]
@@ -459,39 +454,29 @@ def run_round(seed: int) -> tuple[str, list[str]]:
 
 @dataclass
 class Record:
-    """Resident memory, mappings of machine code and rounds so far, over time."""
+    """Resident memory, and rounds so far, over time."""
 
     minutes: list[float] = field(default_factory=list)
     mebibytes: list[float] = field(default_factory=list)
-    mappings: list[int] = field(default_factory=list)
     rounds: list[int] = field(default_factory=list)
 
     def sample(self, minutes: float, rounds: int) -> None:
         """Add a sample, where the system tells what is resident."""
         try:
             pages = int(Path("/proc/self/statm").read_text().split()[1])
-            mappings = Path("/proc/self/maps").read_text().count(" r-xp ")
         except OSError:
             return
         self.minutes.append(minutes)
         self.mebibytes.append(pages * os.sysconf("SC_PAGE_SIZE") / 2**20)
-        self.mappings.append(mappings)
         self.rounds.append(rounds)
 
-    def growth(self) -> tuple[float, float]:
-        """Return by how many MiB memory rises in the second half with time, and with machine code: least squares.
-
-        Neither is negative: in a short run, or where both rise alike, one would stand for the other.
-        """
+    def growth(self) -> float:
+        """Return by how many MiB memory rises in the second half, by a line of least squares."""
         half = len(self.minutes) // 2
-        if len(self.minutes) - half < 3:
-            return 0.0, 0.0
-        rises = np.array([self.minutes, self.mappings], float)[:, half:]
-        rises -= rises[:, :1]
-        columns = np.vstack([rises, np.ones(rises.shape[1])]).T
-        slopes, _ = nnls(columns, np.array(self.mebibytes[half:]))
-        with_time, with_code = slopes[:2] * rises[:, -1]
-        return float(with_time), float(with_code)
+        minutes, mebibytes = np.array(self.minutes[half:]), self.mebibytes[half:]
+        if len(minutes) < 3:
+            return 0.0
+        return float(np.polyfit(minutes, mebibytes, 1)[0] * (minutes[-1] - minutes[0]))
 
     def plot(self, path: Path) -> None:
         """Draw both."""
@@ -557,12 +542,11 @@ def main() -> int:
     kinds, faults, record = soak(args.minutes, args.seed)
     rounds = ", ".join(f"{count} {kind.replace('_', ' ')}" for kind, count in sorted(kinds.items()))
     print(f"{kinds.total()} rounds ({rounds}): {faults} wrong results.")
-    growth, code = record.growth()
+    growth = record.growth()
     if record.mebibytes:
         print(
             f"Resident memory at the end {record.mebibytes[-1]:.0f} MiB, at most {max(record.mebibytes):.0f}. Over the "
-            f"second half it rose by {code:.1f} MiB with machine code, and by {growth:.1f} with time, of which "
-            f"{GROWTH:.0f} are allowed after {LONG} minutes or more."
+            f"second half it rose by {growth:.1f} MiB, of which {GROWTH:.0f} are allowed after {LONG} minutes or more."
         )
     if args.plot and record.mebibytes:
         record.plot(args.plot)

@@ -15,7 +15,6 @@ from nbfftconv import jit, simd, threads
 from nbfftconv.geometry import ConvGeometry
 from nbfftconv.jit import njit
 from nbfftconv.passes.call import Call
-from nbfftconv.simd import VECTOR_BYTES
 from nbfftconv.threads import share
 
 #: Rows of results that are looked at together, at least, and windows above each other: more share the pixels around.
@@ -51,34 +50,6 @@ _WINDOWS = np.dtype(
         *((f"{axis}_{name}", np.int64) for axis in "yx" for name in _AXIS),
     ]
 )
-
-
-def _least(v, source, vectors, last, least):
-    def vector(at, bits):
-        return [v.add(at, v.integer(VECTOR_BYTES)), v.smaller(bits, v.magnitude_bits(v.load(at)))]
-
-    _, bits = v.repeat(vectors, [source, v.most_bits()], vector)
-    v.store_bits(v.smaller(bits, v.magnitude_bits(v.load(last))), least)
-
-
-# (source, vectors, last, least): the least magnitudes, as bits, of so many vectors and one more.
-_find_least = simd.kernel(_least, "find_least", 4)
-
-
-@njit()
-def has_zero(real, word, itemsize, source, count, least):
-    """Tell whether one of `count` values is zero; of `least`, a vector is overwritten."""
-    lanes = VECTOR_BYTES // itemsize
-    values, bits = simd.pointer(real, source), simd.pointer(word, least)
-    found = False
-    if count < lanes:
-        for i in range(count):
-            found |= values[i] == real(0)
-        return found
-    _find_least(real, (source, count // lanes, source + (count - lanes) * itemsize, least))
-    for lane in range(lanes):
-        found |= bits[lane] == word(0)
-    return found
 
 
 @njit()

@@ -11,7 +11,6 @@ import numpy as np
 from nbfftconv import simd
 from nbfftconv.jit import njit
 from nbfftconv.outliers import WORDS
-from nbfftconv.passes.blank_windows import has_zero
 from nbfftconv.passes.call import Call, Spectra, stage
 from nbfftconv.passes.places import (
     channel_position,
@@ -38,6 +37,7 @@ from nbfftconv.transforms import COMPLEX_BYTES
 _STREAMED_BYTES = 4 * 2**20
 #: Kernels are fetched so many bytes before they are read: a unit reads as many places as it has filters.
 _FETCHED_AHEAD = 256
+#: So many bytes of weights are looked at for zeros, and then transformed: a core's own cache holds them in between.
 _LOOKED_AT_BYTES = 2**17
 
 
@@ -235,6 +235,34 @@ def _output(real):
     return output_to_spectra
 
 
+def _least(v, source, vectors, last, least):
+    def vector(at, bits):
+        return [v.add(at, v.integer(VECTOR_BYTES)), v.smaller(bits, v.magnitude_bits(v.load(at)))]
+
+    _, bits = v.repeat(vectors, [source, v.most_bits()], vector)
+    v.store_bits(v.smaller(bits, v.magnitude_bits(v.load(last))), least)
+
+
+# (source, vectors, last, least): the least magnitudes, as bits, of so many vectors and one more.
+_find_least = simd.kernel(_least, "find_least", 4)
+
+
+@njit()
+def _has_zero(real, word, itemsize, source, count, least):
+    """Tell whether one of `count` values is zero; of `least`, a vector is overwritten."""
+    lanes = VECTOR_BYTES // itemsize
+    values, bits = simd.pointer(real, source), simd.pointer(word, least)
+    found = False
+    if count < lanes:
+        for i in range(count):
+            found |= values[i] == real(0)
+        return found
+    _find_least(real, (source, count // lanes, source + (count - lanes) * itemsize, least))
+    for lane in range(lanes):
+        found |= bits[lane] == word(0)
+    return found
+
+
 @njit()
 def _note_zeros(real, word, itemsize, r, slot, unit, first, last):
     """Note which filters of a unit have weights that are zero in channels first .. last - 1."""
@@ -243,7 +271,7 @@ def _note_zeros(real, word, itemsize, r, slot, unit, first, last):
     first_filter, count = filters_of(r, unit)
     for k in range(first_filter, first_filter + count):
         weights = r.weight + (k * channels + first) * taps * itemsize
-        if has_zero(real, word, itemsize, weights, (last - first) * taps, least):
+        if _has_zero(real, word, itemsize, weights, (last - first) * taps, least):
             has_zeros[k] = 1
 
 
