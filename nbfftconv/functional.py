@@ -121,7 +121,7 @@ def conv2d(
 
     References
     ----------
-    M. Mathieu, M. Henaff, Y. LeCun, "Fast Training of Convolutional Networks through FFTs", ICLR 2014.
+    "Fast Training of Convolutional Networks through FFTs", M. Mathieu, M. Henaff, Y. LeCun, ICLR 2014.
 
     Examples
     --------

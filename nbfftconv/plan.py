@@ -73,8 +73,8 @@ class ConvPlan:
         Bytes of memory for the spectra of a block of tiles; the spectra of the kernels come on top of it. Of direct
         convolution, memory of each thread for the pixels that it gathers.
     weight_spectra_bytes : int
-        Bytes of memory for the spectra of the kernels, or of their gradient. Of direct convolution, for the packed kernels, or
-        for sums of their gradient that are added up at the end.
+        Bytes of memory for the spectra of the kernels, or of their gradient. Of direct convolution, for the packed
+        kernels, or for sums of their gradient that are added up at the end.
     reason : str
         Why this was chosen.
     seconds : float

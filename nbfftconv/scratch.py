@@ -67,9 +67,9 @@ def set_scratch_limit(nbytes: int) -> None:
     Parameters
     ----------
     nbytes : int
-        At least 1; at first 512 MiB, or what ``NBFFTCONV_SCRATCH_BYTES`` says. As much memory is kept to be used again, at most,
-        with that of results, whether somebody refers to them or not. Results depend on it by rounding only, where it
-        rules out the tiles or the blocks that would be chosen without it.
+        At least 1; at first 512 MiB, or what ``NBFFTCONV_SCRATCH_BYTES`` says. As much memory is kept to be used again,
+        at most, with that of results, whether somebody refers to them or not. Results depend on it by rounding only,
+        where it rules out the tiles or the blocks that would be chosen without it.
 
     Raises
     ------

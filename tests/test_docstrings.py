@@ -74,7 +74,8 @@ def members(name: str) -> list[str]:
     return [
         f"{name}.{member}"
         for member, value in vars(cls).items()
-        if (not member.startswith("_") or member == "__call__") and (inspect.isfunction(value) or isinstance(value, kinds))
+        if (not member.startswith("_") or member == "__call__")
+        and (inspect.isfunction(value) or isinstance(value, kinds))
     ]
 
 
