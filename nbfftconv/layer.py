@@ -114,8 +114,8 @@ class Conv2d:
     Attributes
     ----------
     weight : numpy.ndarray
-        Kernels, read-only. Assign a new array to change them, which renews the spectra; for another number of out
-        channels set the bias to None first.
+        Kernels, read-only. Assign a new array to change them, which renews the spectra; set a bias of another size to
+        None first.
     bias : numpy.ndarray or None
         Bias, read-only. Assign a new array, or None, to change it.
     stride, padding, dilation, groups : int, tuple or str
@@ -207,7 +207,8 @@ class Conv2d:
 
     @property
     def weight(self) -> np.ndarray:
-        """Kernels, read-only; an array that is assigned is checked and copied."""
+        """Kernels, read-only. Assign a new array to change them, which renews the spectra; set a bias of another size to
+        None first."""
         return self._weight
 
     @weight.setter
@@ -225,7 +226,7 @@ class Conv2d:
 
     @property
     def bias(self) -> np.ndarray | None:
-        """Bias, read-only; an array that is assigned is checked and copied."""
+        """Bias, read-only. Assign a new array, or None, to change it."""
         return self._bias
 
     @bias.setter
