@@ -207,8 +207,7 @@ class Conv2d:
 
     @property
     def weight(self) -> np.ndarray:
-        """Kernels, read-only. Assign a new array to change them, which renews the spectra; set a bias of another size to
-        None first."""
+        """Kernels, read-only. Assign new ones to change them; for another number, set the bias to None first."""
         return self._weight
 
     @weight.setter
