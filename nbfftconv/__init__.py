@@ -5,6 +5,9 @@ from nbfftconv.layer import Conv2d
 from nbfftconv.planner import plan_conv2d
 from nbfftconv.threads import get_num_threads, set_num_threads
 
+#: The only place that has the version: a literal, which the build reads without importing the package.
+__version__ = "0.1.0"
+
 __all__ = [
     "Conv2d",
     "conv2d",

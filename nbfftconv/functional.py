@@ -68,37 +68,42 @@ def conv2d(
     out: np.ndarray | None = None,
     plan: ConvPlan | None = None,
 ) -> np.ndarray:
-    r"""Two-dimensional convolution as in deep learning, that is cross-correlation; `torch.nn.functional.conv2d` on
-    NumPy arrays.
+    r"""Convolve images with kernels, as `torch.nn.functional.conv2d` does; on NumPy arrays.
+
+    It is the convolution of deep learning, that is cross-correlation: kernels are not flipped.
 
     .. math:: y_{nkij} = b_k + \sum_{cuv} w_{kcuv}\, x_{n,c,\,i s + u d - p,\,j s + v d - p}
 
     Parameters
     ----------
     input : array_like, shape (batch, channels, height, width)
-        float32 or float64, of any memory layout and byte order. The batch may be empty.
+        Images of float32 or float64, in any memory layout and byte order. The batch may be empty.
     weight : array_like, shape (out channels, channels / groups, kernel height, kernel width)
+        Kernels of float32 or float64.
     bias : array_like, shape (out channels,), optional
-        Numbers in a list or a tuple take the dtype of the other arrays, whatever they are.
-    stride, dilation : int or (vertical, horizontal)
-        In pixels.
-    padding : int, (vertical, horizontal), ((top, bottom), (left, right)), "valid", "same" or "full"
-        In pixels. "valid" is 0; "same" keeps the size, needs stride 1 and puts the odd pixel of an even kernel at the
-        end, as PyTorch does; "full" is that of `scipy.signal.correlate`, every position at which kernel and input
-        overlap.
-    groups : int
+        Added to each out channel; float32 or float64. Numbers in a list or a tuple take the dtype of the other arrays,
+        whatever they are.
+    stride : int or tuple of int, default 1
+        Distance of neighbouring outputs, in pixels: one number, or (vertical, horizontal).
+    padding : int, tuple or str, default 0
+        Pixels around the input: one number, (vertical, horizontal), or ((top, bottom), (left, right)). Or a name:
+        "valid" is 0; "same" keeps the size, needs stride 1 and puts the odd pixel of an even kernel at the end, as
+        PyTorch does; "full" is that of `scipy.signal.correlate`, every position at which kernel and input overlap.
+    dilation : int or tuple of int, default 1
+        Distance of neighbouring taps of a kernel, in pixels: one number, or (vertical, horizontal).
+    groups : int, default 1
         Groups of channels that are convolved apart, each with its own kernels.
-    padding_mode : {"zeros", "reflect", "replicate", "circular"}
+    padding_mode : {"zeros", "reflect", "replicate", "circular"}, default "zeros"
         What the padding holds, as in `torch.nn.Conv2d`.
-    activation : {None, "relu"}
+    activation : {None, "relu"}, default None
         Applied to the result while it is written.
-    algorithm : {"auto", "fft", "direct"}
+    algorithm : {"auto", "fft", "direct"}, default "auto"
         What computes it; "auto" leaves that to the planner. An FFT's errors are relative to the largest values near
         by, those of "direct" to each value's own products: docs/accuracy.md.
     out : numpy.ndarray, optional
         Takes the result; of its shape and dtype, without a mask. It may overlap the other arrays.
     plan : ConvPlan, optional
-        Of `plan_conv2d` for the same geometry, dtype and direction "forward"; `algorithm` is then "auto".
+        From `plan_conv2d` for the same geometry, dtype and direction "forward"; `algorithm` is then "auto".
 
     Returns
     -------
@@ -116,7 +121,23 @@ def conv2d(
 
     References
     ----------
-    M. Mathieu, M. Henaff, Y. LeCun, "Fast Training of Convolutional Networks through FFTs", ICLR 2014.
+    "Fast Training of Convolutional Networks through FFTs", M. Mathieu, M. Henaff, Y. LeCun, ICLR 2014.
+
+    Examples
+    --------
+    Two images of three channels and 8 × 8 pixels, four filters of 3 × 3:
+
+    >>> import numpy as np
+    >>> import nbfftconv
+    >>> x = np.ones((2, 3, 8, 8), np.float32)
+    >>> w = np.ones((4, 3, 3, 3), np.float32)
+    >>> nbfftconv.conv2d(x, w).shape
+    (2, 4, 6, 6)
+    >>> y = nbfftconv.conv2d(x, w, bias=[0, 1, 2, -30], padding="same", activation="relu")
+    >>> y.shape, y.dtype
+    ((2, 4, 8, 8), dtype('float32'))
+    >>> y[0, :, 4, 4]  # 3 channels × 9 taps, and the bias, clipped
+    array([27., 28., 29.,  0.], dtype=float32)
     """
     x, w = as_float4("input", input), as_float4("weight", weight)
     geometry = ConvGeometry.from_arguments(x.shape, w.shape, stride, padding, dilation, groups)
@@ -171,28 +192,55 @@ def conv2d_weight(
     algorithm: str = "auto",
     plan: ConvPlan | None = None,
 ) -> np.ndarray:
-    """Gradient of a loss with respect to the kernels of `conv2d`; `torch.nn.grad.conv2d_weight` on NumPy arrays.
+    """Compute a loss's gradient with respect to the kernels of `conv2d`, as `torch.nn.grad.conv2d_weight` does.
 
     Parameters
     ----------
     input : array_like, shape (batch, channels, height, width)
+        What `conv2d` was given; float32 or float64.
     weight_size : sequence of int
-        (out channels, channels / groups, kernel height, kernel width).
+        Shape of the kernels: (out channels, channels / groups, kernel height, kernel width).
     grad_output : array_like, shape (batch, out channels, out height, out width)
-        Gradient of the loss with respect to the output of `conv2d`.
-    stride, padding, dilation, groups, padding_mode, algorithm
+        Gradient of the loss with respect to the output of `conv2d`; float32 or float64.
+    stride : int or tuple of int, default 1
+        As in `conv2d`, in pixels: one number, or (vertical, horizontal).
+    padding : int, tuple or str, default 0
+        As in `conv2d`: in pixels, or a name.
+    dilation : int or tuple of int, default 1
+        As in `conv2d`, in pixels: one number, or (vertical, horizontal).
+    groups : int, default 1
+        As in `conv2d`.
+    padding_mode : {"zeros", "reflect", "replicate", "circular"}, default "zeros"
+        As in `conv2d`.
+    algorithm : {"auto", "fft", "direct"}, default "auto"
         As in `conv2d`.
     plan : ConvPlan, optional
-        Of `plan_conv2d` for direction "grad_weight"; `algorithm` is then "auto".
+        From `plan_conv2d` for the same geometry, dtype and direction "grad_weight"; `algorithm` is then "auto".
 
     Returns
     -------
     numpy.ndarray, of shape `weight_size`
+        Of the dtype to which NumPy promotes the arguments' dtypes.
 
     Raises
     ------
-    TypeError, ValueError
-        As `conv2d` does.
+    TypeError
+        If an array is neither float32 nor float64, or masked, or a size is no integer.
+    ValueError
+        If shapes do not match, a size is out of range, a name is unknown, `plan` was made for something else or comes
+        with an `algorithm`, or no tile for ``algorithm="fft"`` fits the scratch limit.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import nbfftconv
+    >>> x = np.ones((2, 3, 8, 8), np.float32)
+    >>> g = np.ones((2, 4, 6, 6), np.float32)
+    >>> dw = nbfftconv.conv2d_weight(x, (4, 3, 3, 3), g)
+    >>> dw.shape
+    (4, 3, 3, 3)
+    >>> float(dw[0, 0, 1, 1])  # 2 images × 36 pixels
+    72.0
     """
     x, g = as_float4("input", input), as_float4("grad_output", grad_output)
     geometry = ConvGeometry.from_arguments(x.shape, weight_size, stride, padding, dilation, groups)
@@ -224,28 +272,55 @@ def conv2d_input(
     algorithm: str = "auto",
     plan: ConvPlan | None = None,
 ) -> np.ndarray:
-    """Gradient of a loss with respect to the input of `conv2d`; `torch.nn.grad.conv2d_input` on NumPy arrays.
+    """Compute a loss's gradient with respect to the input of `conv2d`, as `torch.nn.grad.conv2d_input` does.
 
     Parameters
     ----------
     input_size : sequence of int
-        (batch, channels, height, width).
+        Shape of the input: (batch, channels, height, width).
     weight : array_like, shape (out channels, channels / groups, kernel height, kernel width)
+        Kernels that `conv2d` was given; float32 or float64.
     grad_output : array_like, shape (batch, out channels, out height, out width)
-        Gradient of the loss with respect to the output of `conv2d`.
-    stride, padding, dilation, groups, padding_mode, algorithm
+        Gradient of the loss with respect to the output of `conv2d`; float32 or float64.
+    stride : int or tuple of int, default 1
+        As in `conv2d`, in pixels: one number, or (vertical, horizontal).
+    padding : int, tuple or str, default 0
+        As in `conv2d`: in pixels, or a name.
+    dilation : int or tuple of int, default 1
+        As in `conv2d`, in pixels: one number, or (vertical, horizontal).
+    groups : int, default 1
+        As in `conv2d`.
+    padding_mode : {"zeros", "reflect", "replicate", "circular"}, default "zeros"
+        As in `conv2d`.
+    algorithm : {"auto", "fft", "direct"}, default "auto"
         As in `conv2d`.
     plan : ConvPlan, optional
-        Of `plan_conv2d` for direction "grad_input"; `algorithm` is then "auto".
+        From `plan_conv2d` for the same geometry, dtype and direction "grad_input"; `algorithm` is then "auto".
 
     Returns
     -------
     numpy.ndarray, of shape `input_size`
+        Of the dtype to which NumPy promotes the arguments' dtypes.
 
     Raises
     ------
-    TypeError, ValueError
-        As `conv2d` does.
+    TypeError
+        If an array is neither float32 nor float64, or masked, or a size is no integer.
+    ValueError
+        If shapes do not match, a size is out of range, a name is unknown, `plan` was made for something else or comes
+        with an `algorithm`, or no tile for ``algorithm="fft"`` fits the scratch limit.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import nbfftconv
+    >>> w = np.ones((4, 3, 3, 3), np.float32)
+    >>> g = np.ones((2, 4, 6, 6), np.float32)
+    >>> dx = nbfftconv.conv2d_input((2, 3, 8, 8), w, g)
+    >>> dx.shape
+    (2, 3, 8, 8)
+    >>> float(dx[0, 0, 4, 4]), float(dx[0, 0, 0, 0])  # 4 filters × 9 taps; in the corner, one tap
+    (36.0, 4.0)
     """
     w, g = as_float4("weight", weight), as_float4("grad_output", grad_output)
     geometry = ConvGeometry.from_arguments(input_size, w.shape, stride, padding, dilation, groups)

@@ -147,14 +147,24 @@ class ConvGeometry:
     Attributes
     ----------
     input_size : tuple of int
-        (batch, channels, height, width).
+        Shape of the input, (batch, channels, height, width).
     weight_size : tuple of int
-        (out channels, channels / groups, kernel height, kernel width).
-    stride, dilation : tuple of int
-        (vertical, horizontal).
+        Shape of the kernels, (out channels, channels / groups, kernel height, kernel width).
+    stride : tuple of int
+        Distance of neighbouring outputs in pixels, (vertical, horizontal).
     padding : tuple of tuple of int
-        ((top, bottom), (left, right)).
+        Pixels around the input, ((top, bottom), (left, right)).
+    dilation : tuple of int
+        Distance of neighbouring taps in pixels, (vertical, horizontal).
     groups : int
+        Groups of channels that are convolved apart.
+
+    Examples
+    --------
+    >>> from nbfftconv.geometry import ConvGeometry
+    >>> geometry = ConvGeometry.from_arguments((1, 3, 32, 32), (8, 3, 4, 4), padding="same")
+    >>> geometry.padding, geometry.output_size
+    (((1, 2), (1, 2)), (1, 8, 32, 32))
     """
 
     input_size: tuple[int, int, int, int]
@@ -183,6 +193,26 @@ class ConvGeometry:
         groups: Any = 1,
     ) -> "ConvGeometry":
         """Validate the arguments of a convolution.
+
+        Parameters
+        ----------
+        input_size : sequence of int
+            Shape of the input, (batch, channels, height, width).
+        weight_size : sequence of int
+            Shape of the kernels, (out channels, channels / groups, kernel height, kernel width).
+        stride : int or tuple of int, default 1
+            As in `nbfftconv.conv2d`.
+        padding : int, tuple or str, default 0
+            As in `nbfftconv.conv2d`.
+        dilation : int or tuple of int, default 1
+            As in `nbfftconv.conv2d`.
+        groups : int, default 1
+            As in `nbfftconv.conv2d`.
+
+        Returns
+        -------
+        ConvGeometry
+            With all numbers in the forms of the attributes.
 
         Raises
         ------
@@ -220,13 +250,13 @@ class ConvGeometry:
 
     @functools.cached_property
     def padded_size(self) -> tuple[int, int]:
-        """(height, width) of the padded input."""
+        """Pixels of the padded input, (height, width)."""
         (top, bottom), (left, right) = self.padding
         return self.input_size[2] + top + bottom, self.input_size[3] + left + right
 
     @functools.cached_property
     def output_size(self) -> tuple[int, int, int, int]:
-        """(batch, out channels, height, width) of the output."""
+        """Shape of the output, (batch, out channels, height, width)."""
         height, width = (
             (p - d * (k - 1) - 1) // s + 1
             for p, d, k, s in zip(self.padded_size, self.dilation, self.weight_size[2:], self.stride, strict=True)
@@ -234,7 +264,18 @@ class ConvGeometry:
         return self.input_size[0], self.weight_size[0], height, width
 
     def axis_numbers(self, axis: int) -> dict[str, int]:
-        """Return the numbers along one axis, 0 vertical or 1 horizontal; "before" is the padding at its beginning."""
+        """Return the numbers along one axis.
+
+        Parameters
+        ----------
+        axis : int
+            0, vertical, or 1, horizontal.
+
+        Returns
+        -------
+        dict from str to int
+            The entries "stride", "dilation", "before" (the padding at its beginning), "input", "output" and "kernel".
+        """
         numbers = (
             self.stride[axis],
             self.dilation[axis],
@@ -246,7 +287,13 @@ class ConvGeometry:
         return dict(zip(AXIS_NUMBERS, numbers, strict=True))
 
     def with_padding_applied(self) -> "ConvGeometry":
-        """Return the same convolution of an input that was padded beforehand."""
+        """Return the same convolution of an input that was padded beforehand.
+
+        Returns
+        -------
+        ConvGeometry
+            Without padding.
+        """
         size = (*self.input_size[:2], *self.padded_size)
         return replace(self, input_size=size, padding=((0, 0), (0, 0)))
 
@@ -255,6 +302,11 @@ class ConvGeometry:
 
         Its kernels are these with filters and channels of each group exchanged and both axes reversed. With a stride
         there is none, nor with so much padding that its own would be negative.
+
+        Returns
+        -------
+        ConvGeometry or None
+            The transposed problem.
         """
         filters, channels, *kernel = self.weight_size
         extent = (d * (k - 1) for d, k in zip(self.dilation, kernel, strict=True))

@@ -88,32 +88,84 @@ class Conv2d:
     Parameters
     ----------
     weight : array_like, shape (out channels, channels / groups, kernel height, kernel width)
-        float32 or float64; copied.
+        Kernels of float32 or float64; copied.
     bias : array_like, shape (out channels,), optional
         Copied. Numbers in a list or a tuple take the dtype of the weight, whatever they are.
-    stride, padding, dilation, groups, padding_mode, activation, algorithm
+    stride : int or tuple of int, default 1
+        As in `nbfftconv.conv2d`, in pixels: one number, or (vertical, horizontal).
+    padding : int, tuple or str, default 0
+        As in `nbfftconv.conv2d`: in pixels, or a name.
+    dilation : int or tuple of int, default 1
+        As in `nbfftconv.conv2d`, in pixels: one number, or (vertical, horizontal).
+    groups : int, default 1
         As in `nbfftconv.conv2d`.
-    training : bool
+    padding_mode : {"zeros", "reflect", "replicate", "circular"}, default "zeros"
+        As in `nbfftconv.conv2d`.
+    activation : {None, "relu"}, default None
+        As in `nbfftconv.conv2d`.
+    algorithm : {"auto", "fft", "direct"}, default "auto"
+        As in `nbfftconv.conv2d`.
+    training : bool, default True
         If False, a forward pass keeps nothing for `backward`.
-    spectra_limit : int
+    spectra_limit : int, default 2**28
         Bytes that the spectra of an input may take between a forward pass and `backward`. If they would take more,
         or with 0, only the input itself is kept, and transformed again.
 
     Attributes
     ----------
-    weight, bias : numpy.ndarray
-        Read-only. Assign a new array to change them, which renews the spectra; for another number of out channels set
-        the bias to None first.
-    stride, padding, dilation, groups, padding_mode, activation, algorithm, training, spectra_limit
-        As above. They may be set at any time, and are checked then, with the weight and one another; they hold for
-        forward passes to come, and `algorithm` and `spectra_limit` for `backward`, too.
-    weight_grad, bias_grad : numpy.ndarray or None
-        Gradients of the last `backward`.
+    weight : numpy.ndarray
+        Kernels, read-only. Assign a new array to change them, which renews the spectra; set a bias of another size to
+        None first.
+    bias : numpy.ndarray or None
+        Bias, read-only. Assign a new array, or None, to change it.
+    stride, padding, dilation, groups : int, tuple or str
+        As above, as they were set. They may be set at any time, and are checked then, with the weight and one another;
+        they hold for forward passes to come.
+    padding_mode, activation, algorithm : str or None
+        As above. They may be set at any time, and hold for forward passes to come; `algorithm` for `backward`, too.
+    training : bool
+        As above. It may be set at any time, and holds for forward passes to come.
+    spectra_limit : int
+        As above. It may be set at any time, and holds for forward passes to come and for `backward`.
+    weight_grad : numpy.ndarray or None
+        Gradient with respect to the weight, of the last `backward`; None before.
+    bias_grad : numpy.ndarray or None
+        Gradient with respect to the bias, of the last `backward`; None before, and without a bias.
 
     Raises
     ------
-    TypeError, ValueError
-        As `nbfftconv.conv2d` does, and for what is set later.
+    TypeError
+        If an array is neither float32 nor float64, or masked, a number is no integer, or `training` no bool; also
+        when it is set later.
+    ValueError
+        If shapes do not match, a number is out of range, or a name is unknown; also when it is set later.
+
+    Notes
+    -----
+    Any number of threads may call a layer at once. `backward` belongs to the last forward pass of its own thread; the
+    gradients that it sets are the layer's, of the thread that was last. A pickle or a copy has the weight and the
+    settings, and makes its spectra anew.
+
+    Examples
+    --------
+    A step of training, then inference:
+
+    >>> import numpy as np
+    >>> import nbfftconv
+    >>> rng = np.random.default_rng(0)
+    >>> w = rng.standard_normal((4, 3, 3, 3)).astype(np.float32)
+    >>> layer = nbfftconv.Conv2d(w, bias=np.zeros(4, np.float32), padding=1)
+    >>> x = rng.standard_normal((2, 3, 8, 8)).astype(np.float32)
+    >>> y = layer(x)
+    >>> dx = layer.backward(y)  # the gradient of (y ** 2).sum() / 2 with respect to y is y
+    >>> dx.shape, layer.weight_grad.shape, layer.bias_grad.shape
+    ((2, 3, 8, 8), (4, 3, 3, 3), (4,))
+    >>> layer.weight = layer.weight - 0.001 * layer.weight_grad
+    >>> bool((layer(x) ** 2).sum() < (y ** 2).sum())
+    True
+    >>> layer.training = False  # keeps the kernels' spectra, and nothing of the input
+    >>> layer(x).shape
+    (2, 4, 8, 8)
     """
 
     stride = _Setting(_with_the_others)
@@ -155,7 +207,7 @@ class Conv2d:
 
     @property
     def weight(self) -> np.ndarray:
-        """Kernels, read-only."""
+        """Kernels, read-only. Assign new ones to change them; for another number, set the bias to None first."""
         return self._weight
 
     @weight.setter
@@ -173,7 +225,7 @@ class Conv2d:
 
     @property
     def bias(self) -> np.ndarray | None:
-        """Bias, read-only."""
+        """Bias, read-only. Assign a new array, or None, to change it."""
         return self._bias
 
     @bias.setter
@@ -207,21 +259,33 @@ class Conv2d:
         )
 
     def __call__(self, input: ArrayLike) -> np.ndarray:
-        """Convolve.
+        """Convolve images with the layer's kernels.
 
         Parameters
         ----------
         input : array_like, shape (batch, channels, height, width)
-            Kept for `backward` while `training`; do not change it in between.
+            Images of float32 or float64. Kept for `backward` while `training`; do not change it in between.
 
         Returns
         -------
         numpy.ndarray, shape (batch, out channels, out height, out width)
+            Of the dtype to which NumPy promotes those of input, weight and bias.
 
         Raises
         ------
-        TypeError, ValueError
-            As `nbfftconv.conv2d` does.
+        TypeError
+            If the input is neither float32 nor float64, or masked.
+        ValueError
+            If it has not four dimensions, or not the layer's channels, or is too small for the kernel; if no tile for
+            ``algorithm="fft"`` fits the scratch limit.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import nbfftconv
+        >>> layer = nbfftconv.Conv2d(np.ones((4, 3, 3, 3), np.float32), training=False)
+        >>> layer(np.ones((2, 3, 8, 8), np.float32)).shape
+        (2, 4, 6, 6)
         """
         x = as_float4("input", input)
         bias, kernels = self._bias, self._kernels
@@ -255,18 +319,33 @@ class Conv2d:
         Parameters
         ----------
         grad_output : array_like, shape (batch, out channels, out height, out width)
-            Gradient of the loss with respect to what the forward pass returned.
+            Gradient of the loss with respect to what the forward pass returned; float32 or float64.
 
         Returns
         -------
         numpy.ndarray, of the shape of the last input
+            Of the dtype to which NumPy promotes those of the forward pass and of `grad_output`; so are `weight_grad`
+            and `bias_grad`.
 
         Raises
         ------
         RuntimeError
             If this thread made no forward pass while `training`.
-        TypeError, ValueError
-            If `grad_output` has not the shape of the output, or is neither float32 nor float64.
+        TypeError
+            If `grad_output` is neither float32 nor float64, or masked.
+        ValueError
+            If `grad_output` has not the shape of the output.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import nbfftconv
+        >>> layer = nbfftconv.Conv2d(np.ones((4, 3, 3, 3), np.float32), bias=np.zeros(4, np.float32))
+        >>> y = layer(np.ones((2, 3, 8, 8), np.float32))
+        >>> layer.backward(np.ones_like(y)).shape
+        (2, 3, 8, 8)
+        >>> layer.bias_grad  # 2 images × 36 pixels
+        array([72., 72., 72., 72.], dtype=float32)
         """
         last = getattr(self._last, "forward", None)
         if last is None:

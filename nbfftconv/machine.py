@@ -28,6 +28,12 @@ class Machine:
         Operations a second of the complex matrix product of the codelets, within the cache.
     bandwidth : float
         Bytes read and written a second where memory is copied that is too large for a core's own caches.
+
+    Examples
+    --------
+    >>> from nbfftconv.machine import Machine
+    >>> Machine(flops=80e9, bandwidth=20e9)
+    Machine(flops=80000000000.0, bandwidth=20000000000.0)
     """
 
     flops: float
@@ -50,6 +56,18 @@ def get_machine() -> Machine:
 
     They are measured where they can be kept, once: a service with a read-only disk takes `DEFAULT` instead of
     measuring in every process.
+
+    Returns
+    -------
+    Machine
+        The figures that plans are made by, in this process.
+
+    Examples
+    --------
+    >>> from nbfftconv import machine
+    >>> machine.set_machine(machine.DEFAULT)
+    >>> machine.get_machine() == machine.DEFAULT
+    True
     """
     global _machine
     with _lock:
@@ -59,7 +77,18 @@ def get_machine() -> Machine:
 
 
 def set_machine(machine: Machine | None) -> None:
-    """Plan for these figures from now on, in this process; None for those of `get_machine`."""
+    """Plan for these figures from now on, in this process.
+
+    Parameters
+    ----------
+    machine : Machine or None
+        The figures, say `DEFAULT` for the same plans on all machines; None for those that are on disk, or measured.
+
+    Examples
+    --------
+    >>> from nbfftconv import machine
+    >>> machine.set_machine(machine.DEFAULT)
+    """
     global _machine
     with _lock:
         _machine = machine

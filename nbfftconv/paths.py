@@ -19,6 +19,18 @@ def _absolute(override: str | None) -> Path | None:
 def cache_directory() -> Path | None:
     """Return the folder of everything that is kept on disk; it need not exist, nor be writable.
 
-    ``NBFFTCONV_CACHE_DIR`` overrides the platform's user cache folder. Who has no home has no folder either: None.
+    ``NBFFTCONV_CACHE_DIR`` overrides the platform's user cache folder.
+
+    Returns
+    -------
+    pathlib.Path or None
+        An absolute path; None for a user without a home.
+
+    Examples
+    --------
+    >>> from nbfftconv.paths import cache_directory
+    >>> folder = cache_directory()
+    >>> folder is None or folder.is_absolute()
+    True
     """
     return _absolute(os.environ.get("NBFFTCONV_CACHE_DIR"))

@@ -53,10 +53,11 @@ class ConvPlan:
     Attributes
     ----------
     geometry : ConvGeometry
+        The convolution.
     direction : str
         "forward", "grad_weight" or "grad_input".
     dtype : numpy.dtype
-        float32 or float64.
+        Of all arrays, float32 or float64.
     algorithm : str
         "fft" or "direct".
     transform : str or None
@@ -69,11 +70,11 @@ class ConvPlan:
     block_tiles : int
         Tiles whose spectra are in memory at once; of each thread, if fused.
     scratch_bytes : int
-        Memory for the spectra of a block of tiles; the spectra of the kernels come on top of it. Of direct
+        Bytes of memory for the spectra of a block of tiles; the spectra of the kernels come on top of it. Of direct
         convolution, memory of each thread for the pixels that it gathers.
     weight_spectra_bytes : int
-        Memory for the spectra of the kernels, or of their gradient. Of direct convolution, for the packed kernels, or
-        for sums of their gradient that are added up at the end.
+        Bytes of memory for the spectra of the kernels, or of their gradient. Of direct convolution, for the packed
+        kernels, or for sums of their gradient that are added up at the end.
     reason : str
         Why this was chosen.
     seconds : float
@@ -81,6 +82,13 @@ class ConvPlan:
     transposed : ConvPlan or None
         Of "grad_input", if it is run as a forward pass: that pass's plan, for `ConvGeometry.transposed`, from which
         all attributes are but geometry and direction.
+
+    Examples
+    --------
+    >>> import nbfftconv
+    >>> plan = nbfftconv.plan_conv2d((1, 8, 40, 40), (8, 8, 5, 5), algorithm="fft", transform="fftw", tile=(24, 40))
+    >>> plan.geometry.output_size, plan.tile, plan.tiles
+    ((1, 8, 36, 36), (24, 40), (2, 1))
     """
 
     geometry: ConvGeometry
@@ -102,11 +110,33 @@ class ConvPlan:
         return hash((self.geometry, self.direction, self.block_tiles, self.scratch_bytes))
 
     def as_grad_input(self, geometry: ConvGeometry) -> "ConvPlan":
-        """Return the plan of the gradient at the input of `geometry`, whose transposed problem this plan is for."""
+        """Return the plan of the gradient at the input of `geometry`, whose transposed problem this plan is for.
+
+        Parameters
+        ----------
+        geometry : ConvGeometry
+            The convolution whose gradient it is.
+
+        Returns
+        -------
+        ConvPlan
+            A plan of direction "grad_input".
+        """
         return replace(self, geometry=geometry, direction="grad_input", transposed=self)
 
     def resized(self, geometry: ConvGeometry) -> "ConvPlan":
-        """Return the plan for images of another size, with the same tile and the same kernels' spectra."""
+        """Return the plan for images of another size, with the same tile and the same kernels' spectra.
+
+        Parameters
+        ----------
+        geometry : ConvGeometry
+            The same convolution of other images.
+
+        Returns
+        -------
+        ConvPlan
+            A plan of the same direction.
+        """
         if geometry == self.geometry or self.grid is None:
             return replace(self, geometry=geometry)
         vertical, horizontal = (axis_tiles(geometry, axis, side) for axis, side in enumerate(self.tile))
@@ -125,12 +155,12 @@ class ConvPlan:
 
     @property
     def tile(self) -> tuple[int, int] | None:
-        """(height, width) of a tile."""
+        """Samples of a tile, (height, width); None for direct convolution."""
         return None if self.grid is None else (self.grid.vertical.tile, self.grid.horizontal.tile)
 
     @property
     def tiles(self) -> tuple[int, int] | None:
-        """(rows, columns) of tiles that cover an image."""
+        """Tiles that cover an image, (rows, columns); None for direct convolution."""
         return None if self.grid is None else (self.grid.vertical.count, self.grid.horizontal.count)
 
     def __repr__(self) -> str:

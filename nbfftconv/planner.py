@@ -72,25 +72,32 @@ def plan_conv2d(
     Parameters
     ----------
     input_size : sequence of int
-        (batch, channels, height, width).
+        Shape of the input: (batch, channels, height, width).
     weight_size : sequence of int
-        (out channels, channels / groups, kernel height, kernel width).
-    stride, padding, dilation, groups
+        Shape of the kernels: (out channels, channels / groups, kernel height, kernel width).
+    stride : int or tuple of int, default 1
+        As in `nbfftconv.conv2d`, in pixels: one number, or (vertical, horizontal).
+    padding : int, tuple or str, default 0
+        As in `nbfftconv.conv2d`: in pixels, or a name.
+    dilation : int or tuple of int, default 1
+        As in `nbfftconv.conv2d`, in pixels: one number, or (vertical, horizontal).
+    groups : int, default 1
         As in `nbfftconv.conv2d`.
-    direction : {"forward", "grad_weight", "grad_input"}
-        The pass.
-    dtype : dtype
-        float32 or float64.
-    algorithm : {"auto", "fft", "direct"}
-    transform : {"auto", "fftw", "codelet", "planar"}
+    direction : {"forward", "grad_weight", "grad_input"}, default "forward"
+        The pass: that of `nbfftconv.conv2d`, `nbfftconv.conv2d_weight` or `nbfftconv.conv2d_input`.
+    dtype : dtype, default numpy.float32
+        What the arrays hold, float32 or float64.
+    algorithm : {"auto", "fft", "direct"}, default "auto"
+        What computes it.
+    transform : {"auto", "fftw", "codelet", "planar"}, default "auto"
         What transforms the tiles: FFTW, or generated code, for many tiles at a time with sides from 8 to 32, or for
         one tile at a time with some sides from 30 to 400.
     tile : int or pair of int, optional
-        (height, width) of the tiles, instead of the planner's choice. At least as large as the kernel; with strides,
-        as the kernel's longest phase.
-    weight_is_transformed : bool
+        Size of the tiles in samples, one number or (height, width), instead of the planner's choice. At least as large
+        as the kernel; with strides, as the kernel's longest phase.
+    weight_is_transformed : bool, default False
         The kernels' spectra are kept from call to call, as `nbfftconv.Conv2d` does while it is not `training`.
-    measure : bool
+    measure : bool, default False
         Run the promising candidates on random data, with the current numbers of threads, and remember the fastest in
         the profile, for all automatic plans from now on: `Conv2d`'s, and those of later processes. Both with the
         kernels' spectra kept and made anew. It takes seconds, half a minute for the largest layers, and the memory of
@@ -99,6 +106,7 @@ def plan_conv2d(
     Returns
     -------
     ConvPlan
+        Printed, it says what is computed how, and why.
 
     Raises
     ------
@@ -108,6 +116,17 @@ def plan_conv2d(
         If the sizes do not make a convolution, a name is unknown, `tile` is too small, given with
         ``algorithm="direct"`` or not of the sides that the "codelet" or "planar" transform has, or not even one tile
         fits the scratch limit; if `measure` is given a choice.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import nbfftconv
+    >>> plan = nbfftconv.plan_conv2d((2, 8, 40, 40), (8, 8, 5, 5), algorithm="fft", transform="codelet", tile=16)
+    >>> plan.algorithm, plan.tile, plan.tiles  # tiles of 16 × 16 samples give 12 × 12 outputs each
+    ('fft', (16, 16), (3, 3))
+    >>> x, w = np.ones((2, 8, 40, 40), np.float32), np.ones((8, 8, 5, 5), np.float32)
+    >>> nbfftconv.conv2d(x, w, plan=plan).shape
+    (2, 8, 36, 36)
     """
     geometry = ConvGeometry.from_arguments(input_size, weight_size, stride, padding, dilation, groups)
     try:

@@ -88,7 +88,19 @@ def _document() -> Document:
 
 
 def profile_file() -> Path:
-    """Return the file of the profile; it need not exist."""
+    """Return the file of the profile; it need not exist.
+
+    Returns
+    -------
+    pathlib.Path
+        What ``NBFFTCONV_PROFILE`` names, or a file of the cache folder.
+
+    Examples
+    --------
+    >>> from nbfftconv.profile import profile_file
+    >>> profile_file().suffix
+    '.json'
+    """
     return _document().path
 
 

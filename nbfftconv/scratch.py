@@ -67,9 +67,9 @@ def set_scratch_limit(nbytes: int) -> None:
     Parameters
     ----------
     nbytes : int
-        At first 512 MiB, or what ``NBFFTCONV_SCRATCH_BYTES`` says. As much memory is kept to be used again, at most,
-        with that of results, whether somebody refers to them or not. Results depend on it by rounding only, where it
-        rules out the tiles or the blocks that would be chosen without it.
+        At least 1; at first 512 MiB, or what ``NBFFTCONV_SCRATCH_BYTES`` says. As much memory is kept to be used again,
+        at most, with that of results, whether somebody refers to them or not. Results depend on it by rounding only,
+        where it rules out the tiles or the blocks that would be chosen without it.
 
     Raises
     ------
@@ -77,6 +77,15 @@ def set_scratch_limit(nbytes: int) -> None:
         If it is not an integer.
     ValueError
         If it is less than 1.
+
+    Examples
+    --------
+    >>> from nbfftconv.scratch import get_scratch_limit, set_scratch_limit
+    >>> before = get_scratch_limit()
+    >>> set_scratch_limit(2**26)
+    >>> get_scratch_limit()
+    67108864
+    >>> set_scratch_limit(before)
     """
     global _limit
     if isinstance(nbytes, bool) or not isinstance(nbytes, (int, np.integer)):
@@ -88,7 +97,19 @@ def set_scratch_limit(nbytes: int) -> None:
 
 
 def get_scratch_limit() -> int:
-    """Return the bound in bytes on the memory that a call takes for the spectra of its tiles."""
+    """Return the bound on the memory that a call takes for the spectra of its tiles.
+
+    Returns
+    -------
+    int
+        Bytes, as of `set_scratch_limit`.
+
+    Examples
+    --------
+    >>> from nbfftconv.scratch import get_scratch_limit
+    >>> get_scratch_limit() >= 1
+    True
+    """
     return _limit
 
 

@@ -81,9 +81,10 @@ def set_num_threads(n: int, fftw: int | None = None) -> None:
     Parameters
     ----------
     n : int
-        At least 1. At most ``NUMBA_NUM_THREADS`` run at once.
+        Threads of a call, from 1 to 1024. At most ``NUMBA_NUM_THREADS`` run at once.
     fftw : int, optional
-        Threads of the stages that transform tiles by FFTW; at first `n`. A tile's transform itself runs on one.
+        Threads of the stages that transform tiles by FFTW; `n` if it is left out. A tile's transform itself runs on
+        one.
 
     Raises
     ------
@@ -91,6 +92,15 @@ def set_num_threads(n: int, fftw: int | None = None) -> None:
         If a number is not an integer.
     ValueError
         If a number is less than 1 or more than 1024.
+
+    Examples
+    --------
+    >>> import nbfftconv
+    >>> before = nbfftconv.get_num_threads()
+    >>> nbfftconv.set_num_threads(1)
+    >>> nbfftconv.get_num_threads()
+    1
+    >>> nbfftconv.set_num_threads(before)
     """
     global _counts
     loops = _count(n)
@@ -102,12 +112,35 @@ def get_num_threads() -> int:
 
     At first it is the profile's, if there is one with thread counts (see ``perf/tune_threads.py``), else the number of
     CPUs; never more than affinity, the container's quota and ``OMP_NUM_THREADS`` allow.
+
+    Returns
+    -------
+    int
+        Threads of a call, at least 1.
+
+    Examples
+    --------
+    >>> import nbfftconv
+    >>> nbfftconv.get_num_threads() >= 1
+    True
     """
     return get_counts()[0]
 
 
 def get_counts() -> tuple[int, int]:
-    """Return the number of threads of a call, and that of its stages which transform tiles by FFTW."""
+    """Return the number of threads of a call, and that of its stages which transform tiles by FFTW.
+
+    Returns
+    -------
+    tuple of int
+        Both counts, as `nbfftconv.set_num_threads` takes them.
+
+    Examples
+    --------
+    >>> import nbfftconv
+    >>> from nbfftconv.threads import get_counts
+    >>> nbfftconv.set_num_threads(*get_counts())  # changes nothing
+    """
     return _counts or _default_counts()
 
 

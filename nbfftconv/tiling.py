@@ -32,7 +32,15 @@ class AxisTiles:
     image_phases, channel_phases : int
         Numbers of phases r and a.
     input_step, output_step, tap_step : int
-        lcm(s, d), d' and s': the distance of neighbouring samples in the input, the output and the kernel.
+        The distances of neighbouring samples in the input, the output and the kernel: lcm(s, d), d' and s'.
+
+    Examples
+    --------
+    >>> import nbfftconv
+    >>> plan = nbfftconv.plan_conv2d((1, 8, 40, 40), (8, 8, 5, 5), algorithm="fft", transform="codelet", tile=16)
+    >>> axis = plan.grid.vertical
+    >>> axis.tile, axis.taps, axis.core, axis.count
+    (16, 5, 12, 3)
     """
 
     tile: int
@@ -106,6 +114,22 @@ class TileGrid:
     """The tiles of a convolution; the same grid serves all three passes.
 
     Tiles are numbered with the image slowest, then vertical and horizontal image phase, row and column.
+
+    Attributes
+    ----------
+    vertical : AxisTiles
+        Along the height.
+    horizontal : AxisTiles
+        Along the width.
+    images : int
+        Images of the batch.
+
+    Examples
+    --------
+    >>> import nbfftconv
+    >>> plan = nbfftconv.plan_conv2d((4, 8, 40, 40), (8, 8, 5, 5), algorithm="fft", transform="codelet", tile=16)
+    >>> plan.grid.tiles_per_image, plan.grid.tiles
+    (9, 36)
     """
 
     vertical: AxisTiles

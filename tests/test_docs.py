@@ -1,4 +1,4 @@
-"""The examples of the pages in docs/ and of public docstrings run, and print what they say."""
+"""The examples of the pages in docs/ run, and print what they say. Those of docstrings: `test_docstrings`."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import doctest
 from pathlib import Path
 
 import pytest
-
-import nbfftconv
 
 PAGES = sorted((Path(__file__).parents[1] / "docs").glob("*.md"))
 
@@ -22,10 +20,3 @@ def test_accuracy_has_examples():
     examples = doctest.DocTestParser().get_examples(page.read_text())
     assert len(examples) > 20
     assert sum(example.want == "True\n" for example in examples) >= 8
-
-
-@pytest.mark.parametrize("name", nbfftconv.__all__)
-def test_docstrings(name):
-    finder = doctest.DocTestFinder(recurse=True)
-    for test in finder.find(getattr(nbfftconv, name), name, module=nbfftconv):
-        assert doctest.DocTestRunner().run(test).failed == 0

@@ -57,6 +57,15 @@ def set_planning_effort(effort: str) -> None:
     ------
     ValueError
         If `effort` is none of these.
+
+    Examples
+    --------
+    >>> from nbfftconv.transforms import fftw
+    >>> before = fftw.get_planning_effort()
+    >>> fftw.set_planning_effort("patient")
+    >>> fftw.get_planning_effort()
+    'patient'
+    >>> fftw.set_planning_effort(before)
     """
     global _effort
     if effort not in _FLAGS:
@@ -65,7 +74,19 @@ def set_planning_effort(effort: str) -> None:
 
 
 def get_planning_effort() -> str:
-    """Return the planning effort in force."""
+    """Return the planning effort in force.
+
+    Returns
+    -------
+    str
+        One of "estimate", "measure", "patient" and "exhaustive".
+
+    Examples
+    --------
+    >>> from nbfftconv.transforms import fftw
+    >>> fftw.get_planning_effort() in ("estimate", "measure", "patient", "exhaustive")
+    True
+    """
     return _effort
 
 
@@ -74,8 +95,22 @@ def save_wisdom(path: str | os.PathLike) -> None:
 
     Parameters
     ----------
-    path : path-like
-        Replaced in one step if it exists.
+    path : str or os.PathLike
+        The file, replaced in one step if it exists.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be written.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> from nbfftconv.transforms import fftw
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     fftw.save_wisdom(Path(folder, "wisdom.json"))
+    ...     fftw.load_wisdom(Path(folder, "wisdom.json"))
     """
     _save_wisdom(Document(Path(path)))
 
@@ -83,12 +118,26 @@ def save_wisdom(path: str | os.PathLike) -> None:
 def load_wisdom(path: str | os.PathLike) -> None:
     """Add a file of `save_wisdom` to what FFTW knows. Sizes that were planned before keep their plans.
 
+    Parameters
+    ----------
+    path : str or os.PathLike
+        The file.
+
     Raises
     ------
     OSError
         If the file cannot be read.
     ValueError
         If it is no such file, or FFTW refuses it: damaged, or of another FFTW.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> from nbfftconv.transforms import fftw
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     fftw.save_wisdom(Path(folder, "wisdom.json"))
+    ...     fftw.load_wisdom(Path(folder, "wisdom.json"))
     """
     _load_wisdom(Document(Path(path)))
 
