@@ -18,7 +18,8 @@ In seconds of one core, whose rates are fractions of the figures of `nbfftconv.m
 - a call, a block of tiles, the call of a transform, a square of a panel that is transposed and, unless fused, a product
   of one of many groups at one frequency have fixed costs.
 
-Rates are fitted to 780 plans of the layers of `perf/layers.py`, measured on one thread, stage by stage.
+Rates are fitted to 780 plans of the layers of `perf/layers.py`, measured on one thread, stage by stage. Those of a
+transform alone are in its file.
 """
 
 import bisect
@@ -26,7 +27,7 @@ import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -39,7 +40,7 @@ from nbfftconv.geometry import ConvGeometry
 from nbfftconv.machine import Machine
 from nbfftconv.plan import ConvPlan, filters_of_share
 from nbfftconv.tiling import AxisTiles, TileGrid, axis_tiles, problem_sizes
-from nbfftconv.transforms import COMPLEX_BYTES, Layout, codelets, fftw, planar, step_stride
+from nbfftconv.transforms import COMPLEX_BYTES, Transform, step_stride
 
 # The spectra of a block of tiles are about this large, in bytes: what one stage writes is then still in the last-level
 # cache for the next. If those of the kernels, read once a block, are larger, as large, but not more than the limit.
@@ -55,15 +56,6 @@ _CORE_BYTES = 1_300_000
 _FUSED_DEPTH = 16
 
 # Fractions of the machine's `flops`, as measured where that is 165e9.
-_FFTW_WIDTH = min(32, simd.VECTOR_BYTES) / simd.VECTOR_BYTES  # pyFFTW's FFTW has vectors of 32 bytes
-_FFTW_RATE = 20 / 165 * _FFTW_WIDTH
-# Of planar transforms, also of columns of more rows than that: their samples are on too many pages.
-_PLANAR_RATE, _TALL_RATE = 54 / 165, 45 / 165
-_TALL = 200
-_CODELET_RATES = {
-    8: 96 / 165, 9: 91 / 165, 10: 98 / 165, 12: 96 / 165, 13: 58 / 165, 14: 75 / 165, 15: 77 / 165, 16: 92 / 165,
-    18: 60 / 165, 20: 61 / 165, 24: 60 / 165, 28: 51 / 165, 30: 47 / 165, 32: 63 / 165,
-}  # fmt: skip
 _DENSE_RATE = 145 / 165
 _WINDOW_RATE = 115 / 165
 _GRADIENT_RATE = 9 / 165
@@ -91,70 +83,6 @@ _GROUP_PRODUCT = 0.1e-6
 _SQUARE = 80e-9
 _TRANSFORM_CALL = 0.1e-6
 
-_Operations = tuple[np.ndarray, np.ndarray | float, np.ndarray | float]
-
-
-def _fftw_operations(height: np.ndarray, width: np.ndarray, frequencies: np.ndarray) -> _Operations:
-    samples = height * width
-    return 2.5 * samples * np.log2(samples + 1) / _FFTW_RATE, 0.0, 0.0
-
-
-def _codelet_operations(height: np.ndarray, width: np.ndarray, frequencies: np.ndarray) -> _Operations:
-    # rows are transformed before the columns are
-    logarithms = np.array([math.log2(side) / rate for side, rate in _CODELET_RATES.items()])
-    of_sides = (logarithms[np.searchsorted(list(_CODELET_RATES), sides)] for sides in (height, width))
-    operations = 2.5 * height * width * sum(of_sides)
-    return operations / 2, 0.0, operations / (2 * height)
-
-
-def _planar_operations(height: np.ndarray, width: np.ndarray, frequencies: np.ndarray) -> _Operations:
-    # vectors are full of what is transformed twice: columns, then frequencies
-    column = 2.5 * height * np.log2(height) / np.where(height > _TALL, _TALL_RATE, _PLANAR_RATE)
-    return 5 * frequencies * np.log2(width) / _PLANAR_RATE, column, 0.0
-
-
-@dataclass(frozen=True)
-class TransformModel:
-    """What the model knows of a transform.
-
-    Attributes
-    ----------
-    layout : callable
-        Its layout of tiles and spectra, ``layout(real, height, width)``; of arrays of sides, one of arrays.
-    sides : tuple of int or None
-        The sides that it has; None for any.
-    operations : callable
-        Of arrays ``(height, width, frequencies)``, the operations of a tile divided by their fraction of the machine's
-        `flops`: those that there always are, those of every column, in whole pairs of vectors, and of every row needed.
-    product_rate : float
-        Fraction of `flops` of the products.
-    spectra_rate, stream_rate : float
-        Fractions of `bandwidth` of spectra that go through the last-level cache, and of kernels' spectra that are read.
-    row : float
-        Seconds of a row that is gathered or scattered.
-    skips_rows : bool
-        Whether rows that are not needed are left out.
-    """
-
-    layout: Callable[[type, Any, Any], Layout]
-    sides: tuple[int, ...] | None
-    operations: Callable[[np.ndarray, np.ndarray, np.ndarray], _Operations]
-    product_rate: float
-    spectra_rate: float
-    stream_rate: float
-    row: float
-    skips_rows: bool = False
-
-
-#: The transforms, in the order in which equal costs are decided.
-MODELS = {
-    "fftw": TransformModel(fftw.layout, None, _fftw_operations, 125 / 165, 8 / 25, 13 / 25, 3e-9),
-    "codelet": TransformModel(
-        codelets.layout, codelets.SIDES, _codelet_operations, 165 / 165, 35 / 25, 33 / 25, 1.3e-9, skips_rows=True
-    ),
-    "planar": TransformModel(planar.layout, planar.SIDES, _planar_operations, 125 / 165, 8 / 25, 13 / 25, 3e-9),
-}
-
 
 class Tiles(NamedTuple):
     """Tiles of some transforms, as arrays: all that does not depend on a geometry.
@@ -162,7 +90,7 @@ class Tiles(NamedTuple):
     Attributes
     ----------
     transform : numpy.ndarray
-        Index in `MODELS`.
+        Index in the transforms that are chosen from.
     height, width : numpy.ndarray
         Sides.
     lanes, steps : numpy.ndarray
@@ -193,18 +121,23 @@ class Tiles(NamedTuple):
 
 @functools.lru_cache(maxsize=32)
 def _table(
-    name: str, vertical: tuple[int, ...], horizontal: tuple[int, ...], dtype: np.dtype, machine: Machine
+    index: int,
+    transform: Transform,
+    vertical: tuple[int, ...],
+    horizontal: tuple[int, ...],
+    dtype: np.dtype,
+    machine: Machine,
 ) -> np.ndarray:
     """Return the fields of `Tiles`, [field, vertical side, horizontal side], of one transform."""
-    model, slow = MODELS[name], dtype.itemsize / 4
+    slow = dtype.itemsize / 4
     # floating-point numbers: large sizes cannot overflow, and those below 2^52 are exact
     height, width = np.meshgrid(np.array(vertical, float), np.array(horizontal, float), indexing="ij")
-    layout = model.layout(dtype.type, height, width)
-    operations = model.operations(height, width, layout.steps * simd.lanes(dtype.type))
+    layout = transform.layout(dtype.type, height, width)
+    operations = transform.operations(height, width, layout.steps * simd.lanes(dtype.type))
     base, column, row = (slow * of_tile / machine.flops for of_tile in operations)
-    base = base + _TRANSFORM_CALL / layout.lanes + (0 if model.skips_rows else model.row * height)
+    base = base + _TRANSFORM_CALL / layout.lanes + (0 if transform.skips_rows else transform.row * height)
     tiles = Tiles(
-        transform=list(MODELS).index(name),
+        transform=index,
         height=height,
         width=width,
         lanes=layout.lanes,
@@ -212,25 +145,29 @@ def _table(
         nbytes=height * layout.pitch * dtype.itemsize,
         base=base,
         column=column,
-        row=row + model.row if model.skips_rows else 0.0,
-        product=8 * slow / (machine.flops * model.product_rate),
-        spectra=1 / (machine.bandwidth * model.spectra_rate),
-        stream=1 / (machine.bandwidth * model.stream_rate),
+        row=row + transform.row if transform.skips_rows else 0.0,
+        product=8 * slow / (machine.flops * transform.product_rate),
+        spectra=1 / (machine.bandwidth * transform.spectra_rate),
+        stream=1 / (machine.bandwidth * transform.stream_rate),
     )
     return np.stack([np.broadcast_to(field, height.shape) for field in tiles])
 
 
 def _tiles(
-    geometry: ConvGeometry, dtype: np.dtype, transform: str, tile: tuple[int, int] | None, machine: Machine
+    geometry: ConvGeometry,
+    dtype: np.dtype,
+    transforms: tuple[Transform, ...],
+    tile: tuple[int, int] | None,
+    machine: Machine,
 ) -> Tiles:
-    """Return the tiles to choose from."""
+    """Return the tiles to choose from; of one transform alone, a choice that there is not is an error."""
     sizes, found = problem_sizes(geometry), []
-    for name in MODELS if transform == "auto" else [transform]:
-        known = MODELS[name].sides
+    for index, transform in enumerate(transforms):
+        known = transform.sides
         if tile is not None:
             if known and not set(tile) <= set(known):
-                if transform == name:
-                    raise ValueError(f"the {name} transform has tile sides {known}, not tile {tile}")
+                if len(transforms) == 1:
+                    raise ValueError(f"the {transform.name} transform has tile sides {known}, not tile {tile}")
                 continue
             for axis, side in enumerate(tile):
                 axis_tiles(geometry, axis, side)  # raises where the kernel does not fit
@@ -238,9 +175,11 @@ def _tiles(
         else:
             sides = [known or _smooth_sides(taps) for _, taps in sizes]
             ranges = [_sides_for(of_axis, *size) for of_axis, size in zip(sides, sizes, strict=True)]
-            if transform == name and any(r.start >= len(s) for r, s in zip(ranges, sides, strict=True)):
-                raise ValueError(f"no {name} tile, of sides {known}, holds the kernel {geometry.weight_size[2:]}")
-        table = _table(name, *sides, dtype, machine)
+            if len(transforms) == 1 and any(r.start >= len(s) for r, s in zip(ranges, sides, strict=True)):
+                raise ValueError(
+                    f"no {transform.name} tile, of sides {known}, holds the kernel {geometry.weight_size[2:]}"
+                )
+        table = _table(index, transform, *sides, dtype, machine)
         found.append(table[:, ranges[0], ranges[1]].reshape(len(table), -1))
     return Tiles(*np.concatenate(found, axis=1))
 
@@ -277,6 +216,7 @@ class Choices:
     ----------
     geometry : ConvGeometry
     dtype : numpy.dtype
+    transforms : tuple of Transform
     tiles : Tiles
     grid : TileGrid
         Of arrays.
@@ -301,6 +241,7 @@ class Choices:
 
     geometry: ConvGeometry
     dtype: np.dtype
+    transforms: tuple[Transform, ...]
     tiles: Tiles
     grid: TileGrid
     units: np.ndarray
@@ -314,7 +255,7 @@ class Choices:
     shares: np.ndarray | int = 1
 
     @classmethod
-    def of(cls, geometry: ConvGeometry, dtype: np.dtype, tiles: Tiles) -> "Choices":
+    def of(cls, geometry: ConvGeometry, dtype: np.dtype, transforms: tuple[Transform, ...], tiles: Tiles) -> "Choices":
         """Return the choices with all but their blocking."""
         axes = (_axis(geometry, axis, sides) for axis, sides in enumerate((tiles.height, tiles.width)))
         grid = TileGrid(*axes, geometry.input_size[0])
@@ -324,7 +265,7 @@ class Choices:
         unit = tiles.steps * (step_stride(depth * geometry.groups) + step_stride(filters))
         lane_filters = geometry.groups * _ceil(filters // geometry.groups, tiles.lanes) * tiles.lanes
         weight = lane_filters / tiles.lanes * tiles.steps * step_stride(depth)
-        return cls(geometry, dtype, tiles, grid, units, unit, weight, lane_filters)
+        return cls(geometry, dtype, transforms, tiles, grid, units, unit, weight, lane_filters)
 
     @property
     def input_bytes(self) -> np.ndarray:
@@ -375,7 +316,7 @@ class Choices:
             self.direction,
             self.dtype,
             "fft",
-            list(MODELS)[int(self.tiles.transform[index])],
+            self.transforms[int(self.tiles.transform[index])].name,
             grid,
             self.fused,
             max(1, min(grid.tiles, block_units * int(self.tiles.lanes[index]))),
@@ -398,25 +339,38 @@ def _ceil(count: np.ndarray | int, size: np.ndarray | int) -> np.ndarray:
     return np.ceil(count / size)
 
 
-def tiles_of(
-    geometry: ConvGeometry, dtype: np.dtype, known: Iterable[tuple[str, tuple[int, int]]], machine: Machine
-) -> Tiles:
-    """Return some tiles of transforms, those that the planner may choose for images of any size."""
+def choices_of(
+    geometry: ConvGeometry,
+    dtype: np.dtype,
+    transforms: tuple[Transform, ...],
+    known: Iterable[tuple[str, tuple[int, int]]],
+    machine: Machine,
+) -> Choices:
+    """Return some tiles, by the names of their transforms, that the planner may choose for images of any size."""
     sizes, found = problem_sizes(geometry), []
+    indices = {transform.name: index for index, transform in enumerate(transforms)}
     for name, tile in known:
-        sides = [MODELS[name].sides or _smooth_sides(taps) for _, taps in sizes]
+        if name not in indices:
+            continue
+        transform = transforms[indices[name]]
+        sides = [transform.sides or _smooth_sides(taps) for _, taps in sizes]
         if tile[0] in sides[0] and tile[1] in sides[1]:
-            table = _table(name, *sides, dtype, machine)
+            table = _table(indices[name], transform, *sides, dtype, machine)
             found.append(table[:, sides[0].index(tile[0]), sides[1].index(tile[1])])
-    return Tiles(*np.array(found).reshape(-1, len(Tiles._fields)).T)
+    tiles = Tiles(*np.array(found).reshape(-1, len(Tiles._fields)).T)
+    return Choices.of(geometry, dtype, transforms, tiles)
 
 
 @functools.lru_cache(maxsize=4)
 def choices_for(
-    geometry: ConvGeometry, dtype: np.dtype, transform: str, tile: tuple[int, int] | None, machine: Machine
+    geometry: ConvGeometry,
+    dtype: np.dtype,
+    transforms: tuple[Transform, ...],
+    tile: tuple[int, int] | None,
+    machine: Machine,
 ) -> Choices:
     """Return the choices with all but their blocking; kept for a moment, as the passes of a step come together."""
-    return Choices.of(geometry, dtype, _tiles(geometry, dtype, transform, tile, machine))
+    return Choices.of(geometry, dtype, transforms, _tiles(geometry, dtype, transforms, tile, machine))
 
 
 def blocked(choices: Choices, direction: str, limit: int) -> list[Choices]:

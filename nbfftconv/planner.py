@@ -20,14 +20,13 @@ import numpy as np
 from nbfftconv import measure as measuring
 from nbfftconv import profile
 from nbfftconv.costs import (
-    MODELS,
     Choices,
     FftCost,
     blocked,
     choices_for,
+    choices_of,
     direct_cost,
     fft_cost,
-    tiles_of,
     transposition_cost,
 )
 from nbfftconv.direct import grad_weight_bytes, packed_bytes, scratch_bytes
@@ -37,9 +36,9 @@ from nbfftconv.plan import DIRECTIONS, ConvPlan, KernelForm, StepPlan
 from nbfftconv.report import report
 from nbfftconv.scratch import get_scratch_limit
 from nbfftconv.tiling import axis_tiles, problem_sizes
+from nbfftconv.transforms import Transform, registry
 
 ALGORITHMS = ("auto", "fft", "direct")
-TRANSFORMS = ("auto", *MODELS)
 
 #: The automatic choice never needs more memory for the spectra of the kernels, in bytes.
 WEIGHT_SPECTRA_LIMIT = 2**32
@@ -89,9 +88,8 @@ def plan_conv2d(
         What the arrays hold, float32 or float64.
     algorithm : {"auto", "fft", "direct"}, default "auto"
         What computes it.
-    transform : {"auto", "fftw", "codelet", "planar"}, default "auto"
-        What transforms the tiles: FFTW, or generated code, for many tiles at a time with sides from 8 to 32, or for
-        one tile at a time with some sides from 30 to 400.
+    transform : str, default "auto"
+        What transforms the tiles: one of `nbfftconv.transforms.registry.names()`.
     tile : int or pair of int, optional
         Size of the tiles in samples, one number or (height, width), instead of the planner's choice. At least as large
         as the kernel; with strides, as the kernel's longest phase.
@@ -114,7 +112,7 @@ def plan_conv2d(
         If a size is not an integer, `dtype` is neither float32 nor float64, or a flag is no bool.
     ValueError
         If the sizes do not make a convolution, a name is unknown, `tile` is too small, given with
-        ``algorithm="direct"`` or not of the sides that the "codelet" or "planar" transform has, or not even one tile
+        ``algorithm="direct"`` or not of the sides that the transform has, or not even one tile
         fits the scratch limit; if `measure` is given a choice.
 
     Examples
@@ -138,7 +136,7 @@ def plan_conv2d(
     for name, value, known in (
         ("direction", direction, DIRECTIONS),
         ("algorithm", algorithm, ALGORITHMS),
-        ("transform", transform, TRANSFORMS),
+        ("transform", transform, ("auto", *registry.names())),
     ):
         if value not in known:
             raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
@@ -150,17 +148,13 @@ def plan_conv2d(
             raise TypeError(f"{name} must be True or False, got {value!r}")
     dtype = kind.newbyteorder("=")
     if measure:
-        if not _is_free(algorithm, transform, size):
+        if not (algorithm == "auto" and transform == "auto" and size is None):
             raise ValueError(
                 "measure=True is for the automatic choice, "
                 f"got algorithm={algorithm!r}, transform={transform!r}, tile={tile!r}"
             )
         _measure(geometry, direction, dtype)
     return make_plan(geometry, direction, dtype, algorithm, transform, size, bool(weight_is_transformed))
-
-
-def _is_free(algorithm: str, transform: str, tile: tuple[int, int] | None) -> bool:
-    return algorithm == "auto" and transform == "auto" and tile is None
 
 
 def _measure(geometry: ConvGeometry, direction: str, dtype: np.dtype) -> None:
@@ -176,7 +170,8 @@ def _measure(geometry: ConvGeometry, direction: str, dtype: np.dtype) -> None:
 def _promising(geometry: ConvGeometry, direction: str, dtype: np.dtype, weight_is_transformed: bool) -> list[ConvPlan]:
     """Return the plans that are worth measuring, first what the cost model chooses."""
     limit, machine = get_scratch_limit(), get_machine()
-    problem = geometry, direction, dtype, "auto", "auto", None, weight_is_transformed, True, limit, machine
+    transforms = registry.candidates()
+    problem = geometry, direction, dtype, "auto", transforms, None, weight_is_transformed, True, limit, machine
     first = _make_plan(*problem)
     if geometry.weight_size[2:] == (1, 1):
         return [first]
@@ -215,9 +210,12 @@ def make_plan(
     geometry's own.
     """
     winner = None
-    if transposes and _is_free(algorithm, transform, tile):
+    if algorithm == "auto" and not (transform == "auto" and tile is None):
+        algorithm = "fft"  # which has transforms and tiles
+    if transposes and algorithm == "auto":
         winner = _winner(geometry, direction, dtype, weight_is_transformed)
-    problem = geometry, direction, dtype, algorithm, transform, tile, weight_is_transformed, transposes
+    transforms = registry.candidates(transform)
+    problem = geometry, direction, dtype, algorithm, transforms, tile, weight_is_transformed, transposes
     return _make_plan(*problem, get_scratch_limit(), get_machine(), winner)
 
 
@@ -238,7 +236,7 @@ def make_plan_for_kept(best: ConvPlan, algorithm: str, kept: Collection[KernelFo
     geometry, dtype = best.geometry, best.dtype
     if best.kernel_form in kept or (algorithm == "auto" and _winner(geometry, "forward", dtype, True) is not None):
         return best
-    plan = _plan_for_kept(geometry, dtype, algorithm, kept, get_scratch_limit(), get_machine())
+    plan = _plan_for_kept(geometry, dtype, algorithm, kept, registry.candidates(), get_scratch_limit(), get_machine())
     if plan is None or plan.seconds > _KEPT_FACTOR * best.seconds:
         return best
     figures = f"the model expects {plan.seconds * 1e3:.3g} ms with kernels that the layer has already, "
@@ -246,7 +244,13 @@ def make_plan_for_kept(best: ConvPlan, algorithm: str, kept: Collection[KernelFo
 
 
 def _plan_for_kept(
-    geometry: ConvGeometry, dtype: np.dtype, algorithm: str, kept: Collection[KernelForm], limit: int, machine: Machine
+    geometry: ConvGeometry,
+    dtype: np.dtype,
+    algorithm: str,
+    kept: Collection[KernelForm],
+    transforms: tuple[Transform, ...],
+    limit: int,
+    machine: Machine,
 ) -> ConvPlan | None:
     """Return the cheapest plan for kernels in one of the forms, None if there is none."""
     phases = tuple(axis_tiles(geometry, axis, taps).tap_step for axis, (_, taps) in enumerate(problem_sizes(geometry)))
@@ -257,7 +261,7 @@ def _plan_for_kept(
     ]
     plan = None
     if tiles and algorithm != "direct":
-        choices = Choices.of(geometry, dtype, tiles_of(geometry, dtype, tiles, machine))
+        choices = choices_of(geometry, dtype, transforms, tiles, machine)
         costed = [_Costed.of(each, 0.0, True, algorithm, machine) for each in blocked(choices, "forward", limit)]
         cost, *place = _cheapest(costed)
         plan = None if cost == math.inf else _fft_plan(geometry, "forward", *place, cost, "")
@@ -274,7 +278,7 @@ def _make_plan(
     direction: str,
     dtype: np.dtype,
     algorithm: str,
-    transform: str,
+    transforms: tuple[Transform, ...],
     tile: tuple[int, int] | None,
     weight_is_transformed: bool,
     transposes: bool,
@@ -291,20 +295,19 @@ def _make_plan(
             return _plan_of_winner(*problem, winner, weight_is_transformed, limit, machine)
         except ValueError as error:
             report(f"ignored in the profile: {winner} for {geometry}: {error}")
-    is_free = _is_free(algorithm, transform, tile)
-    if is_free and geometry.weight_size[2:] == (1, 1):
+    if algorithm == "auto" and geometry.weight_size[2:] == (1, 1):
         return _direct_plan(*direct_problem, "an FFT cannot save anything with a 1x1 kernel")
-    costed = _costed(*problem, algorithm, transform, tile, weight_is_transformed, transposes, limit, machine)
+    costed = _costed(*problem, algorithm, transforms, tile, weight_is_transformed, transposes, limit, machine)
     cost, *place = _cheapest(costed)
     if cost == math.inf:
-        if not is_free:
+        if algorithm != "auto":
             raise ValueError(
                 f"the spectra of one tile{f' of {tile}' if tile else ''} for input {geometry.input_size} and weight "
                 f"{geometry.weight_size} do not fit the scratch limit of {limit} bytes; "
                 "see nbfftconv.scratch.set_scratch_limit"
             )
         return _direct_plan(*direct_problem, "no tile fits the limits of memory")
-    if not is_free:
+    if algorithm != "auto":
         return _fft_plan(geometry, direction, *place, cost, "it was asked for")
     direct = _direct_plan(*direct_problem, "")
     figures = f"the model expects {cost * 1e3:.3g} ms by FFT, {direct.seconds * 1e3:.3g} ms direct, on one core"
@@ -329,9 +332,8 @@ def _plan_of_winner(
     )
     if winner.algorithm == "direct":
         return _direct_plan(geometry, direction, dtype, True, weight_is_transformed, machine, reason)
-    if winner.transform not in TRANSFORMS[1:]:
-        raise ValueError(f"transform must be one of {', '.join(TRANSFORMS[1:])}, got {winner.transform!r}")
-    chosen = "fft", winner.transform, winner.tile
+    registry.get(winner.transform)  # one, not all
+    chosen = "fft", registry.candidates(winner.transform), winner.tile
     plan = _make_plan(geometry, direction, dtype, *chosen, weight_is_transformed, True, limit, machine)
     if plan.weight_spectra_bytes > WEIGHT_SPECTRA_LIMIT:
         raise ValueError(f"the kernels' spectra take {plan.weight_spectra_bytes} bytes")
@@ -344,7 +346,7 @@ def make_step_plan(geometry: ConvGeometry, dtype: np.dtype, algorithm: str, spec
     `spectra_limit` is the number of bytes that the input's spectra may take between the passes.
     """
     is_measured = algorithm == "auto" and any(_winner(geometry, each, dtype, False) for each in DIRECTIONS)
-    problem = geometry, dtype, algorithm, spectra_limit, get_scratch_limit(), get_machine()
+    problem = geometry, dtype, algorithm, registry.candidates(), spectra_limit, get_scratch_limit(), get_machine()
     if is_measured or (step := _shared_step(*problem)) is None:
         return StepPlan(*(make_plan(geometry, direction, dtype, algorithm) for direction in DIRECTIONS))
     return step
@@ -352,12 +354,18 @@ def make_step_plan(geometry: ConvGeometry, dtype: np.dtype, algorithm: str, spec
 
 @functools.lru_cache(maxsize=256)
 def _shared_step(
-    geometry: ConvGeometry, dtype: np.dtype, algorithm: str, spectra_limit: int, limit: int, machine: Machine
+    geometry: ConvGeometry,
+    dtype: np.dtype,
+    algorithm: str,
+    transforms: tuple[Transform, ...],
+    spectra_limit: int,
+    limit: int,
+    machine: Machine,
 ) -> StepPlan | None:
     """Return the cheapest step of passes that share spectra, None if passes that share nothing are cheaper."""
     if algorithm == "direct" or (algorithm == "auto" and geometry.weight_size[2:] == (1, 1)):
         return None
-    rest = dtype, algorithm, "auto", None, False, True, limit, machine
+    rest = dtype, algorithm, transforms, None, False, True, limit, machine
     no_winner = None  # said, so that `make_plan` finds them
     apart = sum(_make_plan(geometry, direction, *rest, no_winner).seconds for direction in DIRECTIONS)
     forward, grad_weight, grad_input = step = [_costed(geometry, direction, *rest)[-1] for direction in DIRECTIONS]
@@ -435,7 +443,7 @@ def _costed(
     direction: str,
     dtype: np.dtype,
     algorithm: str,
-    transform: str,
+    transforms: tuple[Transform, ...],
     tile: tuple[int, int] | None,
     weight_is_transformed: bool,
     transposes: bool,
@@ -447,7 +455,7 @@ def _costed(
     for way in _ways(geometry, direction, transposes):
         is_transposed = way[1] != direction and not weight_is_transformed
         fixed = transposition_cost(geometry, dtype, machine) if is_transposed else 0.0
-        for choices in blocked(choices_for(way[0], dtype, transform, tile, machine), way[1], limit):
+        for choices in blocked(choices_for(way[0], dtype, transforms, tile, machine), way[1], limit):
             costed.append(_Costed.of(choices, fixed, weight_is_transformed, algorithm, machine))
     return costed
 

@@ -153,7 +153,7 @@ def measure_stages(layer: Layer, dtype: str, threads: int) -> dict[str, Any]:
 
 def stage_work(plan: Any) -> dict[str, tuple[float, ...]]:
     """Return operations, and bytes to or from memory, by stage of a forward pass."""
-    from nbfftconv.transforms import codelets
+    from nbfftconv.transforms import registry
 
     geometry, itemsize = plan.geometry, plan.dtype.itemsize
     read, written = (itemsize * math.prod(size) for size in (geometry.input_size, geometry.output_size))
@@ -163,9 +163,8 @@ def stage_work(plan: Any) -> dict[str, tuple[float, ...]]:
     (height, width), tiles = plan.tile, plan.grid.tiles
     depth, filters = geometry.input_size[1] * plan.grid.channel_phases, geometry.weight_size[0]
     transform = 2.5 * height * width * math.log2(height * width) * tiles
-    frequencies = height * (width // 2 + 1)
-    if plan.transform == "codelet":  # leaves out those that are conjugate to others
-        frequencies = codelets.layout(plan.dtype.type, height, width).steps
+    layout = registry.get(plan.transform).layout(plan.dtype.type, height, width)
+    frequencies = layout.steps if layout.lanes > 1 else height * (width // 2 + 1)  # else vectors of them
     product = 8 * frequencies * tiles * filters * depth / geometry.groups
     stages = {
         "spectra.input_to_spectra": (transform * depth, read),

@@ -21,7 +21,7 @@ from nbfftconv.passes.call import _numbers
 from nbfftconv.plan import ConvPlan
 from nbfftconv.planner import make_plan, make_step_plan
 from nbfftconv.scratch import get_scratch_limit, set_scratch_limit
-from nbfftconv.transforms import fftw
+from nbfftconv.transforms import fftw, registry
 
 LARGE_KERNEL = Case((1, 3, 256, 240), (4, 3, 31, 29), padding=15)
 
@@ -193,12 +193,12 @@ def test_the_cheapest_of_all_tiles_is_chosen(case, dtype, direction):
     plan = case.plan(direction, dtype, algorithm="fft")
     geometry = plan.geometry if plan.transposed is None else plan.transposed.geometry
     seconds = {}
-    for name, model in costs.MODELS.items():
+    for transform in registry.candidates():
         for height, width in zip(*[(8, 9, 16, 24, 30, 32, 36, 40, 64, 80, 96, 128, 192)] * 2, strict=True):
             fits = height >= geometry.weight_size[2] and width >= geometry.weight_size[3]
-            if fits and (model.sides is None or {height, width} <= set(model.sides)):
-                one = case.plan(direction, dtype, algorithm="fft", transform=name, tile=(height, width))
-                seconds[name, height, width] = one.seconds
+            if fits and (transform.sides is None or {height, width} <= set(transform.sides)):
+                one = case.plan(direction, dtype, algorithm="fft", transform=transform.name, tile=(height, width))
+                seconds[transform.name, height, width] = one.seconds
     assert len(seconds) >= 8
     assert plan.seconds <= min(seconds.values())
     again = case.plan(direction, dtype, algorithm="fft", transform=plan.transform, tile=plan.tile)

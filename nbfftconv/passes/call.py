@@ -11,12 +11,7 @@ from nbfftconv.accumulate import ROWS, Matrix, panel_bytes
 from nbfftconv.geometry import AXIS_NUMBERS, ConvGeometry
 from nbfftconv.plan import ConvPlan, filters_of_share
 from nbfftconv.scratch import Memory
-from nbfftconv.transforms import COMPLEX_BYTES, Transform, step_stride
-from nbfftconv.transforms.codelets import codelet, place_bytes
-from nbfftconv.transforms.fftw import fftw
-from nbfftconv.transforms.planar import planar
-
-TRANSFORMS = {"fftw": fftw, "codelet": codelet, "planar": planar}
+from nbfftconv.transforms import COMPLEX_BYTES, TileTransform, place_bytes, registry, step_stride
 
 _TILE_FIELDS = (
     "tile", "taps", "core", "count", "image_phases", "channel_phases", "input_step", "output_step", "tap_step",
@@ -104,10 +99,10 @@ class _Numbers:
     ----------
     plan, geometry
         As of `Call`.
-    transform : Transform
+    transform : TileTransform
         Of the plan's tiles.
-    slots, fftw_slots : int
-        Threads to use at most; in stages that run FFTW's transforms.
+    slots, transform_slots : int
+        Threads to use at most; in stages that transform tiles.
 
     Attributes
     ----------
@@ -132,12 +127,12 @@ class _Numbers:
     """
 
     def __init__(
-        self, plan: ConvPlan, geometry: ConvGeometry, transform: Transform, slots: int, fftw_slots: int
+        self, plan: ConvPlan, geometry: ConvGeometry, transform: TileTransform, slots: int, transform_slots: int
     ) -> None:
         grid = plan.grid
         self.plan, self.transform = plan, transform  # whose addresses are in the record
         self.real = plan.dtype.type
-        self.slots, self.transform_slots = slots, fftw_slots if plan.transform == "fftw" else slots
+        self.slots, self.transform_slots = slots, transform_slots
         self.areas = max(self.slots, self.transform_slots)
         self.groups = geometry.groups
         self.depth = geometry.input_size[1] * grid.channel_phases
@@ -225,9 +220,11 @@ class Call(_Numbers):
     """
 
     def __init__(self, plan: ConvPlan, geometry: ConvGeometry) -> None:
-        transform = TRANSFORMS[plan.transform](plan.dtype.type, *plan.tile)
+        kind = registry.get(plan.transform)
+        transform = kind.make(plan.dtype.type, *plan.tile)
+        slots, library_slots = threads.get_slots()
         # made once a plan: filling in the record takes longer than a small stage
-        vars(self).update(vars(_numbers(plan, geometry, transform, *threads.get_slots())))
+        vars(self).update(vars(_numbers(plan, geometry, transform, slots, library_slots if kind.is_library else slots)))
         self.record = record = jit.copy_record(self.record)
         self._tasks: list[threads.Task] = []
         self._kept: list[np.ndarray] = []

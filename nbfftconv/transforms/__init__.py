@@ -1,16 +1,18 @@
-"""Real transforms of tiles. Each module offers one transform, behind the interface of `Transform`.
+"""Real transforms of tiles: what one has to offer. Each module has one `Transform`, and `registry` has them all.
 
 All write spectra as `[unit, step, channel, (re, im), lane]`, so that a product reads contiguous channels. A lane is a
 tile, or a filter, and a step a frequency; or a unit is one tile, a lane a frequency, and a step a vector of them.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numba
 import numpy as np
 from numba import types
 
+from nbfftconv import simd
 from nbfftconv.simd import VECTOR_BYTES
 
 #: Bytes of a vector of complex numbers: the real parts, then the imaginary parts.
@@ -42,8 +44,14 @@ class Layout:
     steps: int
 
 
+def place_bytes(real: type, pitch: int) -> int:
+    """Bytes of the places of one row: for each lane an address, and a mask for each vector of `pitch` scalars."""
+    lanes = simd.lanes(real)
+    return 8 * lanes + 2 * pitch
+
+
 @dataclass(frozen=True)
-class Transform:
+class TileTransform:
     """The real two-dimensional FFT of one tile size and dtype, as compiled code calls it.
 
     `forward` and `inverse` are addresses of C functions on addresses, from a unit of tiles to their spectra, and back,
@@ -79,6 +87,67 @@ class Transform:
     layout: Layout
     work_items: int
     kept: Any = field(default=None, compare=False, repr=False)
+
+
+class Operations(NamedTuple):
+    """Operations of a tile's transform, each divided by its fraction of the machine's `flops`; arrays or numbers.
+
+    Attributes
+    ----------
+    base : numpy.ndarray
+        Those that there always are.
+    column, row : numpy.ndarray or float
+        Those of every column, in whole pairs of vectors, and of every row that is needed.
+    """
+
+    base: np.ndarray
+    column: np.ndarray | float
+    row: np.ndarray | float
+
+
+@dataclass(frozen=True, eq=False)
+class Transform:
+    """A transform that plans may choose: its tiles, what they cost, and how one is made.
+
+    Attributes
+    ----------
+    name : str
+        As plans and users call it.
+    make : callable
+        ``make(real, height, width)`` returns the `TileTransform` of a tile size.
+    layout : callable
+        ``layout(real, height, width)`` returns the `Layout`; of arrays of sides, one of arrays.
+    sides : tuple of int or None
+        The sides that it has, rising; None for any.
+    operations : callable
+        ``operations(height, width, frequencies)``, of arrays, returns `Operations`.
+    product_rate : float
+        Fraction of the machine's `flops` of the products.
+    spectra_rate, stream_rate : float
+        Fractions of its `bandwidth` of spectra that go through the last-level cache, and of kernels' spectra that are
+        read.
+    row : float
+        Seconds of a row that is gathered or scattered.
+    skips_rows : bool
+        Whether rows that are not needed are left out.
+    is_library : bool
+        Whether a library computes it, for whose stages users may set a number of threads.
+    is_available : bool
+        Whether it is to be had in this process; if not, no plan chooses it.
+    """
+
+    name: str
+    make: Callable[[type, int, int], TileTransform]
+    layout: Callable[[type, Any, Any], Layout]
+    sides: tuple[int, ...] | None
+    operations: Callable[[np.ndarray, np.ndarray, np.ndarray], Operations]
+    product_rate: float
+    spectra_rate: float
+    stream_rate: float
+    row: float
+    skips_rows: bool = False
+    is_library: bool = False
+    is_available: bool = True
 
 
 def signature(context: np.dtype | None = None, *, arguments: int) -> Any:

@@ -1,0 +1,66 @@
+"""A transform as somebody might add one: a plain DFT, sum by sum, a tile at a time."""
+
+import math
+
+import numpy as np
+
+from nbfftconv import simd
+from nbfftconv.jit import Callback
+from nbfftconv.transforms import Layout, Operations, TileTransform, Transform, signature
+
+SIZE = np.dtype([("height", np.int64), ("width", np.int64), ("pitch", np.int64), ("steps", np.int64)])
+
+
+def forward_factory(real):
+    lanes = simd.lanes(real)
+
+    def forward(c, tile, work, spectrum, stride, rows, columns):
+        half = c.width // 2 + 1
+        for f in range(c.steps * lanes):
+            re, im = 0.0, 0.0
+            for y in range(c.height):
+                for x in range(c.width):
+                    turn = 2 * math.pi * (f // half * y / c.height + f % half * x / c.width)
+                    sample = simd.pointer(real, tile)[y * c.pitch + x]
+                    re, im = re + sample * math.cos(turn), im - sample * math.sin(turn)
+            parts = simd.pointer(real, spectrum + f // lanes * stride)
+            parts[f % lanes], parts[lanes + f % lanes] = re, im
+
+    return forward
+
+
+def inverse_factory(real):
+    lanes = simd.lanes(real)
+
+    def inverse(c, tile, work, spectrum, stride, rows, columns):
+        half = c.width // 2 + 1
+        for y in range(rows):
+            for x in range(columns):
+                total = 0.0
+                for f in range(c.height * half):
+                    turn = 2 * math.pi * (f // half * y / c.height + f % half * x / c.width)
+                    parts = simd.pointer(real, spectrum + f // lanes * stride)
+                    times = 1 if f % half * 2 % c.width == 0 else 2  # the others stand for their conjugates as well
+                    total += times * (parts[f % lanes] * math.cos(turn) - parts[lanes + f % lanes] * math.sin(turn))
+                simd.pointer(real, tile)[y * c.pitch + x] = total
+
+    return inverse
+
+
+def layout(real, height, width):
+    lanes = simd.lanes(real)
+    return Layout(1, -(-width // lanes) * lanes, -(-height * (width // 2 + 1) // lanes))
+
+
+def make(real, height, width):
+    shape = layout(real, height, width)
+    context = np.array((height, width, shape.pitch, shape.steps), SIZE)
+    addresses = FORWARD.address(real), INVERSE.address(real), context.ctypes.data
+    return TileTransform(*addresses, shape, work_items=0, kept=context)
+
+
+FORWARD, INVERSE = (Callback(each, signature(SIZE, arguments=7)) for each in (forward_factory, inverse_factory))
+TOY = Transform(
+    "toy", make, layout, (5, 8, 12), lambda height, width, frequencies: Operations(4 * frequencies**2, 0.0, 0.0),
+    product_rate=1.0, spectra_rate=1.0, stream_rate=1.0, row=1e-9,
+)  # fmt: skip
