@@ -89,7 +89,7 @@ def plan_conv2d(
     algorithm : {"auto", "fft", "direct"}, default "auto"
         What computes it.
     transform : str, default "auto"
-        What transforms the tiles: one of `nbfftconv.transforms.registry.names()`.
+        What transforms the tiles: one of ``nbfftconv.transforms.registry.names()``.
     tile : int or pair of int, optional
         Size of the tiles in samples, one number or (height, width), instead of the planner's choice. At least as large
         as the kernel; with strides, as the kernel's longest phase.
