@@ -136,6 +136,31 @@ def test_training_flag(operands):
     assert layer.backward(g).shape == x.shape
 
 
+def test_train_and_eval(operands):
+    """As of `torch.nn.Module`: they set the flag, and return the layer."""
+    x, w, bias, g = operands
+    layer = Conv2d(w, bias, **CASE.options)
+    assert layer.eval() is layer and layer.training is False
+    expected = layer(x)
+    with pytest.raises(RuntimeError, match="training"):
+        layer.backward(g)
+    assert layer.train() is layer and layer.training is True
+    assert_accurate(layer(x), expected, np.float32)
+    assert layer.backward(g).shape == x.shape
+    assert layer.train(False) is layer and layer.training is False
+    assert layer.train(np.True_).training is True
+
+
+@pytest.mark.parametrize("mode", [None, 0, 1, "train", []])
+def test_train_takes_a_bool(mode, operands):
+    layer = Conv2d(operands[1])
+    for before in (True, False):
+        layer.train(before)
+        with pytest.raises(TypeError, match="training must be True or False"):
+            layer.train(mode)
+        assert layer.training is before
+
+
 # Weights and their spectra ---------------------------------------------------------------------------
 
 
