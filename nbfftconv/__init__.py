@@ -1,5 +1,6 @@
 """Convolution layers on CPUs by FFT: forward pass and both gradients, NumPy arrays in, NumPy arrays out."""
 
+from nbfftconv import config as config
 from nbfftconv.functional import conv2d, conv2d_input, conv2d_weight
 from nbfftconv.layer import Conv2d
 from nbfftconv.planner import plan_conv2d

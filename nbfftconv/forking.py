@@ -9,8 +9,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from llvmlite.binding import ffi
-from numba.core.compiler_lock import global_compiler_lock
+from nbfftconv.numba_internals import global_compiler_lock, llvm_lock
 
 
 def _hold_over_fork(acquire: Callable[[], Any], release: Callable[[], Any]) -> None:
@@ -27,5 +26,5 @@ def fork_safe_lock() -> "threading.RLock":
 
 # Whoever compiles holds both, and a thread that frees what LLVM has made, at any time, the first: a child that
 # inherited it from such a thread hung at its next compilation.
-_hold_over_fork(ffi.lib._lock.__enter__, ffi.lib._lock.__exit__)
+_hold_over_fork(llvm_lock.__enter__, llvm_lock.__exit__)
 _hold_over_fork(global_compiler_lock.acquire, global_compiler_lock.release)

@@ -5,7 +5,7 @@ once mixed them up. Here a file holds the code of one function for one signature
 on, and is put in place in one step. A kernel is assembled from several files of the package, so all of them count. A
 file that is damaged, or cannot be written, costs a compilation, never an error.
 
-What Dispatcher and CFunc expect of a cache is private to Numba, whose versions are therefore bounded in pyproject.toml.
+What Numba expects of a cache is private to it: `nbfftconv.numba_internals` has all of that.
 """
 
 import contextlib
@@ -13,7 +13,6 @@ import dataclasses
 import functools
 import hashlib
 import marshal
-import pickle
 import pkgutil
 import sys
 from collections.abc import Callable, Iterator
@@ -25,25 +24,13 @@ import llvmlite
 import numba
 import numpy as np
 from numba import types
-from numba.core import config
-from numba.core.caching import NullCache
-from numba.core.ccallback import CFunc
-from numba.core.compiler import CompileResult
-from numba.core.dispatcher import Dispatcher
-from numba.core.extending import _Intrinsic
-from numba.core.serialize import dumps
-from numba.core.typing.templates import Signature
 
 from nbfftconv import apart, simd, store
+from nbfftconv import numba_internals as internals
 from nbfftconv.forking import fork_safe_lock
+from nbfftconv.numba_internals import CFunc, CompileResult, NullCache, Signature, config
 
 _FORMAT = b"nbfftconv kernel 1\n"
-# Numba's settings that change the code of a function.
-_SETTINGS = (
-    "OPT", "ENABLE_AVX", "CPU_NAME", "CPU_FEATURES", "LOOP_VECTORIZE", "SLP_VECTORIZE", "DISABLE_INTEL_SVML",
-    "BOUNDSCHECK", "DEBUGINFO_DEFAULT", "EXTEND_VARIABLE_LIFETIMES", "DEBUG_NRT", "NRT_STATS", "ENABLE_PROFILING",
-    "LLVM_REFPRUNE_PASS", "LLVM_REFPRUNE_FLAGS", "PARFOR_MAX_TUPLE_SIZE",
-)  # fmt: skip
 _compile_lock = fork_safe_lock()
 apart.finish_at_exit(_compile_lock)
 
@@ -78,16 +65,22 @@ def _package_stamp() -> str | None:
 _STAMP = _package_stamp()
 
 
+def stamp() -> str | None:
+    """Return the name of the folder with this version's machine code; None if none is kept."""
+    return _STAMP
+
+
 # What a text tells all of.
 _SIMPLE = int, float, str, type(None), np.generic, np.dtype, types.Type, Signature
 
 
 def _describe(value: Any) -> Any:
     """Return what a value is in any process; ValueError if that cannot be told."""
-    if isinstance(value, Dispatcher):
-        return _describe(value.py_func)
-    if isinstance(value, _Intrinsic):
-        return "intrinsic", value._name, _describe(value._defn)
+    if (function := internals.python_function(value)) is not None:
+        return _describe(function)
+    if (intrinsic := internals.intrinsic_definition(value)) is not None:
+        name, definition = intrinsic
+        return "intrinsic", name, _describe(definition)
     if isinstance(value, FunctionType):
         inside = *(cell.cell_contents for cell in value.__closure__ or ()), *(value.__defaults__ or ())
         place = value.__module__, value.__qualname__, value.__code__.co_firstlineno
@@ -117,16 +110,15 @@ def key(function: Callable, signature: Any, options: dict[str, Any], target: tup
     options : dict
         Of the compilation.
     target : tuple
-        Numba's `magic_tuple` of the CPU.
+        Of `nbfftconv.numba_internals.target_of`.
 
     Raises
     ------
     ValueError
         If something in it is known in this process only.
     """
-    settings = [(name, str(getattr(config, name, None))) for name in _SETTINGS]
-    described = _describe(function), _describe(signature), repr(options), target, simd.VECTOR_BYTES, settings
-    return repr((_STAMP, *described)).encode()
+    described = _describe(function), _describe(signature), repr(options), target, simd.VECTOR_BYTES
+    return repr((_STAMP, *described, internals.settings())).encode()
 
 
 def _hash(content: bytes) -> bytes:
@@ -154,28 +146,27 @@ class _Cache(NullCache):
         self._function, self._options = function, options
 
     def _key(self, signature: Any, target_context: Any) -> bytes:
-        return key(self._function, signature, self._options, target_context.codegen().magic_tuple())
+        return key(self._function, signature, self._options, internals.target_of(target_context))
 
     def load_overload(self, sig: Any, target_context: Any) -> CompileResult | None:
         """Return what was kept for a signature, or None."""
-        target_context.refresh()  # it may have to know functions that were made since
+        internals.refresh(target_context)  # it may have to know functions that were made since
         try:
             key = self._key(sig, target_context)
             with _folder() as folder:
                 file = folder.read(_name(key))
-            return CompileResult._rebuild(target_context, *pickle.loads(_unpacked(key, file)))
+            return internals.unpacked(target_context, _unpacked(key, file))
         except Exception:  # whatever is wrong with it, the function is compiled
             return None
 
     def save_overload(self, sig: Any, data: CompileResult) -> None:
         """Keep what was compiled for a signature, if that is possible."""
-        if any(not lifted.can_cache for lifted in data.lifted) or data.library.has_dynamic_globals:
-            return  # addresses of this process are in it
         with contextlib.suppress(Exception):
-            key = self._key(sig, data.target_context)
-            content = _packed(key, dumps(data._reduce()))
-            with _folder() as folder:
-                folder.replace(_name(key), content)
+            code = internals.packed(data)
+            if code is not None:
+                key = self._key(sig, data.target_context)
+                with _folder() as folder:
+                    folder.replace(_name(key), _packed(key, code))
 
 
 def _folder() -> contextlib.AbstractContextManager[store.Folder]:
@@ -192,6 +183,13 @@ def _refuse(*args: Any, **keywords: Any) -> None:
     raise RuntimeError("nbfftconv computes by compiled code only: NUMBA_DISABLE_JIT must not be set")
 
 
+def _locked(compile_for_args: Callable) -> Callable:
+    def compile_locked(*args: Any, **keywords: Any) -> Any:
+        return apart.run(_compile_lock, functools.partial(compile_for_args, *args, **keywords))
+
+    return compile_locked
+
+
 def njit(**options: Any) -> Callable:
     """`numba.njit` with the cache of this package, no GIL, and compilation under the lock that a fork waits for."""
 
@@ -199,13 +197,8 @@ def njit(**options: Any) -> Callable:
         if config.DISABLE_JIT:
             return functools.wraps(function)(_refuse)
         dispatcher = numba.njit(nogil=True, **options)(function)
-        dispatcher._cache = _Cache(function, dispatcher.targetoptions)
-        compile_for_args = dispatcher._compile_for_args
-
-        def compile_locked(*args: Any, **keywords: Any) -> Any:
-            return apart.run(_compile_lock, functools.partial(compile_for_args, *args, **keywords))
-
-        dispatcher._compile_for_args = compile_locked  # where a call ends that has no machine code yet
+        internals.set_cache(dispatcher, functools.partial(_Cache, function))
+        internals.wrap_compilation(dispatcher, _locked)
         return dispatcher
 
     return decorate
@@ -237,9 +230,7 @@ class Callback:
         # Symbols in machine code are names and a count of this process: two closures from different processes, loaded
         # by a third one, could have the same.
         function.__qualname__ += f".{hashlib.sha256(repr(_describe(function)).encode()).hexdigest()[:16]}"
-        callback = CFunc(function, (self._signature.args, self._signature.return_type), locals={}, options={})
-        callback._cache = _Cache(function, {"callback": True})
-        callback.compile()
+        callback = internals.callback(function, self._signature, _Cache(function, {"callback": True}))
         self._compiled[real] = callback
         return callback
 

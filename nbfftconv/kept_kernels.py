@@ -9,20 +9,54 @@ from nbfftconv.geometry import ConvGeometry
 from nbfftconv.plan import ConvPlan, KernelForm
 from nbfftconv.planner import make_plan, make_plan_for_kept
 
-#: Bytes that a layer keeps of its kernels' spectra, and of kernels that are packed or transposed, unless those that it
-#: used last take more.
-KEPT_BYTES = 512 * 2**20
+_DEFAULT_LIMIT = 512 * 2**20
+_limit = _DEFAULT_LIMIT
+_limit_source = "default"
 # Sizes of images whose plan a layer remembers, where that is not the best.
 _CHOSEN = 512
 
 _kept_lock = fork_safe_lock()  # for moments
 
 
+def set_kept_limit(nbytes: int) -> None:
+    """Bound the memory that each layer keeps of its kernels: of their spectra, and of packed or transposed kernels.
+
+    Parameters
+    ----------
+    nbytes : int
+        At first 512 MiB. The one form of the kernels that a layer used last is kept whatever it takes, so 0 keeps
+        nothing else. A layer heeds it when it next needs a form that it has not.
+
+    Raises
+    ------
+    TypeError
+        If it is not an integer.
+    ValueError
+        If it is negative.
+    """
+    global _limit, _limit_source
+    if isinstance(nbytes, bool) or not isinstance(nbytes, (int, np.integer)):
+        raise TypeError(f"the limit of kept kernels must be an integer number of bytes, got {nbytes!r}")
+    if nbytes < 0:
+        raise ValueError(f"the limit of kept kernels must be at least 0 bytes, got {nbytes}")
+    _limit, _limit_source = int(nbytes), "set"
+
+
+def get_kept_limit() -> int:
+    """Return the bound in bytes on what each layer keeps of its kernels."""
+    return _limit
+
+
+def kept_limit_source() -> str:
+    """Return where the bound comes from: "set" or "default"."""
+    return _limit_source
+
+
 class KeptKernels:
     """A layer's kernels, in the forms that its plans need: transformed, transposed or packed.
 
-    Those that were used last are kept, as far as they fit `KEPT_BYTES`. Any number of threads may ask at once; of those
-    that need the same new form, each may make it.
+    Those that were used last are kept, as far as they fit the bound of `set_kept_limit`. Any number of threads may ask
+    at once; of those that need the same new form, each may make it.
 
     Attributes
     ----------
@@ -67,7 +101,7 @@ class KeptKernels:
         with _kept_lock:
             kernels = self.forms.pop(form, None) or kernels
             self.forms[form] = kernels
-            while len(self.forms) > 1 and self.nbytes > KEPT_BYTES:
+            while len(self.forms) > 1 and self.nbytes > _limit:
                 oldest = next(iter(self.forms))
                 dropped[oldest] = self.forms.pop(oldest)
             if dropped:

@@ -106,7 +106,7 @@ class Conv2d:
     algorithm : {"auto", "fft", "direct"}, default "auto"
         As in `nbfftconv.conv2d`.
     training : bool, default True
-        If False, a forward pass keeps nothing for `backward`.
+        If False, a forward pass keeps nothing for `backward`. `train` and `eval` set it, too.
     spectra_limit : int, default 2**28
         Bytes that the spectra of an input may take between a forward pass and `backward`. If they would take more,
         or with 0, only the input itself is kept, and transformed again.
@@ -232,6 +232,53 @@ class Conv2d:
     def bias(self, value: ArrayLike | None) -> None:
         bias = check_bias(value, self._weight.shape[0], self._weight.dtype)
         self._bias = None if bias is None else _frozen(bias)
+
+    def train(self, mode: bool = True) -> "Conv2d":
+        """Set `training`, as `torch.nn.Module.train` does.
+
+        Parameters
+        ----------
+        mode : bool, default True
+            Whether forward passes to come keep what `backward` needs.
+
+        Returns
+        -------
+        Conv2d
+            The layer itself.
+
+        Raises
+        ------
+        TypeError
+            If `mode` is no bool.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import nbfftconv
+        >>> layer = nbfftconv.Conv2d(np.ones((4, 3, 3, 3), np.float32), training=False)
+        >>> layer.train() is layer, layer.training
+        (True, True)
+        """
+        self.training = mode
+        return self
+
+    def eval(self) -> "Conv2d":
+        """Set `training` to False, for inference: a forward pass then keeps nothing but the kernels' spectra.
+
+        Returns
+        -------
+        Conv2d
+            The layer itself.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import nbfftconv
+        >>> layer = nbfftconv.Conv2d(np.ones((4, 3, 3, 3), np.float32)).eval()
+        >>> layer.training
+        False
+        """
+        return self.train(False)
 
     def _geometry_numbers(self) -> dict[str, Any]:
         return {

@@ -39,6 +39,13 @@ class Machine:
     flops: float
     bandwidth: float
 
+    def __post_init__(self) -> None:
+        for name, rate in asdict(self).items():
+            if isinstance(rate, (bool, np.bool_)) or not isinstance(rate, (int, float, np.integer, np.floating)):
+                raise TypeError(f"{name} must be a number, got {rate!r}")
+            if not 0 < rate < math.inf:
+                raise ValueError(f"{name} must be positive and finite, got {rate!r}")
+
 
 #: A core of a 2023 server with 512-bit vectors.
 DEFAULT = Machine(flops=165e9, bandwidth=25e9)
@@ -49,6 +56,7 @@ _STEPS = 4
 
 _lock = fork_safe_lock()
 _machine: Machine | None = None
+_is_set = False
 
 
 def get_machine() -> Machine:
@@ -84,14 +92,35 @@ def set_machine(machine: Machine | None) -> None:
     machine : Machine or None
         The figures, say `DEFAULT` for the same plans on all machines; None for those that are on disk, or measured.
 
+    Raises
+    ------
+    TypeError
+        If it is neither.
+
     Examples
     --------
     >>> from nbfftconv import machine
     >>> machine.set_machine(machine.DEFAULT)
     """
-    global _machine
+    global _machine, _is_set
+    if not (machine is None or isinstance(machine, Machine)):
+        raise TypeError(f"the machine must be a Machine or None, got {machine!r}")
     with _lock:
-        _machine = machine
+        _machine, _is_set = machine, machine is not None
+
+
+def known_machine() -> tuple[Machine | None, str]:
+    """Return the figures that are known, without measuring any, and where they come from.
+
+    That is "set", "measured", or "default": `DEFAULT` is in force, or, with None, nothing was measured yet.
+    """
+    machine = _machine
+    if machine is None:
+        with contextlib.suppress(OSError, ValueError):  # reported when a plan needs it
+            return _read(Document.of_machine("machine")), "measured"
+    if machine is None or not _is_set:
+        return machine, "default" if machine in (None, DEFAULT) else "measured"
+    return machine, "set"
 
 
 def _read_or_measure() -> Machine:

@@ -7,11 +7,14 @@ from typing import Any
 
 import numpy as np
 
+from nbfftconv import environment
 from nbfftconv.forking import fork_safe_lock
 from nbfftconv.geometry import ConvGeometry, integer, pair
+from nbfftconv.paths import absolute
 from nbfftconv.plan import DIRECTIONS
 from nbfftconv.report import report
 from nbfftconv.store import ABSENT, Document
+from nbfftconv.threads import begin_with
 
 _FORMAT = "nbfftconv profile 1"
 _DTYPES = ("float32", "float64")
@@ -79,12 +82,16 @@ class Profile:
 
 
 _lock = fork_safe_lock()
-_profiles: dict[str | None, Profile] = {}  # by the value of NBFFTCONV_PROFILE
+_profiles: dict[str | None, Profile] = {}  # by the file that is named; None for that of the cache folder
+_chosen: str | None = None  # as set
 
 
-def _document() -> Document:
-    override = os.environ.get("NBFFTCONV_PROFILE")
-    return Document(Path(override)) if override else Document.of_machine("profile")
+def _named() -> str | None:
+    return _chosen or environment.text(environment.PROFILE)
+
+
+def _document(named: str | None) -> Document:
+    return Document(Path(named)) if named else Document.of_machine("profile")
 
 
 def profile_file() -> Path:
@@ -101,17 +108,36 @@ def profile_file() -> Path:
     >>> profile_file().suffix
     '.json'
     """
-    return _document().path
+    return _document(_named()).path
+
+
+def set_profile_file(path: str | os.PathLike | None) -> None:
+    """Use this file from now on, in this process; None for what the environment says.
+
+    Plans follow at once; thread counts are the profile's in a process that has not needed them yet.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If it is no path.
+    """
+    global _chosen
+    _chosen = None if path is None else absolute("the profile", path)
+
+
+def profile_source() -> str:
+    """Return where the file's place comes from: "set", "environment" or "default"."""
+    return "set" if _chosen else "environment" if environment.text(environment.PROFILE) else "default"
 
 
 def get_profile() -> Profile:
     """Return the profile, read at the first request; what other processes add later is for later processes."""
-    key = os.environ.get("NBFFTCONV_PROFILE")
+    key = _named()
     if (profile := _profiles.get(key)) is not None:
         return profile
     with _lock:
         if key not in _profiles:
-            _profiles[key] = _read_or_ignore(_document())
+            _profiles[key] = _read_or_ignore(_document(key))
         return _profiles[key]
 
 
@@ -120,7 +146,8 @@ def remember(threads: tuple[int, int] | None = None, winners: dict[Problem, Winn
 
     A file that is no profile of this machine is not lost but renamed, to end in ".ignored".
     """
-    key, document, new = os.environ.get("NBFFTCONV_PROFILE"), _document(), winners or {}
+    key, new = _named(), winners or {}
+    document = _document(key)
     with _lock, document.locked():  # or not: what took a user minutes to measure is kept all the same
         known = get_profile()
         try:
@@ -200,3 +227,6 @@ def _to_json(profile: Profile) -> dict[str, Any]:
         entry = asdict(problem)
         winners.append(entry.pop("geometry") | entry | asdict(winner))
     return {"threads": threads, "winners": winners}
+
+
+begin_with(lambda: get_profile().threads)

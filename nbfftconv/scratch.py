@@ -11,13 +11,12 @@ what changes the pool is one operation of a dictionary at a time, and whatever h
 """
 
 import math
-import os
 import sys
 from typing import NamedTuple
 
 import numpy as np
 
-from nbfftconv.report import report
+from nbfftconv import environment
 
 _DEFAULT_LIMIT = 512 * 2**20
 _SMALL_RESULT = 2**20  # bytes below which a result is not worth keeping
@@ -25,16 +24,9 @@ _LINE = 64  # bytes
 _BYTE = np.dtype(np.uint8)
 
 
-def _limit_from_environment() -> int:
-    text = os.environ.get("NBFFTCONV_SCRATCH_BYTES", "").strip()
-    if text.isdecimal() and len(text) < 19 and int(text) > 0:
-        return int(text)
-    if text:
-        report(f"ignored: NBFFTCONV_SCRATCH_BYTES={text!r}; it must be a number of bytes of at least 1, digits only")
-    return _DEFAULT_LIMIT
-
-
-_limit = _limit_from_environment()
+_from_environment = environment.number_of_bytes(environment.SCRATCH_BYTES)
+_limit = _from_environment or _DEFAULT_LIMIT
+_limit_source = "environment" if _from_environment else "default"
 
 
 class Memory(NamedTuple):
@@ -87,12 +79,12 @@ def set_scratch_limit(nbytes: int) -> None:
     67108864
     >>> set_scratch_limit(before)
     """
-    global _limit
+    global _limit, _limit_source
     if isinstance(nbytes, bool) or not isinstance(nbytes, (int, np.integer)):
         raise TypeError(f"the scratch limit must be an integer number of bytes, got {nbytes!r}")
     if nbytes < 1:
         raise ValueError(f"the scratch limit must be at least 1 byte, got {nbytes}")
-    _limit = int(nbytes)
+    _limit, _limit_source = int(nbytes), "set"
     _pool.clear()
 
 
@@ -111,6 +103,11 @@ def get_scratch_limit() -> int:
     True
     """
     return _limit
+
+
+def scratch_limit_source() -> str:
+    """Return where the bound comes from: "set", "environment" or "default"."""
+    return _limit_source
 
 
 def aligned(nbytes: int) -> Memory:

@@ -15,8 +15,9 @@ import llvmlite.binding
 import numpy as np
 from llvmlite import ir
 from numba import types
-from numba.core import cgutils, config
 from numba.extending import intrinsic
+
+from nbfftconv.numba_internals import cgutils, config
 
 _AVX512_CPUS = (
     "skylake-avx512",

@@ -40,10 +40,11 @@ ABSENT = FileNotFoundError, NotADirectoryError
 _PATIENCE = 5.0
 # Temporary files so old, in seconds, are of processes that were killed.
 _LEFT_OVER = 3600.0
-_TEMPORARY = re.compile(r"\.[0-9a-f]{16}\.tmp")
+#: Names of temporary files, and of the folders of machine code.
+TEMPORARY = re.compile(r"\.[0-9a-f]{16}\.tmp")
 # Folders for other sources, or other versions of what they are compiled with, which are kept beside the one in use.
 _KEPT_STAMPS = 3
-_STAMP = re.compile(r"[0-9a-f]{16}")
+STAMP = re.compile(r"[0-9a-f]{16}")
 
 _HAS_DESCRIPTORS = {os.open, os.mkdir, os.chmod, os.stat, os.unlink, os.rename} <= os.supports_dir_fd
 _FILE = sum(getattr(os, name, 0) for name in ("O_CLOEXEC", "O_NONBLOCK", "O_BINARY"))  # a pipe would wait for a writer
@@ -55,12 +56,12 @@ _timed_out: set[Path] = set()  # locks that were waited for in vain
 _used: set[Path] = set()  # folders of the cache that this process has been in
 
 
-class _Refused(FileNotFoundError):
+class Refused(FileNotFoundError):
     """A folder or file that others may have written: as if there were none."""
 
 
 def _check_owner(path: Path, status: os.stat_result) -> None:
-    """Raise `_Refused` if somebody else could have written what has this status, and report that once."""
+    """Raise `Refused` if somebody else could have written what has this status, and report that once."""
     if not hasattr(os, "geteuid"):
         return
     if status.st_uid not in (os.geteuid(), 0):
@@ -73,7 +74,7 @@ def _check_owner(path: Path, status: os.stat_result) -> None:
     if message not in _refused:
         _refused.add(message)
         report(message)
-    raise _Refused(errno.ENOENT, message)
+    raise Refused(errno.ENOENT, message)
 
 
 @dataclass(frozen=True)
@@ -141,6 +142,26 @@ class Folder:
         source, target = self._at(name), self._at(new)
         os.replace(source, target, src_dir_fd=self.descriptor, dst_dir_fd=self.descriptor)
 
+    def names(self) -> list[str]:
+        """Return the names of what is in the folder, sorted."""
+        return sorted(os.listdir(self.path if self.descriptor is None else self.descriptor))
+
+    def size(self, name: str) -> int | None:
+        """Return the bytes of a regular file; None of a link, a folder, and of what is not there any more."""
+        try:
+            status = os.stat(self._at(name), dir_fd=self.descriptor, follow_symlinks=False)
+        except ABSENT:
+            return None
+        return status.st_size if stat.S_ISREG(status.st_mode) else None
+
+    def remove(self, name: str) -> None:
+        """Remove a file."""
+        os.unlink(self._at(name), dir_fd=self.descriptor)
+
+    def remove_folder(self, name: str) -> None:
+        """Remove a folder in this one; OSError if there is something in it."""
+        os.rmdir(self._at(name), dir_fd=self.descriptor)
+
     @contextlib.contextmanager
     def locked(self, name: str) -> Iterator[bool]:
         """Keep other processes out meanwhile; False if the folder cannot be written, or that would take too long.
@@ -179,17 +200,21 @@ class Folder:
             time.sleep(0.01)
 
 
-def _enter(path: Path, parent: int | None) -> tuple[int | None, bool]:
-    """Open a folder that must be ours, made if there is none; tell whether it was made."""
+def _enter(path: Path, parent: int | None, make: bool = True) -> tuple[int | None, bool]:
+    """Open a folder that must be ours, made if there is none and `make`; tell whether it was made."""
     name = path.name if parent is not None else path
     is_new = False
     if not _HAS_DESCRIPTORS:
         is_new = not path.is_dir()
+        if is_new and not make:
+            raise FileNotFoundError(errno.ENOENT, "there is no such folder", os.fspath(path))
         path.mkdir(parents=True, exist_ok=True)
         return None, is_new
     try:
         descriptor = os.open(name, _FOLDER | _NO_LINK, dir_fd=parent)
     except FileNotFoundError:
+        if not make:
+            raise
         is_new = _make(path, name, parent)
         descriptor = os.open(name, _FOLDER | _NO_LINK, dir_fd=parent)
     except OSError:
@@ -230,24 +255,44 @@ def cache_folder(*names: str) -> Iterator[Folder]:
     OSError
         If there is no such folder, and none can be made; FileNotFoundError also if others may write it.
     """
+    with _cache_folder(names, make=True) as (folder, is_new):
+        if folder.path not in _used:
+            _used.add(folder.path)
+            _tidy(folder.path)
+            if is_new and STAMP.fullmatch(folder.path.name):
+                _prune(folder.path)
+        yield folder
+
+
+@contextlib.contextmanager
+def existing_folder(*names: str) -> Iterator[Folder]:
+    """Open the folder of the cache that these names lead to, and change nothing.
+
+    Raises
+    ------
+    OSError
+        If there is none; `Refused` if others may write it.
+    """
+    with _cache_folder(names, make=False) as (folder, _):
+        yield folder
+
+
+@contextlib.contextmanager
+def _cache_folder(names: tuple[str, ...], make: bool) -> Iterator[tuple[Folder, bool]]:
+    """Open a folder of the cache; tell whether it was made."""
     path = cache_directory()
     if path is None:
         raise FileNotFoundError(errno.ENOENT, "there is no cache folder")
-    descriptor, is_new = _enter(path, None)
+    descriptor, is_new = _enter(path, None, make)
     try:
         for name in names:
             outer, path = descriptor, path / name
             try:
-                descriptor, is_new = _enter(path, outer)
+                descriptor, is_new = _enter(path, outer, make)
             finally:
                 if outer is not None and outer != descriptor:
                     os.close(outer)
-        if path not in _used:
-            _used.add(path)
-            _tidy(path)
-            if is_new and _STAMP.fullmatch(path.name):
-                _prune(path)
-        yield Folder(path, descriptor, is_private=True)
+        yield Folder(path, descriptor, is_private=True), is_new
     finally:
         if descriptor is not None:
             os.close(descriptor)
@@ -257,7 +302,7 @@ def _tidy(path: Path) -> None:
     """Mark a folder as used, and remove what killed processes have left in it."""
     with contextlib.suppress(OSError):
         os.utime(path)
-        for name in filter(_TEMPORARY.fullmatch, os.listdir(path)):
+        for name in filter(TEMPORARY.fullmatch, os.listdir(path)):
             if time.time() - os.lstat(path / name).st_mtime > _LEFT_OVER:
                 os.unlink(path / name)
 
@@ -265,7 +310,7 @@ def _tidy(path: Path) -> None:
 def _prune(path: Path) -> None:
     """Remove the folders beside a new one that have not been used for the longest time."""
     with contextlib.suppress(OSError):
-        others = [path.parent / name for name in os.listdir(path.parent) if _STAMP.fullmatch(name)]
+        others = [path.parent / name for name in os.listdir(path.parent) if STAMP.fullmatch(name)]
         others = sorted((other for other in others if other != path), key=lambda other: -os.lstat(other).st_mtime)
         for other in others[_KEPT_STAMPS:]:
             shutil.rmtree(other, ignore_errors=True)  # which takes no link for a folder

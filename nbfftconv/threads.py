@@ -16,50 +16,70 @@ import operator
 import os
 import struct
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import numba
 import numpy as np
 
-from nbfftconv import simd
+from nbfftconv import environment, simd
 from nbfftconv.forking import fork_safe_lock
 from nbfftconv.jit import copy_record, njit
-from nbfftconv.profile import get_profile
+
+_CGROUP = Path("/sys/fs/cgroup")
 
 
-def _cpu_quota() -> float:
-    """CPUs that the container's CFS quota allows, infinity without one."""
+def _cpu_quota(cgroup: Path = _CGROUP) -> float | None:
+    """CPUs that the container's CFS quota allows; None without one, or where it is no number."""
     try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        quota, period = (cgroup / "cpu.max").read_text().split()
     except (OSError, ValueError):
         try:
-            quota = Path("/sys/fs/cgroup/cpu/cpu.cfs_quota_us").read_text().strip()
-            period = Path("/sys/fs/cgroup/cpu/cpu.cfs_period_us").read_text().strip()
-        except OSError:
-            return math.inf
-    if quota in ("max", "-1"):
-        return math.inf
-    return int(quota) / int(period)
-
-
-def _openmp_threads() -> float:
-    """Threads that ``OMP_NUM_THREADS`` allows, infinity without it; further numbers are those of nested loops."""
-    first = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
-    return int(first) if first.isdecimal() and int(first) > 0 else math.inf
+            quota = (cgroup / "cpu/cpu.cfs_quota_us").read_text()
+            period = (cgroup / "cpu/cpu.cfs_period_us").read_text()
+        except (OSError, ValueError):
+            return None
+    try:
+        share = int(quota) / int(period)
+    except (ValueError, ArithmeticError):  # "max", or what no kernel writes
+        return None
+    return share if share > 0 else None  # -1 is none
 
 
 def available() -> int:
     """Return the number of CPUs that affinity, the container's quota and ``OMP_NUM_THREADS`` allow."""
     # Numba's own default respects affinity and NUMBA_NUM_THREADS, and nothing else.
-    return max(1, math.ceil(min(numba.config.NUMBA_NUM_THREADS, _cpu_quota(), _openmp_threads())))
+    bounds = numba.config.NUMBA_NUM_THREADS, _cpu_quota(), environment.number_of_threads(environment.OPENMP_THREADS)
+    return max(1, math.ceil(min(bound for bound in bounds if bound is not None)))
+
+
+def _nothing_measured() -> tuple[int, int] | None:
+    return None
+
+
+_measured_counts = _nothing_measured
+
+
+def begin_with(measured: Callable[[], tuple[int, int] | None]) -> None:
+    """Take the counts of `get_counts`, until some are set, from a function; it is called once, when they are needed.
+
+    It returns what was measured to be best, or None.
+    """
+    global _measured_counts
+    _measured_counts = measured
+    _default_counts.cache_clear()
 
 
 @functools.cache
-def _default_counts() -> tuple[int, int]:
-    """Return the profile's counts, if it has some, within what is available."""
-    loops, fftw = get_profile().threads or (available(), available())
-    return min(loops, available()), min(fftw, available())
+def _default_counts() -> tuple[tuple[int, int], str]:
+    """Return what was measured, within what is available, or the latter; and where it comes from."""
+    most = available()
+    if (measured := _measured_counts()) is not None:
+        return (min(measured[0], most), min(measured[1], most)), "profile"
+    variables = environment.OPENMP_THREADS, environment.NUMBA_THREADS
+    is_bounded = most in map(environment.number_of_threads, variables)
+    return (most, most), "environment" if is_bounded else "default"
 
 
 _counts: tuple[int, int] | None = None  # as set; of the stages that run FFTW's transforms last
@@ -110,7 +130,7 @@ def set_num_threads(n: int, fftw: int | None = None) -> None:
 def get_num_threads() -> int:
     """Return the number of threads of a call.
 
-    At first it is the profile's, if there is one with thread counts (see ``perf/tune_threads.py``), else the number of
+    At first it is the profile's, if there is one with thread counts (see ``nbfftconv tune``), else the number of
     CPUs; never more than affinity, the container's quota and ``OMP_NUM_THREADS`` allow.
 
     Returns
@@ -141,7 +161,12 @@ def get_counts() -> tuple[int, int]:
     >>> from nbfftconv.threads import get_counts
     >>> nbfftconv.set_num_threads(*get_counts())  # changes nothing
     """
-    return _counts or _default_counts()
+    return _counts or _default_counts()[0]
+
+
+def counts_source() -> str:
+    """Return where the counts come from: "set", "profile", "environment" or "default"."""
+    return "set" if _counts else _default_counts()[1]
 
 
 def get_slots() -> tuple[int, int]:

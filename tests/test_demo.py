@@ -1,4 +1,4 @@
-"""The main job in small: the network's gradients, the split, the training, the report, the command line."""
+"""The main job in small: the network's gradients, the split, the training, the report."""
 
 import json
 import subprocess
@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from nbfftconv.demo.cli import main
+from nbfftconv.cli import main
 from nbfftconv.demo.network import MaxPool2d, Network, initial_parameters, softmax_cross_entropy
 
 REPORT_KEYS = {
@@ -176,7 +176,7 @@ def test_missing_extra_is_named(missing, tmp_path):
     code = f"""
 import sys
 sys.modules[{missing!r}] = None
-from nbfftconv.demo.cli import main
+from nbfftconv.cli import main
 sys.exit(main(["demo", "--out", {str(tmp_path / "out")!r}]))
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
@@ -188,10 +188,3 @@ sys.exit(main(["demo", "--out", {str(tmp_path / "out")!r}]))
 def test_package_does_not_import_the_demo():
     code = "import sys, nbfftconv; sys.exit('nbfftconv.demo' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
-
-
-def test_command_is_required(capsys):
-    with pytest.raises(SystemExit) as exit_info:
-        main([])
-    assert exit_info.value.code == 2
-    assert "COMMAND" in capsys.readouterr().err

@@ -136,6 +136,31 @@ def test_training_flag(operands):
     assert layer.backward(g).shape == x.shape
 
 
+def test_train_and_eval(operands):
+    """As of `torch.nn.Module`: they set the flag, and return the layer."""
+    x, w, bias, g = operands
+    layer = Conv2d(w, bias, **CASE.options)
+    assert layer.eval() is layer and layer.training is False
+    expected = layer(x)
+    with pytest.raises(RuntimeError, match="training"):
+        layer.backward(g)
+    assert layer.train() is layer and layer.training is True
+    assert_accurate(layer(x), expected, np.float32)
+    assert layer.backward(g).shape == x.shape
+    assert layer.train(False) is layer and layer.training is False
+    assert layer.train(np.True_).training is True
+
+
+@pytest.mark.parametrize("mode", [None, 0, 1, "train", []])
+def test_train_takes_a_bool(mode, operands):
+    layer = Conv2d(operands[1])
+    for before in (True, False):
+        layer.train(before)
+        with pytest.raises(TypeError, match="training must be True or False"):
+            layer.train(mode)
+        assert layer.training is before
+
+
 # Weights and their spectra ---------------------------------------------------------------------------
 
 
@@ -534,7 +559,7 @@ def test_few_forms_serve_many_sizes(weight_size, padding, groups, algorithm, mon
         kept.of(plan)
         forms.add(plan.kernel_form)
         best_forms.add(best.kernel_form)
-        assert kept.nbytes <= kept_kernels.KEPT_BYTES
+        assert kept.nbytes <= kept_kernels.get_kept_limit()
     assert len(forms) < len(best_forms) / 2
     if len(kept.forms) == len(forms):  # nothing had to go
         remembered = list(chosen.items())[-kept_kernels._CHOSEN :]
@@ -563,7 +588,7 @@ def test_sizes_share_spectra_and_results_stay(rng):
 @pytest.mark.parametrize("algorithm", ["fft", "direct"])
 def test_kernels_that_were_not_used_for_long_go(algorithm, training, monkeypatch, rng):
     """Spectra, packed and transposed kernels, and copies of another dtype."""
-    monkeypatch.setattr(kept_kernels, "KEPT_BYTES", 40_000)
+    monkeypatch.setattr(kept_kernels, "_limit", 40_000)
     w = rng.standard_normal((8, 8, 5, 5)).astype(np.float32)
     layer = Conv2d(w, padding=2)
     layer.algorithm, layer.training = algorithm, training
@@ -576,7 +601,7 @@ def test_kernels_that_were_not_used_for_long_go(algorithm, training, monkeypatch
                 assert_accurate(layer.backward(g), oracle.conv2d_input(x.shape, w, g, padding=2), dtype)
             kept = layer._kernels
             held = kept.nbytes
-            assert held <= kept_kernels.KEPT_BYTES or len(kept.forms) == 1
+            assert held <= kept_kernels.get_kept_limit() or len(kept.forms) == 1
             assert len(kept.forms) >= 1
 
 

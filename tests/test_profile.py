@@ -10,7 +10,6 @@ import sys
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -25,7 +24,6 @@ from nbfftconv.store import Document, fingerprint
 from nbfftconv.threads import available, get_counts
 
 CASE = Case((2, 3, 40, 44), (4, 3, 5, 5), padding=2)
-TUNE = Path(__file__).parents[1] / "perf" / "tune_threads.py"
 
 
 @pytest.fixture
@@ -322,7 +320,7 @@ def test_fftw_counts_are_set_and_change_no_result(restore_threads, rng):
 
 
 def tune(*arguments):
-    command = [sys.executable, str(TUNE), *map(str, arguments)]
+    command = [sys.executable, "-m", "nbfftconv", "tune", *map(str, arguments)]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100, check=False)
 

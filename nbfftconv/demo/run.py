@@ -1,30 +1,11 @@
-"""The command line: `nbfftconv demo`."""
+"""What `nbfftconv demo` does."""
 
-import argparse
 import json
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line, and return its exit code."""
-    parser = argparse.ArgumentParser(prog="nbfftconv", description="FFT convolution for CNNs, in Python.")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    demo = commands.add_parser(
-        "demo",
-        help="train a CNN on real digits with FFT convolutions, and compare them with direct ones",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    demo.add_argument("--out", type=Path, default="nbfftconv-demo", metavar="DIR", help="where results go")
-    demo.add_argument("--epochs", type=int, default=8, help="passes over the training digits")
-    demo.add_argument("--seed", type=int, default=0, help="seed of the initial weights and of the shuffling")
-    demo.set_defaults(run=lambda args: run_demo(args.out, args.epochs, args.seed))
-    args = parser.parse_args(argv)
-    return args.run(args)
 
 
 def run_demo(out: Path, epochs: int, seed: int) -> int:
@@ -67,7 +48,3 @@ def run_demo(out: Path, epochs: int, seed: int) -> int:
     draw_training(history, out / "training.png")
     print(f"Wrote {out / 'report.json'}, {out / 'training.png'} and {out / 'feature_maps.png'}")
     return 0 if report["all_predictions_equal"] else 1
-
-
-if __name__ == "__main__":
-    sys.exit(main())

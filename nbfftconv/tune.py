@@ -1,7 +1,8 @@
 """How many threads pay for a user's layers: sweeps the counts of Numba's loops and of FFTW's transforms.
 
-A layer is a name of layers.py; a JSON file with a list of layers, each {"input_size": [...], "weight_size": [...]} and,
-if need be, "name", "stride", "padding", "dilation" and "groups"; or those sizes and options in the notation
+A layer is a name of the benchmarks, such as k31 or vgg2.2; a JSON file with a list of layers, each
+{"input_size": [...], "weight_size": [...]} and, if need be, "name", "stride", "padding", "dilation" and "groups"; or
+those sizes and options in the notation
 
     8x64x112x112,64x64x7x7,padding=3,stride=2x1,groups=1
 
@@ -11,6 +12,7 @@ rounds, so that all see the same noise.
 """
 
 import argparse
+import importlib.util
 import itertools
 import json
 import os
@@ -18,17 +20,39 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from layers import LAYERS
 
-import nbfftconv
 from nbfftconv import profile, threads
+from nbfftconv.functional import conv2d_input, conv2d_weight
+from nbfftconv.layer import Conv2d
 from nbfftconv.plan import DIRECTIONS, ConvPlan
+from nbfftconv.planner import plan_conv2d
 
+#: The layers of the benchmarks (perf/layers.py), which are no part of the package.
+LAYERS = {
+    "cb-L1": "16x3x128x128,96x3x11x11",
+    "cb-L2": "16x64x64x64,128x64x9x9",
+    "cb-L3": "16x128x32x32,128x128x9x9",
+    "cb-L4": "16x128x16x16,128x128x7x7",
+    "cb-L5": "16x384x13x13,384x384x3x3",
+    "vgg1.2": "1x64x224x224,64x64x3x3,padding=1",
+    "vgg2.2": "8x128x112x112,128x128x3x3,padding=1",
+    "vgg3.2": "8x256x56x56,256x256x3x3,padding=1",
+    "vgg4.2": "8x512x28x28,512x512x3x3,padding=1",
+    "vgg4.2-b1": "1x512x28x28,512x512x3x3,padding=1",
+    "alex2": "16x64x27x27,192x64x5x5,padding=2",
+    "unet": "1x64x512x512,64x64x3x3,padding=1",
+    "res7": "8x64x112x112,64x64x7x7,padding=3",
+    "k15": "2x32x128x128,32x32x15x15,padding=7",
+    "k31": "1x16x128x128,16x16x31x31,padding=15",
+    "dw7": "8x96x56x56,96x1x7x7,padding=3,groups=96",
+    "dw31": "8x128x56x56,128x1x31x31,padding=15,groups=128",
+    "img63": "1x1x2048x2048,1x1x63x63,padding=31",
+}
 TURN = 0.05  # seconds of one pair of counts, or one call
 PAYS = 1.05  # the least gain for which more threads pay
 SAME = 1.03  # of total times: the smaller counts are taken
@@ -74,10 +98,8 @@ def sizes(text: str) -> list[int]:
 
 def parse_layers(text: str) -> list[Layer]:
     """Return the layers that an argument of the command line stands for; ValueError if there are none."""
-    for layer in LAYERS:
-        if text == layer.name:
-            arguments = {"input_size": layer.input_size, "weight_size": layer.weight_size}
-            return [Layer(text, arguments | {"padding": layer.padding, "groups": layer.groups})]
+    if text in LAYERS:
+        return [replace(layer, name=text) for layer in parse_layers(LAYERS[text])]
     if text.endswith(".json"):
         entries = json.loads(Path(text).read_text())
         if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
@@ -102,7 +124,7 @@ def layer_of(name: str, entry: dict[str, Any]) -> Layer:
     if unknown:
         raise ValueError(f"unknown in a layer: {', '.join(sorted(unknown))}")
     layer = Layer(str(entry.get("name", name)), {key: value for key, value in entry.items() if key != "name"})
-    nbfftconv.plan_conv2d(**layer.arguments)
+    plan_conv2d(**layer.arguments)
     return layer
 
 
@@ -115,11 +137,10 @@ def convolution(layer: Layer, plan: ConvPlan) -> Callable[[], Any]:
     )
     options = {name: layer.arguments[name] for name in OPTIONS if name in layer.arguments}
     if plan.direction == "grad_weight":
-        return lambda: nbfftconv.conv2d_weight(x, weight.shape, g, **options)
+        return lambda: conv2d_weight(x, weight.shape, g, **options)
     if plan.direction == "grad_input":
-        return lambda: nbfftconv.conv2d_input(x.shape, weight, g, **options)
-    convolve = nbfftconv.Conv2d(weight, **options)
-    convolve.training = False
+        return lambda: conv2d_input(x.shape, weight, g, **options)
+    convolve = Conv2d(weight, **options, training=False)
     return lambda: convolve(x)
 
 
@@ -133,16 +154,14 @@ def seconds_of(function: Callable[[], Any]) -> float:
 def sweep(layer: Layer, direction: str, dtype: str, counts: list[int], rounds: int, measure: bool) -> Result:
     """Time a pass of a layer at all counts."""
     kept = direction == "forward"
-    plan = nbfftconv.plan_conv2d(
-        **layer.arguments, direction=direction, dtype=dtype, weight_is_transformed=kept, measure=measure
-    )
+    plan = plan_conv2d(**layer.arguments, direction=direction, dtype=dtype, weight_is_transformed=kept, measure=measure)
     convolve = convolution(layer, plan)
     convolve()  # compiles
     pairs = itertools.product(counts, counts) if plan.transform == "fftw" else zip(counts, counts, strict=True)
     samples: dict[Counts, list[float]] = {pair: [] for pair in pairs}
     for _ in range(rounds):
         for pair, times in samples.items():
-            nbfftconv.set_num_threads(*pair)
+            threads.set_num_threads(*pair)
             first = seconds_of(convolve)  # wakes the threads, and does not count
             times += [seconds_of(convolve) for _ in range(1 + min(20, int(TURN / first)))]
     name = layer.name if kept else f"{layer.name} {direction}"
@@ -239,10 +258,9 @@ def default_counts(most: int) -> list[int]:
     return sorted(count for count in some if count <= most)
 
 
-def main() -> int:
-    """Sweep, report, and write the profile."""
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of the command line."""
     most = threads.available()
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("layers", nargs="+", metavar="LAYER", help="a name, a JSON file, or sizes: see above")
     parser.add_argument("--directions", nargs="+", choices=DIRECTIONS, default=["forward"], help="passes to time")
     parser.add_argument("--dtype", choices=["float32", "float64"], default="float32")
@@ -253,7 +271,11 @@ def main() -> int:
     place = parser.add_mutually_exclusive_group()
     place.add_argument("--write", action="store_true", help="write the profile that this machine's processes use")
     place.add_argument("--profile", metavar="FILE", help="write it there, for processes with NBFFTCONV_PROFILE=FILE")
-    args = parser.parse_args()
+
+
+def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+    """Sweep, report, and write the profile; return the exit code. Arguments that are no good end in `parser.error`."""
+    most = threads.available()
     for count in args.threads:
         if not 1 <= count <= most:
             parser.error(f"--threads must be from 1 to {most} here, got {count}")
@@ -261,8 +283,10 @@ def main() -> int:
         parser.error(f"--rounds must be at least 1, got {args.rounds}")
     if args.measure and not (args.write or args.profile):
         parser.error("--measure writes winners to a profile: add --write or --profile FILE")
+    if args.plot and importlib.util.find_spec("matplotlib") is None:
+        parser.error('--plot needs matplotlib: pip install "nbfftconv[demo]"')
     if args.profile:
-        os.environ["NBFFTCONV_PROFILE"] = args.profile
+        profile.set_profile_file(args.profile)
     layers = []
     for text in args.layers:
         try:
@@ -270,13 +294,13 @@ def main() -> int:
         except (OSError, TypeError, ValueError) as error:
             parser.error(f"no layer: {text!r}: {error}")
 
-    if os.getloadavg()[0] > 0.5:
+    if hasattr(os, "getloadavg") and os.getloadavg()[0] > 0.5:
         print("OTHER PROCESSES COMPUTE: times at more than 1 thread will mean little", file=sys.stderr)
     counts = sorted({1, *args.threads})
     results = []
     for layer in layers:
         for direction in args.directions:
-            nbfftconv.set_num_threads(counts[-1])
+            threads.set_num_threads(counts[-1])
             results.append(sweep(layer, direction, args.dtype, counts, args.rounds, args.measure))
             print(f"{results[-1].name}: done", file=sys.stderr)
 
@@ -296,7 +320,3 @@ def main() -> int:
     else:
         print(f"Not written; nbfftconv.set_num_threads({loops}, fftw={fftw}) sets them in a program.")
     return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())
