@@ -58,14 +58,24 @@ def cache_directory() -> Path | None:
 
 
 def set_cache_directory(path: str | os.PathLike | None) -> None:
-    """Keep files in this folder from now on, in this process; None for what the environment says.
+    """Keep files in this folder from now on, in this process.
 
     What is in memory stays: what was compiled, the machine's figures and the profile, if they were needed before.
+
+    Parameters
+    ----------
+    path : path-like or None
+        The folder, which need not exist; None for what the environment says.
 
     Raises
     ------
     TypeError, ValueError
         If it is no path.
+
+    Examples
+    --------
+    >>> from nbfftconv import config
+    >>> config.set_cache_directory(None)  # as at first
     """
     global _chosen
     _chosen = None if path is None else absolute("the cache folder", path)

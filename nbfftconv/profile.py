@@ -112,14 +112,24 @@ def profile_file() -> Path:
 
 
 def set_profile_file(path: str | os.PathLike | None) -> None:
-    """Use this file from now on, in this process; None for what the environment says.
+    """Use this file from now on, in this process.
 
     Plans follow at once; thread counts are the profile's in a process that has not needed them yet.
+
+    Parameters
+    ----------
+    path : path-like or None
+        The profile, which need not exist; None for what the environment says.
 
     Raises
     ------
     TypeError, ValueError
         If it is no path.
+
+    Examples
+    --------
+    >>> from nbfftconv import config
+    >>> config.set_profile_file(None)  # as at first
     """
     global _chosen
     _chosen = None if path is None else absolute("the profile", path)

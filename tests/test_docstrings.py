@@ -20,6 +20,13 @@ from nbfftconv import machine
 
 #: What users call, besides the public names of the package.
 KNOBS = (
+    "nbfftconv.config.Setting",
+    "nbfftconv.config.get_kept_limit",
+    "nbfftconv.config.set_cache_directory",
+    "nbfftconv.config.set_kept_limit",
+    "nbfftconv.config.set_profile_file",
+    "nbfftconv.config.settings",
+    "nbfftconv.config.show",
     "nbfftconv.machine.Machine",
     "nbfftconv.machine.get_machine",
     "nbfftconv.machine.set_machine",
