@@ -68,6 +68,12 @@ class Setting:
         A default of the package, an environment variable, the profile, a measurement of the machine, or a call.
     change : str
         The calls and environment variables that change it.
+
+    Examples
+    --------
+    >>> from nbfftconv import config
+    >>> config.settings()["kept_limit"].change
+    'config.set_kept_limit(nbytes)'
     """
 
     value: Any
@@ -84,6 +90,12 @@ def settings() -> dict[str, Setting]:
         "threads" of all loops, "fftw_threads" of the stages that transform tiles by FFTW; "scratch_limit" and
         "kept_limit" in bytes; "planning_effort"; "machine", a `Machine`, or None if nothing was measured yet; "profile"
         and "cache_directory", paths that need not exist.
+
+    Examples
+    --------
+    >>> from nbfftconv import config
+    >>> list(config.settings())[:4]
+    ['threads', 'fftw_threads', 'scratch_limit', 'kept_limit']
     """
     (loops, fftw), from_where = threads.get_counts(), threads.counts_source()
     figures, measured = machine.known_machine()
@@ -117,7 +129,15 @@ def show(file: TextIO | None = None) -> None:
     Parameters
     ----------
     file : text file, optional
-        Standard output at first.
+        Where it is printed; standard output if it is left out.
+
+    Examples
+    --------
+    >>> from nbfftconv import config
+    >>> config.show()  # doctest: +ELLIPSIS
+    setting ...value ...from ...changed by
+    threads ...
+    cache directory ...
     """
     rows = [("setting", "value", "from", "changed by")]
     for name, setting in settings().items():

@@ -33,6 +33,15 @@ def set_kept_limit(nbytes: int) -> None:
         If it is not an integer.
     ValueError
         If it is negative.
+
+    Examples
+    --------
+    >>> from nbfftconv import config
+    >>> before = config.get_kept_limit()
+    >>> config.set_kept_limit(2**26)
+    >>> config.get_kept_limit()
+    67108864
+    >>> config.set_kept_limit(before)
     """
     global _limit, _limit_source
     if isinstance(nbytes, bool) or not isinstance(nbytes, (int, np.integer)):
@@ -43,7 +52,19 @@ def set_kept_limit(nbytes: int) -> None:
 
 
 def get_kept_limit() -> int:
-    """Return the bound in bytes on what each layer keeps of its kernels."""
+    """Return the bound on what each layer keeps of its kernels.
+
+    Returns
+    -------
+    int
+        Bytes, as of `set_kept_limit`.
+
+    Examples
+    --------
+    >>> from nbfftconv import config
+    >>> config.get_kept_limit() >= 0
+    True
+    """
     return _limit
 
 

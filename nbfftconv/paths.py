@@ -47,14 +47,29 @@ def cache_directory() -> Path | None:
 
 
 def set_cache_directory(path: str | os.PathLike | None) -> None:
-    """Keep files in this folder from now on, in this process; None for what the environment says.
+    """Keep files in this folder from now on, in this process.
 
     What is in memory stays: what was compiled, the machine's figures and the profile, if they were needed before.
 
+    Parameters
+    ----------
+    path : path-like or None
+        Made when it is needed; None for what the environment says.
+
     Raises
     ------
-    TypeError, ValueError
+    TypeError
         If it is no path.
+    ValueError
+        If it is empty, or in the home of a user that there is not.
+
+    Examples
+    --------
+    >>> from nbfftconv import config
+    >>> config.set_cache_directory("build/cache")
+    >>> config.get_cache_directory().name
+    'cache'
+    >>> config.set_cache_directory(None)
     """
     global _chosen
     _chosen = None if path is None else absolute("the cache folder", path)

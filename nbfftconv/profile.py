@@ -100,14 +100,29 @@ def profile_file() -> Path:
 
 
 def set_profile_file(path: str | os.PathLike | None) -> None:
-    """Use this file from now on, in this process; None for what the environment says.
+    """Use this file from now on, in this process.
 
     Plans follow at once; thread counts are the profile's in a process that has not needed them yet.
 
+    Parameters
+    ----------
+    path : path-like or None
+        It need not exist; None for what the environment says.
+
     Raises
     ------
-    TypeError, ValueError
+    TypeError
         If it is no path.
+    ValueError
+        If it is empty, or in the home of a user that there is not.
+
+    Examples
+    --------
+    >>> from nbfftconv import config
+    >>> config.set_profile_file("layers.json")
+    >>> config.get_profile_file().name
+    'layers.json'
+    >>> config.set_profile_file(None)
     """
     global _chosen
     _chosen = None if path is None else absolute("the profile", path)

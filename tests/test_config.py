@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import doctest
 import io
 import json
 import math
@@ -365,3 +366,9 @@ def test_counts_are_asked_for_once_and_when_they_are_needed(monkeypatch):
         assert threads.get_counts() == (4, 4)
     finally:
         threads.begin_with(before)
+
+
+def test_examples(restore_paths, monkeypatch):
+    monkeypatch.setattr(kept_kernels, "_limit_source", "default")
+    for module in (config, kept_kernels, paths, profile):
+        assert doctest.testmod(module).failed == 0
