@@ -38,7 +38,9 @@ def set_kept_limit(nbytes: int) -> None:
     --------
     >>> from nbfftconv import config
     >>> before = config.get_kept_limit()
-    >>> config.set_kept_limit(64 * 2**20)
+    >>> config.set_kept_limit(2**26)
+    >>> config.get_kept_limit()
+    67108864
     >>> config.set_kept_limit(before)
     """
     global _limit, _limit_source
@@ -50,12 +52,12 @@ def set_kept_limit(nbytes: int) -> None:
 
 
 def get_kept_limit() -> int:
-    """Return the bound in bytes on what each layer keeps of its kernels.
+    """Return the bound on what each layer keeps of its kernels.
 
     Returns
     -------
     int
-        As `set_kept_limit` takes it.
+        Bytes, as of `set_kept_limit`.
 
     Examples
     --------

@@ -65,17 +65,22 @@ def set_cache_directory(path: str | os.PathLike | None) -> None:
     Parameters
     ----------
     path : path-like or None
-        The folder, which need not exist; None for what the environment says.
+        Made when it is needed; None for what the environment says.
 
     Raises
     ------
-    TypeError, ValueError
+    TypeError
         If it is no path.
+    ValueError
+        If it is empty, or in the home of a user that there is not.
 
     Examples
     --------
     >>> from nbfftconv import config
-    >>> config.set_cache_directory(None)  # as at first
+    >>> config.set_cache_directory("build/cache")
+    >>> config.get_cache_directory().name
+    'cache'
+    >>> config.set_cache_directory(None)
     """
     global _chosen
     _chosen = None if path is None else absolute("the cache folder", path)

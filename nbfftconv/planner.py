@@ -304,7 +304,7 @@ def _make_plan(
             raise ValueError(
                 f"the spectra of one tile{f' of {tile}' if tile else ''} for input {geometry.input_size} and weight "
                 f"{geometry.weight_size} do not fit the scratch limit of {limit} bytes; "
-                "see nbfftconv.scratch.set_scratch_limit"
+                "see nbfftconv.config.set_scratch_limit"
             )
         return _direct_plan(*direct_problem, "no tile fits the limits of memory")
     if algorithm != "auto":

@@ -119,17 +119,22 @@ def set_profile_file(path: str | os.PathLike | None) -> None:
     Parameters
     ----------
     path : path-like or None
-        The profile, which need not exist; None for what the environment says.
+        It need not exist; None for what the environment says.
 
     Raises
     ------
-    TypeError, ValueError
+    TypeError
         If it is no path.
+    ValueError
+        If it is empty, or in the home of a user that there is not.
 
     Examples
     --------
     >>> from nbfftconv import config
-    >>> config.set_profile_file(None)  # as at first
+    >>> config.set_profile_file("layers.json")
+    >>> config.get_profile_file().name
+    'layers.json'
+    >>> config.set_profile_file(None)
     """
     global _chosen
     _chosen = None if path is None else absolute("the profile", path)
