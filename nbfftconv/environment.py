@@ -19,6 +19,11 @@ def text(name: str) -> str | None:
     return os.environ.get(name) or None
 
 
+def source(chosen: str | None, name: str) -> str:
+    """Return where a setting comes from that is chosen by a call, or a variable: "set", "environment" or "default"."""
+    return "set" if chosen else "environment" if text(name) else "default"
+
+
 def _positive(text: str) -> int | None:
     """Return the number of at least 1 that a text of digits stands for, else None."""
     return int(text) if text.isdecimal() and len(text) < 19 and int(text) > 0 else None

@@ -88,4 +88,4 @@ def set_cache_directory(path: str | os.PathLike | None) -> None:
 
 def cache_source() -> str:
     """Return where the folder's place comes from: "set", "environment" or "default"."""
-    return "set" if _chosen else "environment" if environment.text(environment.CACHE_DIR) else "default"
+    return environment.source(_chosen, environment.CACHE_DIR)

@@ -142,7 +142,7 @@ def set_profile_file(path: str | os.PathLike | None) -> None:
 
 def profile_source() -> str:
     """Return where the file's place comes from: "set", "environment" or "default"."""
-    return "set" if _chosen else "environment" if environment.text(environment.PROFILE) else "default"
+    return environment.source(_chosen, environment.PROFILE)
 
 
 def get_profile() -> Profile:
