@@ -8,8 +8,6 @@ import numpy as np
 
 from nbfftconv import simd
 from nbfftconv.jit import njit
-from nbfftconv.outliers import WORDS
-from nbfftconv.simd import VECTOR_BYTES
 
 
 @njit()
@@ -172,42 +170,3 @@ def place_strips(itemsize, r, places, unit):
             at = strip * r.strip_bytes
         exists = unit * r.lanes + lane < r.all_tiles
         simd.pointer(np.int64, places)[lane] = at if exists else last_strip * r.strip_bytes
-
-
-def _finite(v, value):
-    """The vector, with zeros for outliers."""
-    return v.limited(value, int(WORDS[np.float32 if v.itemsize == 4 else np.float64][1]))
-
-
-def _clear(v, tile, vectors):
-    def vector(at):
-        v.store(_finite(v, v.load(at)), at)
-        return [v.add(at, v.integer(VECTOR_BYTES))]
-
-    v.repeat(vectors, [tile], vector)
-
-
-def _copy(v, places, place_step, base, tiles, tile, pitch, rows, vectors):
-    for lane in range(v.lanes):
-
-        def row(place, target, lane=lane):
-            def vector(source, target, mask):
-                v.store(_finite(v, v.load_some(source, v.mask_at(mask))), target)
-                return [
-                    v.add(source, v.integer(VECTOR_BYTES)),
-                    v.add(target, v.integer(VECTOR_BYTES)),
-                    v.add(mask, v.integer(2 * v.lanes)),
-                ]
-
-            source = v.add(base, v.integer_at(v.add(place, v.integer(8 * lane))))
-            v.repeat(vectors, [source, target, v.add(place, v.integer(8 * v.lanes + 2 * lane))], vector)
-            return [v.add(place, place_step), v.add(target, pitch)]
-
-        v.repeat(rows, [places, v.add(tiles, v.scale(tile, v.integer(lane)))], row)
-
-
-#: ``(tile, vectors)``: set the outliers of so many vectors to zero.
-clear_outliers = simd.kernel(_clear, "clear_outliers", 2)
-#: ``(places, place_step, base, tiles, tile, pitch, rows, vectors)``: copy a unit's tiles, without outliers, from their
-#: places to scratch memory, one every `tile` bytes; `vectors` are in a row.
-copy_tiles = simd.kernel(_copy, "copy_tiles", 8)

@@ -14,8 +14,6 @@ from nbfftconv.outliers import WORDS
 from nbfftconv.passes.call import Call, Spectra, stage
 from nbfftconv.passes.places import (
     channel_position,
-    clear_outliers,
-    copy_tiles,
     filter_of,
     filters_of,
     input_position,
@@ -28,7 +26,7 @@ from nbfftconv.passes.places import (
     samples_inside,
     tile_position,
 )
-from nbfftconv.passes.tiles import gather_tile, stream_steps
+from nbfftconv.passes.tiles import clear_outliers, copy_tiles, find_least, gather_tile, stream_steps
 from nbfftconv.plan import ConvPlan
 from nbfftconv.simd import VECTOR_BYTES
 from nbfftconv.transforms import COMPLEX_BYTES
@@ -235,18 +233,6 @@ def _output(real):
     return output_to_spectra
 
 
-def _least(v, source, vectors, last, least):
-    def vector(at, bits):
-        return [v.add(at, v.integer(VECTOR_BYTES)), v.smaller(bits, v.magnitude_bits(v.load(at)))]
-
-    _, bits = v.repeat(vectors, [source, v.most_bits()], vector)
-    v.store_bits(v.smaller(bits, v.magnitude_bits(v.load(last))), least)
-
-
-# (source, vectors, last, least): the least magnitudes, as bits, of so many vectors and one more.
-_find_least = simd.kernel(_least, "find_least", 4)
-
-
 @njit()
 def _has_zero(real, word, itemsize, source, count, least):
     """Tell whether one of `count` values is zero; of `least`, a vector is overwritten."""
@@ -257,7 +243,7 @@ def _has_zero(real, word, itemsize, source, count, least):
         for i in range(count):
             found |= values[i] == real(0)
         return found
-    _find_least(real, (source, count // lanes, source + (count - lanes) * itemsize, least))
+    find_least(real, (source, count // lanes, source + (count - lanes) * itemsize, least))
     for lane in range(lanes):
         found |= bits[lane] == word(0)
     return found

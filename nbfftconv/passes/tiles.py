@@ -1,6 +1,9 @@
 """Tiles from and to images, as masked vectors: what lies outside an image, or is not wanted, is not touched."""
 
+import numpy as np
+
 from nbfftconv import simd
+from nbfftconv.outliers import WORDS
 from nbfftconv.simd import VECTOR_BYTES
 from nbfftconv.transforms import COMPLEX_BYTES
 
@@ -110,6 +113,46 @@ def _reverse(v, source, target, count):
     v.repeat(vectors, [source, end, count], vector)
 
 
+def _finite(v, value):
+    """The vector, with zeros for outliers."""
+    return v.limited(value, int(WORDS[np.float32 if v.itemsize == 4 else np.float64][1]))
+
+
+def _clear(v, tile, vectors):
+    def vector(at):
+        v.store(_finite(v, v.load(at)), at)
+        return [v.add(at, v.integer(VECTOR_BYTES))]
+
+    v.repeat(vectors, [tile], vector)
+
+
+def _copy(v, places, place_step, base, tiles, tile, pitch, rows, vectors):
+    for lane in range(v.lanes):
+
+        def row(place, target, lane=lane):
+            def vector(source, target, mask):
+                v.store(_finite(v, v.load_some(source, v.mask_at(mask))), target)
+                return [
+                    v.add(source, v.integer(VECTOR_BYTES)),
+                    v.add(target, v.integer(VECTOR_BYTES)),
+                    v.add(mask, v.integer(2 * v.lanes)),
+                ]
+
+            source = v.add(base, v.integer_at(v.add(place, v.integer(8 * lane))))
+            v.repeat(vectors, [source, target, v.add(place, v.integer(8 * v.lanes + 2 * lane))], vector)
+            return [v.add(place, place_step), v.add(target, pitch)]
+
+        v.repeat(rows, [places, v.add(tiles, v.scale(tile, v.integer(lane)))], row)
+
+
+def _least(v, source, vectors, last, least):
+    def vector(at, bits):
+        return [v.add(at, v.integer(VECTOR_BYTES)), v.smaller(bits, v.magnitude_bits(v.load(at)))]
+
+    _, bits = v.repeat(vectors, [source, v.most_bits()], vector)
+    v.store_bits(v.smaller(bits, v.magnitude_bits(v.load(last))), least)
+
+
 #: ``(source, row, target, pitch, above, inside, below, begin, end, vectors, ahead, largest)``: whole vectors of a tile
 #: whose rows are `pitch` bytes apart, from rows `row` bytes apart: samples begin .. end - 1 of the rows `inside`, zero
 #: elsewhere and in the rows `above` and `below`. What is `ahead` bytes further on is fetched for a later call. The
@@ -128,3 +171,10 @@ add_tile = simd.kernel(_scaled(True), "add_tile", 9)
 write_tile = simd.kernel(_scaled(False), "write_tile", 9)
 #: ``(source, target, count)``: scalars in reverse order.
 reverse = simd.kernel(_reverse, "reverse", 3)
+#: ``(tile, vectors)``: set the outliers of so many vectors to zero.
+clear_outliers = simd.kernel(_clear, "clear_outliers", 2)
+#: ``(places, place_step, base, tiles, tile, pitch, rows, vectors)``: copy a unit's tiles, without outliers, from their
+#: places to scratch memory, one every `tile` bytes; `vectors` are in a row.
+copy_tiles = simd.kernel(_copy, "copy_tiles", 8)
+#: ``(source, vectors, last, least)``: the least magnitudes, as bits, of so many vectors and one more.
+find_least = simd.kernel(_least, "find_least", 4)
