@@ -11,11 +11,11 @@ import numpy as np
 from nbfftconv import direct, outliers
 from nbfftconv.geometry import ConvGeometry
 from nbfftconv.passes.backward import backward as fft_backward
-from nbfftconv.passes.call import Spectra
+from nbfftconv.passes.context import Spectra
 from nbfftconv.passes.forward import forward as fft_forward
 from nbfftconv.passes.grad_input import grad_input as fft_grad_input
 from nbfftconv.passes.grad_weight import grad_weight as fft_grad_weight
-from nbfftconv.passes.spectra import TransformedWeight, transform_weight
+from nbfftconv.passes.to_spectra import TransformedWeight, transform_weight
 from nbfftconv.plan import ConvPlan
 from nbfftconv.transpose import transpose
 

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from nbfftconv import Conv2d, conv2d_input, conv2d_weight, engine, kept_kernels, planner
 from nbfftconv.geometry import ConvGeometry
-from nbfftconv.passes.call import Spectra
-from nbfftconv.passes.spectra import TransformedWeight
+from nbfftconv.passes.context import Spectra
+from nbfftconv.passes.to_spectra import TransformedWeight
 from nbfftconv.transpose import transpose
 
 CASE = Case((2, 4, 25, 23), (6, 2, 7, 5), stride=(1, 2), padding=((2, 3), (1, 0)), dilation=(1, 2), groups=2)

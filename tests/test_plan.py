@@ -17,7 +17,7 @@ import nbfftconv
 from nbfftconv import costs
 from nbfftconv.direct import depthwise
 from nbfftconv.geometry import ConvGeometry
-from nbfftconv.passes.call import _numbers
+from nbfftconv.passes.context import _numbers
 from nbfftconv.plan import ConvPlan
 from nbfftconv.planner import make_plan, make_step_plan
 from nbfftconv.scratch import get_scratch_limit, set_scratch_limit

@@ -9,11 +9,11 @@ from geometries import CODELET_TILES, Case
 from numpy.testing import assert_array_equal
 
 from nbfftconv import simd
-from nbfftconv.passes import spectra
-from nbfftconv.passes.spectra import transform_weight
+from nbfftconv.passes import to_spectra
+from nbfftconv.passes.to_spectra import transform_weight
 
 DTYPES = (np.float32, np.float64)
-# filters that leave lanes of the last unit empty, in groups, and phases of kernels
+# filters that leave lanes of the last lane block empty, in groups, and phases of kernels
 CASES = [
     Case((1, 3, 40, 40), (19, 3, 3, 5)),
     Case((1, 4, 40, 40), (34, 2, 7, 1), groups=2),
@@ -23,10 +23,10 @@ CASES = [
 
 
 def values(plan, weight):
-    """Kernels' spectra as [unit, step, channel, (re, im), lane]."""
+    """Kernels' spectra as [lane block, bin, channel, (re, im), lane]."""
     made = transform_weight(plan, weight).spectra
     depth = weight.shape[1] * plan.grid.channel_phases
-    shape = -1, made.unit // made.step, depth | 1, 2, simd.lanes(weight.dtype.type)
+    shape = -1, made.lane_block // made.bin, depth | 1, 2, simd.lanes(weight.dtype.type)
     return made.array.view(weight.dtype).reshape(shape)[:, :, :depth]
 
 
@@ -54,7 +54,7 @@ def test_streamed_or_not(case, transform, tile, dtype, rng, monkeypatch):
     weight = rng.standard_normal(case.weight_size).astype(dtype)
     plan = case.plan("forward", dtype, algorithm="fft", transform=transform, tile=tile)
     stored = values(plan, weight).copy()
-    monkeypatch.setattr(spectra, "_STREAMED_BYTES", 0)
+    monkeypatch.setattr(to_spectra, "_STREAMED_BYTES", 0)
     assert_array_equal(values(plan, weight), stored)
-    weight[-1, -1, -1, -1] = np.nan  # is taken as zero in its unit
+    weight[-1, -1, -1, -1] = np.nan  # is taken as zero in its lane block
     assert np.isfinite(values(plan, weight)).all()

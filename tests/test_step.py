@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import sys
 import threading
 import weakref
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +21,7 @@ from nbfftconv import Conv2d, scratch
 from nbfftconv import layer as layer_module
 from nbfftconv.geometry import ConvGeometry
 from nbfftconv.passes import backward as backward_pass
-from nbfftconv.passes.call import Call
+from nbfftconv.passes.context import Context
 from nbfftconv.planner import make_step_plan
 
 HUGE = "huge"
@@ -211,15 +212,19 @@ def test_kept_or_made_anew_gives_the_same_bits(rng):
 
 def test_the_input_is_transformed_once_if_it_is_kept(rng, monkeypatch):
     calls = []
-    inner = backward_pass.input_to_spectra
-    monkeypatch.setattr(backward_pass, "input_to_spectra", lambda *arguments: calls.append(1) or inner(*arguments))
+    inner = backward_pass.add_to_spectra
+    monkeypatch.setattr(
+        backward_pass,
+        "add_to_spectra",
+        lambda context, name, *rest: calls.append(name) or inner(context, name, *rest),
+    )
     x, w, bias, g = operands_of(CASE, F32, rng)
     layer = layer_of(CASE, w, bias)
     with shared_steps(**TILINGS[1]):
         for layer.spectra_limit, expected in ((KEPT, 0), (0, 1)):
             layer(x)
             layer.backward(g)
-            assert len(calls) == expected
+            assert calls.count("input") == expected
 
 
 def test_inference_keeps_the_spectra_of_the_kernels_only(rng):
@@ -431,16 +436,17 @@ def test_plans_tell_the_memory_of_a_step(case, spectra_limit, scratch_limit, mon
     assert step.shares_spectra and step.keeps_input_spectra == (spectra_limit > 0)
     assert step.grad_weight.scratch_bytes <= scratch_limit
     borrowed = []
-    inner = Call._spectra
+    inner = Context._spectra
 
-    def make_room(call, name, units, channels, is_kept):
-        spectra = inner(call, name, units, channels, is_kept)
+    def make_room(context, lane_blocks, channels, is_kept):
+        spectra = inner(context, lane_blocks, channels, is_kept)
         if not is_kept:
-            assert spectra.array.nbytes >= units * spectra.unit
-            borrowed.append((f"{name}_spectra", units * spectra.unit))
+            assert spectra.array.nbytes >= lane_blocks * spectra.lane_block
+            caller = sys._getframe(1).f_code.co_name
+            borrowed.append((caller, lane_blocks * spectra.lane_block))
         return spectra
 
-    monkeypatch.setattr(Call, "_spectra", make_room)
+    monkeypatch.setattr(Context, "_spectra", make_room)
     layer = layer_of(case, w, bias)
     layer.spectra_limit = spectra_limit
     layer(x)

@@ -28,9 +28,9 @@ from numba.core.ccallback import CFunc
 from numba.core.registry import cpu_target
 
 import nbfftconv
-from nbfftconv import accumulate, engine, jit, paths, profile, store
+from nbfftconv import accumulate, jit, outliers, paths, profile, store
 from nbfftconv.direct import dense, dense_grad_weight, depthwise, gradients
-from nbfftconv.passes import backward, call, forward, grad_input, grad_weight, spectra
+from nbfftconv.passes import backward, blank_windows, forward, from_spectra, grad_input, to_spectra, unmet_weights
 from nbfftconv.report import report
 from nbfftconv.store import Document, cache_folder
 from nbfftconv.transforms import codelets, fftw, planar
@@ -520,8 +520,10 @@ def test_what_killed_processes_left_is_removed(cache):
 
 def callbacks():
     """All functions that are compiled for themselves."""
-    modules = accumulate, dense, dense_grad_weight, depthwise, gradients, backward, call, forward, grad_input
-    for module in {*modules, grad_weight, spectra, codelets, fftw, planar, engine, sys.modules["nbfftconv.transpose"]}:
+    passes = backward, blank_windows, forward, from_spectra, grad_input, to_spectra, unmet_weights
+    transposition = sys.modules["nbfftconv.transpose"]
+    others = accumulate, dense, dense_grad_weight, depthwise, gradients, codelets, fftw, planar, outliers, transposition
+    for module in (*passes, *others):
         for value in vars(module).values():
             for found in value.values() if isinstance(value, dict) else [value]:
                 if isinstance(found, jit.Callback):

@@ -5,31 +5,45 @@ The gradient at the bias, the sum of G over images and pixels, is the frequency 
 
 import numpy as np
 
-from nbfftconv import simd
+from nbfftconv import jit, simd
 from nbfftconv.geometry import ConvGeometry
 from nbfftconv.passes import grad_input as input_pass
 from nbfftconv.passes import grad_weight as weight_pass
 from nbfftconv.passes.blank_windows import BlankWindows
-from nbfftconv.passes.call import Call, Spectra, stage
-from nbfftconv.passes.spectra import TransformedWeight, input_to_spectra, output_to_spectra
+from nbfftconv.passes.context import Context, Spectra
+from nbfftconv.passes.records import RecordType, fields
+from nbfftconv.passes.to_spectra import TransformedWeight, add_to_spectra
 from nbfftconv.passes.unmet_weights import UnmetWeights
+from nbfftconv.passes.views import SPECTRA
 from nbfftconv.plan import ConvPlan
+from nbfftconv.threads import Task
 from nbfftconv.transforms import COMPLEX_BYTES
+
+# At `sums` a float64 for each filter.
+_SUMS = RecordType(fields("sums", "lane_blocks", "lanes", spectra=SPECTRA))
 
 
 def _sums(real):
-    def output_to_sums(r, slot, begin, end):
+    def output_to_sums(r, worker, begin, end):
         sums = simd.pointer(np.float64, r.sums)
         for k in range(begin, end):
-            for unit in range(r.units):
-                real_parts = simd.pointer(real, r.output_spectra + unit * r.output_unit + k * COMPLEX_BYTES)
+            for lane_block in range(r.lane_blocks):
+                spectrum = r.spectra.address + lane_block * r.spectra.lane_block + k * COMPLEX_BYTES
+                real_parts = simd.pointer(real, spectrum)
                 for lane in range(r.lanes):  # tiles; or, of one tile, frequencies from 0 on
                     sums[k] += real_parts[lane]
 
     return output_to_sums
 
 
-_output_to_sums = stage(_sums)
+_output_to_sums = jit.stage(_SUMS.dtype)(_sums)
+
+
+def _add_sums(context: Context, output_spectra: Spectra, sums: np.ndarray) -> None:
+    """Add the sums of the block of tiles under way."""
+    spectra = output_spectra.address, output_spectra.lane_block, output_spectra.bin
+    record = _SUMS.make((context.address(sums), context.lane_blocks, context.lanes, spectra))
+    context.add_task(Task(_output_to_sums.address(context.real), record.words, context.filters, context.workers))
 
 
 def backward(
@@ -53,30 +67,26 @@ def backward(
     numpy.ndarray, shape (filters,)
         The gradient at the bias, in float64, without the outliers.
     """
-    call = Call(plan, geometry)
-    output_spectra, block_spectra = call.output_spectra(), call.input_spectra()
-    weight_gradient = call.weight_spectra()
-    call.point("output", grad_output)
-    input_pass.begin(call, grad_input)
-    sums = np.zeros(call.filters)
-    call.point("sums", sums)
-    for units in call.blocks():
-        output_to_spectra(call, units)
-        call.add(_output_to_sums, call.filters)
+    context = Context(plan, geometry)
+    output_spectra, block_spectra = context.output_spectra(), context.input_spectra()
+    weight_spectra = context.weight_spectra()
+    record = input_pass.begin(context, grad_input)
+    sums = np.zeros(context.filters)
+    for _ in context.blocks():
+        add_to_spectra(context, "output", grad_output, output_spectra)
+        _add_sums(context, output_spectra, sums)
         if input_spectra is None:
-            call.point("input", input)
-            call.use_spectra("input", block_spectra)
-            input_to_spectra(call, units)
+            add_to_spectra(context, "input", input, block_spectra)
             x = block_spectra
         else:
-            x = input_spectra.from_unit(call.first_unit)
-        weight_pass.accumulate(call, output_spectra, x, weight_gradient, units)
-        input_pass.add(call, weight.spectra, output_spectra, block_spectra, units, grad_input)
-    weight_pass.write(call, grad_weight)
-    unmet = UnmetWeights(call, geometry, input, grad_output, grad_weight)
+            x = input_spectra.from_lane_block(context.first_lane_block)
+        weight_pass.add_products(context, output_spectra, x, weight_spectra)
+        input_pass.add_tiles(context, record, weight.spectra, output_spectra, block_spectra)
+    weight_pass.add_write(context, weight_spectra, grad_weight)
+    unmet = UnmetWeights(context, geometry, input, grad_output, grad_weight)
     arrays = grad_output, grad_input, weight.array, weight.has_zeros
-    blank = BlankWindows(call, geometry, *arrays, is_forward=False)
-    call.run()
+    blank = BlankWindows(context, geometry, *arrays, is_forward=False)
+    context.run()
     unmet.clear()
     blank.fill()
-    return call.met_outliers, sums
+    return context.met_outliers, sums

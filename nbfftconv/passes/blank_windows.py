@@ -14,7 +14,8 @@ import numpy as np
 from nbfftconv import jit, simd, threads
 from nbfftconv.geometry import ConvGeometry
 from nbfftconv.jit import njit
-from nbfftconv.passes.call import Call
+from nbfftconv.passes.context import Context
+from nbfftconv.rounding import cdiv, round_up
 from nbfftconv.threads import share
 
 #: Rows of results that are looked at together, at least, and windows above each other: more share the pixels around.
@@ -45,7 +46,7 @@ _WINDOWS = np.dtype(
         # of a thread: rows of marks, and where what follows them begins
         *(
             (name, np.int64)
-            for name in ("slot", "is_dense", "rows", "row", "done", "candidates", "columns", "latest", "blank")
+            for name in ("worker", "is_dense", "rows", "row", "done", "candidates", "columns", "latest", "blank")
         ),
         *((f"{axis}_{name}", np.int64) for axis in "yx" for name in _AXIS),
     ]
@@ -58,7 +59,7 @@ def _last_sample(start, taps, dilation, spacing, samples):
     place = start + (taps - 1) * dilation
     end = (samples - 1) * spacing
     if place > end:
-        place -= (place - end + dilation - 1) // dilation * dilation
+        place -= round_up(place - end, dilation)
     while place >= 0 and place >= start:
         if spacing == 1 or place % spacing == 0:
             return place
@@ -173,9 +174,9 @@ def _results_of(r, tap):
     """
     offset = tap * r.x_dilation - r.x_before
     if r.x_spacing == 1:
-        first = max(0, (r.x_step - 1 - offset) // r.x_step)
+        first = max(0, cdiv(-offset, r.x_step))
         return first, max(first, min(r.x_results, (r.x_samples - 1 - offset) // r.x_step + 1)), offset
-    first = max(0, (r.x_spacing - 1 + offset) // r.x_spacing)
+    first = max(0, cdiv(offset, r.x_spacing))
     return first, max(first, min(r.x_samples, (r.x_results - 1 + offset) // r.x_spacing + 1)), -offset
 
 
@@ -364,7 +365,7 @@ def _place_of(r, item):
 def _look(real):
     itemsize = np.dtype(real).itemsize
 
-    def look_for_blank_windows(r, slot, begin, end):
+    def look_for_blank_windows(r, worker, begin, end):
         found = simd.pointer(np.uint8, r.found)
         group_bytes = r.sources * r.y_samples * r.x_samples * itemsize
         for item in range(begin, end):
@@ -380,8 +381,8 @@ def _look(real):
 def _write(real):
     itemsize = np.dtype(real).itemsize
 
-    def fill_blank_windows(r, slot, begin, end):
-        marks = r.scratch + slot * r.slot
+    def fill_blank_windows(r, worker, begin, end):
+        marks = r.scratch + worker * r.worker
         found, items = simd.pointer(np.uint8, r.found), simd.pointer(np.int64, r.items)
         is_covered = _count(r.covered, r.x_results) == r.x_results
         for index in range(begin, end):
@@ -403,8 +404,8 @@ def _write(real):
 def _write_sparse(real):
     itemsize = np.dtype(real).itemsize
 
-    def fill_sparse_windows(r, slot, begin, end):
-        has_zeros, marks = simd.pointer(np.uint8, r.has_zeros), r.scratch + slot * r.slot
+    def fill_sparse_windows(r, worker, begin, end):
+        has_zeros, marks = simd.pointer(np.uint8, r.has_zeros), r.scratch + worker * r.worker
         for item in range(begin, end):
             part, index = item % r.parts, item // r.parts
             target, place = index % r.targets, index // r.targets
@@ -494,18 +495,18 @@ def _numbers(geometry: ConvGeometry, is_forward: bool) -> _Numbers:
         record["target_weights"], record["source_weights"] = taps, channels * taps
         record["row_weights"], record["column_weights"] = -kernel[1], -1
     record["block"] = block = min(max(_ROWS, _WINDOWS_HIGH * y["taps"]), y["results"])
-    record["blocks"] = -(-y["results"] // block)
+    record["blocks"] = cdiv(y["results"], block)
     pairs = block * x["results"] * int(record["sources"]) * taps
-    record["parts"] = max(1, min(block, -(-pairs // _MOST_PAIRS)))
+    record["parts"] = max(1, min(block, cdiv(pairs, _MOST_PAIRS)))
     dense, apart = (block - 1) * y["step"] + (y["taps"] - 1) * y["dilation"] + 1, block * y["taps"]
     record["is_dense"], record["rows"] = dense <= apart, min(dense, apart)
-    record["row"] = row = -(-x["samples"] // 64) * 64
+    record["row"] = row = round_up(x["samples"], 64)
     record["done"] = at = record["rows"] * row
     record["candidates"] = at = at + 8 * record["rows"]
-    record["columns"] = at = at + -(-block // 64) * 64
+    record["columns"] = at = at + round_up(block, 64)
     record["latest"] = at = at + row
     record["blank"] = at = at + 4 * row
-    record["slot"] = -(-(at + x["results"]) // 64) * 64
+    record["worker"] = round_up(at + x["results"], 64)
     covered = _covered(**x)
     record["covered"] = covered.ctypes.data
     return _Numbers(record, covered, bool(covered.all()), int(record["groups"] * record["blocks"]))
@@ -516,7 +517,7 @@ class BlankWindows:
 
     Parameters
     ----------
-    call : Call
+    context : Context
     geometry : ConvGeometry
         Of the pass.
     source, target : numpy.ndarray
@@ -531,7 +532,7 @@ class BlankWindows:
 
     def __init__(
         self,
-        call: Call,
+        context: Context,
         geometry: ConvGeometry,
         source: np.ndarray,
         target: np.ndarray,
@@ -542,7 +543,7 @@ class BlankWindows:
         *,
         is_forward: bool,
     ) -> None:
-        self._call = call
+        self._context = context
         self._numbers = numbers = _numbers(geometry, is_forward)
         self._record = record = jit.copy_record(numbers.record)
         self._has_zeros, first = has_zeros, 0
@@ -561,7 +562,8 @@ class BlankWindows:
         self._add(_look_for_blank_windows, len(self._found))
 
     def _add(self, stage: jit.Callback, items: int) -> None:
-        self._call.add_task(threads.Task(stage.address(self._call.real), self._record, items, self._call.slots))
+        context = self._context
+        context.add_task(threads.Task(stage.address(context.real), self._record, items, context.workers))
 
     def fill(self) -> None:
         """Write what direct convolution has, once the target is written."""
@@ -572,12 +574,12 @@ class BlankWindows:
         else:
             return
         record = self._record
-        memory = self._call.borrow(self._call.slots * int(record["slot"]))
+        memory = self._context.borrow(self._context.workers * int(record["worker"]))
         record["items"], record["scratch"] = items.ctypes.data, memory.address
         if self._has_zeros is not None:
             results = self._images * int(record["groups"] * record["y_results"] * record["x_results"])
-            record["blank_results"] = self._call.borrow(results).address
+            record["blank_results"] = self._context.borrow(results).address
         self._add(_fill_blank_windows, len(items))
         if self._has_zeros is not None:
             self._add(_fill_sparse_windows, len(items) * int(record["targets"] * record["parts"]))
-        self._call.run()
+        self._context.run()

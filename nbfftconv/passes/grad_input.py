@@ -11,23 +11,30 @@ import math
 
 import numpy as np
 
-from nbfftconv import simd
+from nbfftconv import jit, simd
 from nbfftconv.accumulate import product
 from nbfftconv.geometry import ConvGeometry
 from nbfftconv.jit import njit
 from nbfftconv.passes.blank_windows import BlankWindows
-from nbfftconv.passes.call import Call, Spectra, stage
-from nbfftconv.passes.forward import STREAMED_BYTES
-from nbfftconv.passes.places import (
-    channel_position,
-    input_position,
-    next_tile_position,
-    samples_inside,
-    tile_position,
-)
-from nbfftconv.passes.spectra import TransformedWeight, output_to_spectra, spectrum_to_tiles
+from nbfftconv.passes.context import Context, Numbers, Spectra
+from nbfftconv.passes.from_spectra import is_streamed
+from nbfftconv.passes.records import Record, RecordType, fields
 from nbfftconv.passes.tiles import add_tile, write_rows
+from nbfftconv.passes.to_spectra import TransformedWeight, add_to_spectra
+from nbfftconv.passes.views import (
+    SPECTRA,
+    VIEW,
+    channel_of,
+    column_step,
+    first_sample,
+    inside,
+    next_position,
+    position_of,
+    row_step,
+)
+from nbfftconv.passes.workspace import TRANSFORM, WORKSPACE, memory_of
 from nbfftconv.plan import ConvPlan
+from nbfftconv.rounding import cdiv, round_up
 from nbfftconv.simd import VECTOR_BYTES
 from nbfftconv.transforms import COMPLEX_BYTES
 
@@ -40,134 +47,162 @@ _CLEARED = 2**20
 #: Images of at most so many bytes a channel are summed up in the second-level cache of a core.
 _PLANE_BYTES = 2**20
 
+# The block of tiles under way is `lane_blocks` from `first_lane_block` on; a channel is `parts` work items. If `clear`
+# is 1, an item clears the gradient before it adds tiles. If `planes` is not 0, each worker sums up an image there,
+# `plane` bytes from one worker's to the next one's, and writes it, past the caches if `stream` is 1.
+_OVERLAP_ADD = RecordType(
+    fields(
+        "first_lane_block", "lane_blocks", "parts", "clear", "planes", "plane", "stream",
+        spectra=SPECTRA, target=VIEW, transform=TRANSFORM, workspace=WORKSPACE,
+    )
+)  # fmt: skip
+
 
 @njit()
-def _clear_rows(real, r, plane, begin, end):
+def _clear_rows(real, v, plane, begin, end):
     """Set those rows of pixels to zero that there are."""
-    pixels = simd.pointer(real, plane)
-    for at in range(max(0, begin) * r.x_input, min(r.y_input, end) * r.x_input):
-        pixels[at] = real(0)
+    for y in range(max(0, begin), min(v.y.size, end)):
+        pixels = simd.pointer(real, plane + y * v.y.stride)
+        for x in range(v.x.size):
+            pixels[x] = real(0)
 
 
 @njit()
-def _add_rows(real, itemsize, r, tile, above, below, plane, y0, x0, factors):
-    """Add rows above .. below - 1 of a tile to an image, from pixel (y0, x0) on, where they are inside."""
-    y_step, x_step = r.y_input_step, r.x_input_step
-    above, below = samples_inside(y0, y_step, r.y_input, above, below)
-    first, last = samples_inside(x0, x_step, r.x_input, 0, r.x_tile)
-    source, pitch = tile + above * r.pitch * itemsize, r.pitch * itemsize
-    target, row = plane + ((y0 + above * y_step) * r.x_input + x0) * itemsize, y_step * r.x_input * itemsize
-    if x_step == 1:
-        vectors = (r.x_tile * itemsize + VECTOR_BYTES - 1) // VECTOR_BYTES
-        add_tile(real, (source, pitch, target, row, below - above, first, last, vectors, factors))
+def _add_rows(real, itemsize, v, t, tile, above, below, plane, y, x, factors):
+    """Add rows above .. below - 1 of a tile to an image, from pixel (y, x) on, where they are inside."""
+    above, below = inside(v.y, y, above, below)
+    first, last = inside(v.x, x, 0, v.x.samples)
+    row, column = row_step(v), column_step(v)
+    source, target = tile + above * t.row, plane + y * v.y.stride + above * row + x * v.x.stride
+    if column == itemsize:
+        vectors = cdiv(v.x.samples * itemsize, VECTOR_BYTES)
+        add_tile(real, (source, t.row, target, row, below - above, first, last, vectors, factors))
         return
-    scale = simd.pointer(real, factors)
+    scale, step = simd.pointer(real, factors), column // itemsize
     for i in range(below - above):
-        samples, pixels = simd.pointer(real, source + i * pitch), simd.pointer(real, target + i * row)
+        samples, pixels = simd.pointer(real, source + i * t.row), simd.pointer(real, target + i * row)
         for j in range(first, last):
-            pixels[j * x_step] += samples[j] * scale[0]
+            pixels[j * step] += samples[j] * scale[0]
 
 
-def _add(real):
+@njit()
+def _lane_block_to_tiles(r, memory, spectrum):
+    """Transform a lane block back to tiles in a worker's memory, one after the other."""
+    v, t, w = r.target, r.transform, r.workspace
+    work, stride, rows = memory + w.work, r.spectra.bin, v.y.samples
+    if t.lanes == 1:
+        simd.call(t.inverse, (t.context, memory, work, spectrum, stride, rows, v.x.samples))
+        return
+    addresses = simd.pointer(np.int64, memory + w.indirection)
+    for lane in range(t.lanes):
+        addresses[lane] = lane * w.tile
+    simd.call(t.inverse, (t.context, memory + w.indirection, memory, t.row, work, spectrum, stride, rows))
+
+
+def _stage(real):
     itemsize = np.dtype(real).itemsize
 
-    def spectra_to_input(r, slot, begin, end):
-        tiles = r.scratch + slot * r.slot
-        factors = tiles + r.factors
+    def overlap_add(r, worker, begin, end):
+        v, t, w = r.target, r.transform, r.workspace
+        memory = memory_of(w, worker)
+        factors = memory + w.factors
         scale = simd.pointer(real, factors)
-        scale[0] = real(1) / real(r.y_tile * r.x_tile)
+        scale[0] = real(1) / real(t.samples)
         scale[2], scale[3] = real(1), real(0)  # of what is summed up
-        grid_tiles = r.x_count * r.y_count
-        first_tile = r.first_unit * r.lanes
-        last_tile = min(first_tile + r.units * r.lanes, r.all_tiles)
+        lanes, grid_rows = t.lanes, v.y.tiles
+        grid_tiles = v.x.tiles * grid_rows
+        first_tile = r.first_lane_block * lanes
+        last_tile = min(first_tile + r.lane_blocks * lanes, v.tiles)
         # rows of tiles, counted over all images and phases
-        first_row = first_tile // r.x_count
-        rows = (last_tile - 1) // r.x_count + 1 - first_row
-        reach = (r.y_taps - 1 + r.y_core - 1) // r.y_core
-        pixels = r.y_input * r.x_input
+        first_row = first_tile // v.x.tiles
+        rows = (last_tile - 1) // v.x.tiles + 1 - first_row
+        reach = cdiv(v.y.samples - v.y.advance, v.y.advance)
         for item in range(begin, end):
             index, part = item // r.parts, item % r.parts
-            channel, y_tap, x_tap = channel_position(r, index)
+            channel, channel_phases = channel_of(v, index)
             own = first_row + rows * part // r.parts
             own_end = first_row + rows * (part + 1) // r.parts
-            grid, end_grid = own // r.y_count, own_end // r.y_count
-            from_row = own if part == 0 else max(grid * r.y_count, own - reach)
-            from_tile = max(first_tile, from_row * r.x_count)
-            to_tile = min(last_tile, own_end * r.x_count)
-            for unit in range(from_tile // r.lanes, (to_tile + r.lanes - 1) // r.lanes):
-                spectrum = r.input_spectra + (unit - r.first_unit) * r.input_unit + index * COMPLEX_BYTES
-                spectrum_to_tiles(itemsize, r, slot, spectrum, r.input_step_bytes, r.y_tile, r.x_tile)
-                first = max(from_tile, unit * r.lanes)
-                image, y_phase, x_phase, row, column = tile_position(r, first)
-                for tile in range(first, min(to_tile, (unit + 1) * r.lanes)):
+            grid, end_grid = own // grid_rows, own_end // grid_rows
+            from_row = own if part == 0 else max(grid * grid_rows, own - reach)
+            from_tile = max(first_tile, from_row * v.x.tiles)
+            to_tile = min(last_tile, own_end * v.x.tiles)
+            for lane_block in range(from_tile // lanes, cdiv(to_tile, lanes)):
+                spectrum = r.spectra.address + (lane_block - r.first_lane_block) * r.spectra.lane_block
+                _lane_block_to_tiles(r, memory, spectrum + index * COMPLEX_BYTES)
+                first = max(from_tile, lane_block * lanes)
+                p = position_of(v, first)
+                for tile in range(first, min(to_tile, (lane_block + 1) * lanes)):
                     if tile > first:
-                        image, y_phase, x_phase, row, column = next_tile_position(
-                            r, image, y_phase, x_phase, row, column
-                        )
-                    result = r.input + (image * r.channels + channel) * pixels * itemsize
-                    this_grid = (image * r.y_image_phases + y_phase) * r.x_image_phases + x_phase
-                    first_own = max(first_tile, own * r.x_count)  # not those that only reach into this item's rows
+                        p = next_position(v, p, 1)
+                    z, y, x = first_sample(v, p, channel_phases)
+                    result = v.address + p.image * v.image + channel * v.channel + z * v.z.stride
+                    this_grid = tile // grid_tiles
+                    first_own = max(first_tile, own * v.x.tiles)  # not those that only reach into this item's rows
                     is_whole = first_own <= this_grid * grid_tiles and (this_grid + 1) * grid_tiles <= to_tile
-                    plane = r.planes + slot * r.plane if r.planes != 0 and is_whole else result
-                    y0, x0 = input_position(r, y_tap, x_tap, y_phase, x_phase, row, column)
+                    plane = r.planes + worker * r.plane if r.planes != 0 and is_whole else result
                     # rows of the tile that are this item's
-                    above, below = 0, r.y_tile
+                    above, below = 0, v.y.samples
                     if part > 0 and this_grid == grid:
-                        above = max(0, (own - grid * r.y_count - row) * r.y_core)
+                        above = max(0, (own - grid * grid_rows - p.y) * v.y.advance)
                     if part < r.parts - 1 and this_grid == end_grid:
-                        below = min(below, (own_end - end_grid * r.y_count - row) * r.y_core)
-                    if r.clear != 0 and column == 0:  # a row of tiles clears what none above it reaches
-                        new = above if row == 0 else max(above, r.y_tile - r.y_core)
-                        _clear_rows(real, r, plane, y0 + new, y0 + below)
-                    samples = tiles + (tile - unit * r.lanes) * r.tile
-                    _add_rows(real, itemsize, r, samples, above, below, plane, y0, x0, factors)
+                        below = min(below, (own_end - end_grid * grid_rows - p.y) * v.y.advance)
+                    if r.clear != 0 and p.x == 0:  # a row of tiles clears what none above it reaches
+                        new = above if p.y == 0 else max(above, v.y.samples - v.y.advance)
+                        _clear_rows(real, v, plane, y + new, y + below)
+                    samples = memory + (tile - lane_block * lanes) * w.tile
+                    _add_rows(real, itemsize, v, t, samples, above, below, plane, y, x, factors)
                     if plane != result and tile + 1 == (this_grid + 1) * grid_tiles:
+                        pixels = v.y.size * v.x.size
                         write_rows(real, (plane, 0, result, 0, 1, pixels, factors + 2 * itemsize, 0, r.stream))
-        simd.fence()
+        if r.stream != 0:
+            simd.fence()
 
-    return spectra_to_input
-
-
-_spectra_to_input = stage(_add)
+    return overlap_add
 
 
-def begin(call: Call, result: np.ndarray) -> None:
-    """Make `result` ready for tiles to be added."""
-    vertical, horizontal = call.plan.grid.vertical, call.plan.grid.horizontal
-    reached = (vertical.count - 1) * vertical.core + vertical.tile - int(call.record["y_before"])
+_overlap_add = jit.stage(_OVERLAP_ADD.dtype)(_stage)
+
+
+def _overlap_add_numbers(numbers: Numbers) -> Record:
+    view, memory = numbers.views["input"], (numbers.transform_numbers, numbers.workspace_numbers)
+    reached = (view.y.tiles - 1) * view.y.advance + view.y.samples + view.y.origin
     # With gaps between samples, or rows that none reaches, nobody would clear them.
-    is_covered = vertical.input_step == horizontal.input_step == 1 and reached >= result.shape[2]
-    call.record["clear"] = is_covered
+    is_covered = view.y.sample_step == view.x.sample_step == 1 and reached >= view.y.size
+    return _OVERLAP_ADD.make((0, 0, 0, is_covered, 0, 0, 0, (0, 0, 0), view, *memory))
+
+
+def begin(context: Context, result: np.ndarray) -> Record:
+    """Make `result` ready for tiles to be added; return the record of `add_tiles`."""
+    record = context.record("overlap-add", _overlap_add_numbers)
+    record["target.address"] = context.address(result)
+    record["stream"] = is_streamed(result)
     plane_bytes = math.prod(result.shape[2:]) * result.itemsize
-    if is_covered and plane_bytes <= _PLANE_BYTES:
-        call.borrow_planes(plane_bytes)
-    call.record["stream"] = result.nbytes > STREAMED_BYTES
-    if not is_covered:
+    if record["clear"] and plane_bytes <= _PLANE_BYTES:
+        record["plane"] = plane = round_up(plane_bytes, 64)
+        record["planes"] = context.borrow(context.areas * plane).address
+    if not record["clear"]:
         values = result.reshape(-1)
         for first in range(0, values.size, _CLEARED):  # at once, it would take long, and answer no signal
             values[first : first + _CLEARED] = 0
+    return record
 
 
-def add(
-    call: Call,
-    weight_spectra: Spectra,
-    output_spectra: Spectra,
-    input_spectra: Spectra,
-    units: int,
-    result: np.ndarray,
+def add_tiles(
+    context: Context, record: Record, weight_spectra: Spectra, output_spectra: Spectra, input_spectra: Spectra
 ) -> None:
-    """Add a block of tiles to `result`; the spectra of its gradient are left in `input_spectra`."""
-    w = call.weight_matrix(weight_spectra, filter_axis="column")
-    g = call.tile_matrix(output_spectra, call.group_filters, row="unit", column="channel")
-    x = call.tile_matrix(input_spectra, call.group_depth, row="channel", column="unit")
-    shape = call.groups, call.group_depth, units, call.group_filters, call.steps
-    call.add_task(product(w, g, x, shape, call.slots))
-    call.use_spectra("input", input_spectra)
-    call.point("input", result)
-    rows = -(-units * call.lanes // call.plan.grid.horizontal.count)
-    fewest = -(-units * call.steps * COMPLEX_BYTES // _MOST_BYTES)
-    call.record["parts"] = parts = min(rows, max(fewest, -(-_ITEMS // call.depth)))
-    call.add(_spectra_to_input, call.depth * parts)
+    """Add the block of tiles under way to the result of `begin`; its spectra are left in `input_spectra`."""
+    w = context.weight_matrix(weight_spectra, filter_axis="column")
+    g = context.tile_matrix(output_spectra, context.group_filters, row="lane block", column="channel")
+    x = context.tile_matrix(input_spectra, context.group_depth, row="channel", column="lane block")
+    shape = context.groups, context.group_depth, context.lane_blocks, context.group_filters, context.bins
+    context.add_task(product(w, g, x, shape, context.workers))
+    record = record.copy()
+    context.point(record, "spectra", input_spectra)
+    record["first_lane_block"], record["lane_blocks"] = context.first_lane_block, context.lane_blocks
+    rows = cdiv(context.lane_blocks * context.lanes, context.views["input"].x.tiles)
+    fewest = cdiv(context.lane_blocks * context.bins * COMPLEX_BYTES, _MOST_BYTES)
+    record["parts"] = parts = min(rows, max(fewest, cdiv(_ITEMS, context.depth)))
+    context.add(_overlap_add, record, context.depth * parts)
 
 
 def grad_input(
@@ -181,15 +216,14 @@ def grad_input(
 
     Parameters are as in `nbfftconv.passes.forward.forward`.
     """
-    call = Call(plan, geometry)
-    output_spectra, input_spectra = call.output_spectra(), call.input_spectra()
-    call.point("output", grad_output)
-    begin(call, result)
-    for units in call.blocks():
-        output_to_spectra(call, units)
-        add(call, weight.spectra, output_spectra, input_spectra, units, result)
+    context = Context(plan, geometry)
+    output_spectra, input_spectra = context.output_spectra(), context.input_spectra()
+    record = begin(context, result)
+    for _ in context.blocks():
+        add_to_spectra(context, "output", grad_output, output_spectra)
+        add_tiles(context, record, weight.spectra, output_spectra, input_spectra)
     arrays = grad_output, result, weight.array, weight.has_zeros
-    blank = BlankWindows(call, geometry, *arrays, is_forward=False)
-    call.run()
+    blank = BlankWindows(context, geometry, *arrays, is_forward=False)
+    context.run()
     blank.fill()
-    return call.met_outliers
+    return context.met_outliers

@@ -13,7 +13,8 @@ import numpy as np
 from nbfftconv import jit, simd
 from nbfftconv.geometry import AXIS_NUMBERS, ConvGeometry
 from nbfftconv.jit import njit
-from nbfftconv.passes.call import Call
+from nbfftconv.passes.context import Context
+from nbfftconv.rounding import cdiv, round_up
 from nbfftconv.threads import in_turns, share
 
 #: Filters of an item, at most, and bytes of its sets.
@@ -36,7 +37,7 @@ _PAIRS = np.dtype(
         # channels and filters of a group; filters of an item; words of a set of channels
         *((name, np.int64) for name in ("images", "groups", "channels", "filters", "chunk", "chunks", "words")),
         # of a thread: bytes, and pixels of a row of sets of them
-        *((name, np.int64) for name in ("slot", "columns")),
+        *((name, np.int64) for name in ("worker", "columns")),
         *((f"{axis}_{name}", np.int64) for axis in "yx" for name in AXIS_NUMBERS),
     ]
 )
@@ -45,8 +46,8 @@ _PAIRS = np.dtype(
 @njit()
 def _meet_at_a_pixel(real, r, group, first, last):
     """Tell whether one output pixel is not zero in filters first .. last - 1, nor all that it sees in any channel."""
-    y = (r.y_before + r.y_stride - 1) // r.y_stride
-    x = (r.x_before + r.x_stride - 1) // r.x_stride
+    y = cdiv(r.y_before, r.y_stride)
+    x = cdiv(r.x_before, r.x_stride)
     y_last = min(r.y_output - 1, (r.y_input - 1 + r.y_before - (r.y_kernel - 1) * r.y_dilation) // r.y_stride)
     x_last = min(r.x_output - 1, (r.x_input - 1 + r.x_before - (r.x_kernel - 1) * r.x_dilation) // r.x_stride)
     if y > y_last or x > x_last:
@@ -189,7 +190,7 @@ def _meeting(real, r, group, k, c, u, v, hint):
     begin = max(0, -offset)
     end = r.x_input - offset
     if r.x_stride > 1:
-        begin, end = (begin + r.x_stride - 1) // r.x_stride, (end + r.x_stride - 1) // r.x_stride
+        begin, end = cdiv(begin, r.x_stride), cdiv(end, r.x_stride)
     end = min(r.x_output, end)
     for i in range(r.images * r.y_output + 1):  # the first row twice: from the hint on, and whole
         y = row * r.y_stride + u * r.y_dilation - r.y_before
@@ -237,7 +238,7 @@ def _place_of(r, item):
 
 
 def _look(real):
-    def look_for_unmet_weights(r, slot, begin, end):
+    def look_for_unmet_weights(r, worker, begin, end):
         found = simd.pointer(np.uint8, r.found)
         for item in range(begin, end):
             group, first, last = _place_of(r, item)
@@ -247,7 +248,7 @@ def _look(real):
 
 
 def _clear_by_pixels(real):
-    def clear_unmet_by_pixels(r, slot, begin, end):
+    def clear_unmet_by_pixels(r, worker, begin, end):
         items = simd.pointer(np.int64, r.items)
         for index in range(begin, end):
             group, first, last = _place_of(r, items[index // r.parts])
@@ -259,11 +260,11 @@ def _clear_by_pixels(real):
 
 
 def _clear_by_sets(real):
-    def clear_unmet_by_sets(r, slot, begin, end):
+    def clear_unmet_by_sets(r, worker, begin, end):
         items = simd.pointer(np.int64, r.items)
         for index in range(begin, end):
             group, first, last = _place_of(r, items[index])
-            _clear_met_by_sets(real, r, group, first, last, r.met + index * r.item, r.scratch + slot * r.slot)
+            _clear_met_by_sets(real, r, group, first, last, r.met + index * r.item, r.scratch + worker * r.worker)
 
     return clear_unmet_by_sets
 
@@ -283,18 +284,18 @@ def _numbers(geometry: ConvGeometry) -> np.ndarray:
     filters //= geometry.groups
     record["images"], record["groups"] = geometry.input_size[0], geometry.groups
     record["channels"], record["filters"] = channels, filters
-    record["words"] = words = -(-channels // 64)
+    record["words"] = words = cdiv(channels, 64)
     set_bytes = 8 * words * kernel[0] * kernel[1]
     record["chunk"] = chunk = max(1, min(filters, _FILTERS, _SET_BYTES // set_bytes))
-    record["chunks"] = -(-filters // chunk)
+    record["chunks"] = cdiv(filters, chunk)
     reach = (_RUN - 1) * geometry.stride[1] + (kernel[1] - 1) * geometry.dilation[1] + 1
     record["columns"] = columns = min(geometry.input_size[3], reach)
-    record["slot"] = -(-8 * words * kernel[0] * columns // 64) * 64
-    record["item"] = -(-(_COUNTS_BYTES + chunk * set_bytes) // 64) * 64
+    record["worker"] = round_up(8 * words * kernel[0] * columns, 64)
+    record["item"] = round_up(_COUNTS_BYTES + chunk * set_bytes, 64)
     pixels, taps = geometry.input_size[0] * math.prod(geometry.output_size[2:]), chunk * math.prod(kernel)
-    record["parts"] = max(1, min(taps * channels, -(-pixels * taps * channels // _MOST_PAIRS)))
+    record["parts"] = max(1, min(taps * channels, cdiv(pixels * taps * channels, _MOST_PAIRS)))
     rows = geometry.input_size[0] * geometry.output_size[2]
-    record["turns"] = max(1, min(rows, -(-pixels * taps * words // _MOST_PAIRS)))
+    record["turns"] = max(1, min(rows, cdiv(pixels * taps * words, _MOST_PAIRS)))
     return record
 
 
@@ -303,16 +304,16 @@ class UnmetWeights:
 
     Parameters
     ----------
-    call : Call
+    context : Context
     geometry : ConvGeometry
         Of the pass.
     input, grad_output, result : numpy.ndarray
     """
 
     def __init__(
-        self, call: Call, geometry: ConvGeometry, input: np.ndarray, grad_output: np.ndarray, result: np.ndarray
+        self, context: Context, geometry: ConvGeometry, input: np.ndarray, grad_output: np.ndarray, result: np.ndarray
     ) -> None:
-        self._call = call
+        self._context = context
         self._record = record = jit.copy_record(_numbers(geometry))
         self._turns = int(record["turns"])
         items = int(record["groups"] * record["chunks"]) if input.shape[0] else 0
@@ -322,21 +323,21 @@ class UnmetWeights:
         self._add(_look_for_unmet_weights, items)
 
     def _add(self, stage: jit.Callback, items: int, turns: int = 1) -> None:
-        call = self._call
-        for task in in_turns(stage.address(call.real), self._record, items, call.slots, turns):
-            call.add_task(task)
+        context = self._context
+        for task in in_turns(stage.address(context.real), self._record, items, context.workers, turns):
+            context.add_task(task)
 
     def clear(self) -> None:
         """Set their gradients to zero, once the result is written."""
         if not np.count_nonzero(self._found):
             return
         items = np.flatnonzero(self._found)
-        call, record = self._call, self._record
+        context, record = self._context, self._record
         record["items"] = items.ctypes.data
         if record["channels"] < _FEW_CHANNELS:
             self._add(_clear_unmet_by_pixels, len(items) * int(record["parts"]))
         else:
-            record["scratch"] = call.borrow(call.slots * int(record["slot"])).address
-            record["met"] = call.borrow(len(items) * int(record["item"])).address
+            record["scratch"] = context.borrow(context.workers * int(record["worker"])).address
+            record["met"] = context.borrow(len(items) * int(record["item"])).address
             self._add(_clear_unmet_by_sets, len(items), self._turns)
-        call.run()
+        context.run()

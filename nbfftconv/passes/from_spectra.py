@@ -1,0 +1,173 @@
+"""Spectra to an array: tiles are transformed back, scaled and written, whichever view they are given.
+
+Tiles of a view that is written lie side by side. Where they overlap, they are added: `nbfftconv.passes.grad_input`.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from nbfftconv import jit, simd
+from nbfftconv.jit import njit
+from nbfftconv.passes.context import Context, Numbers, Spectra
+from nbfftconv.passes.records import RecordType, fields
+from nbfftconv.passes.tiles import write_rows
+from nbfftconv.passes.views import (
+    SPECTRA,
+    VIEW,
+    address_in,
+    channel_of,
+    column_step,
+    first_sample,
+    inside,
+    next_position,
+    position_of,
+    row_step,
+    tiles_of,
+)
+from nbfftconv.passes.workspace import STRIPS, TRANSFORM, WORKSPACE, memory_of, point_to_strips
+from nbfftconv.transforms import COMPLEX_BYTES
+
+#: An array larger than this would not be found in the caches of a core, but drive out what is there.
+_STREAMED_BYTES = 4 * 2**20
+
+#: `bias` is the address of what is added, for each channel, or 0. Negative values are clipped if `relu` is 1, and lines
+#: are written past the caches if `stream` is 1.
+FROM_SPECTRA = fields(
+    "first_lane_block", "bias", "relu", "stream",
+    spectra=SPECTRA, target=VIEW, transform=TRANSFORM, workspace=WORKSPACE, strips=STRIPS,
+)  # fmt: skip
+_RECORD = RecordType(FROM_SPECTRA)
+
+
+def is_streamed(array: np.ndarray) -> bool:
+    """Tell whether an array is to be written past the caches."""
+    return array.nbytes > _STREAMED_BYTES
+
+
+@njit()
+def _write_row_apart(real, source, target, columns, step, scale_and_bias, relu):
+    """A row of `write_rows` to samples `step` apart."""
+    samples, values = simd.pointer(real, source), simd.pointer(real, target)
+    for j in range(columns):
+        value = samples[j] * scale_and_bias[0] + scale_and_bias[1]
+        values[j * step] = real(0) if relu != 0 and value < real(0) else value  # NaN passes
+
+
+@njit()
+def _extent(v, position, channel_phases, count):
+    """Return where `count` tiles side by side begin, in bytes from their channel of image 0, and the rows and columns
+    that the array has of them."""
+    z, y, x = first_sample(v, position, channel_phases)
+    _, rows = inside(v.y, y, 0, v.y.samples)
+    _, columns = inside(v.x, x, 0, count * v.x.samples)
+    return address_in(v, position.image, z, y, x), rows if z < v.z.size else 0, columns
+
+
+@njit()
+def _write(real, itemsize, r, source, source_row, target, rows, columns, factors):
+    """Write rows to the array, times factors[0], plus factors[1]."""
+    row, column = row_step(r.target), column_step(r.target)
+    if column != itemsize:
+        scale_and_bias = simd.pointer(real, factors)
+        for i in range(rows):
+            _write_row_apart(
+                real, source + i * source_row, target + i * row, columns, column // itemsize, scale_and_bias, r.relu
+            )  # fmt: skip
+        return
+    if source_row == row and columns * itemsize == row:
+        rows, columns = 1, rows * columns
+    write_rows(real, (source, source_row, target, row, rows, columns, factors, r.relu, r.stream))
+
+
+@njit()
+def lane_block_from_spectrum(real, itemsize, r, worker, lane_block, index, spectrum, stride):
+    """Transform a lane block of tiles of one channel of the stride-1 problem back, and write what the array has of it.
+
+    If it is of many tiles, the buffer of addresses points to their strips.
+    """
+    v, t, w = r.target, r.transform, r.workspace
+    memory = memory_of(w, worker)
+    factors, work = memory + w.factors, memory + w.work
+    channel, channel_phases = channel_of(v, index)
+    scale_and_bias = simd.pointer(real, factors)
+    scale_and_bias[0] = real(1) / real(t.samples)
+    scale_and_bias[1] = simd.pointer(real, r.bias)[channel] if r.bias != 0 else real(0)
+    address = v.address + channel * v.channel
+    tile, count = tiles_of(v, t.lanes, lane_block)
+    position = position_of(v, tile)
+    together = min(count, v.x.tiles - position.x)
+    offset, rows, columns = _extent(v, position, channel_phases, together)
+    if t.lanes == 1:
+        simd.call(t.inverse, (t.context, memory, work, spectrum, stride, v.y.samples, v.x.samples))
+        _write(real, itemsize, r, memory, t.row, address + offset, rows, columns, factors)
+        return
+    addresses, strips = memory + w.indirection, memory + w.strips
+    simd.call(t.inverse, (t.context, addresses, strips, r.strips.row, work, spectrum, stride, v.y.samples))
+    lane = 0
+    while True:
+        source = strips + simd.pointer(np.int64, addresses)[lane]
+        _write(real, itemsize, r, source, r.strips.row, address + offset, rows, columns, factors)
+        lane += together
+        if lane >= count:
+            return
+        if v.image_tiles == 1:
+            offset += v.image
+        else:
+            position = next_position(v, position, together)
+            together = min(count - lane, v.x.tiles)
+            offset, rows, columns = _extent(v, position, channel_phases, together)
+
+
+def _stage(real):
+    itemsize = np.dtype(real).itemsize
+
+    def from_spectra(r, worker, begin, end):
+        v, s = r.target, r.spectra
+        channels = v.channels * v.channel_phases
+        pointed = -1
+        for item in range(begin, end):
+            lane_block, index = item // channels, item % channels
+            if r.transform.lanes > 1 and lane_block != pointed:
+                memory = memory_of(r.workspace, worker)
+                point_to_strips(itemsize, v, r, memory, r.first_lane_block + lane_block)
+                pointed = lane_block
+            spectrum = s.address + lane_block * s.lane_block + index * COMPLEX_BYTES
+            lane_block_from_spectrum(
+                real, itemsize, r, worker, r.first_lane_block + lane_block, index, spectrum, s.bin
+            )  # fmt: skip
+        if r.stream != 0:
+            simd.fence()
+
+    return from_spectra
+
+
+_from_spectra = jit.stage(FROM_SPECTRA)(_stage)
+
+
+def from_spectra_numbers(numbers: Numbers, name: str, spectra: tuple[int, int, int] = (0, 0, 0)) -> tuple[Any, ...]:
+    """Return the numbers of `FROM_SPECTRA` for the "weight" or "output", without addresses."""
+    memory = numbers.transform_numbers, numbers.workspace_numbers, numbers.strips[name]
+    return 0, 0, 0, 0, spectra, numbers.views[name], *memory
+
+
+def add_from_spectra(
+    context: Context,
+    name: str,
+    spectra: Spectra,
+    array: np.ndarray,
+    bias: np.ndarray | None = None,
+    relu: bool = False,
+) -> None:
+    """Transform spectra back and write them: of "output" the tiles of the block under way, of "weight" all kernels."""
+    record = context.record(f"{name} from spectra", lambda numbers: _RECORD.make(from_spectra_numbers(numbers, name)))
+    context.point(record, "spectra", spectra)
+    record["target.address"] = context.address(array)
+    if bias is not None:
+        record["bias"] = context.address(bias)
+    record["relu"], record["stream"] = relu, is_streamed(array)
+    view = context.views[name]
+    lane_blocks = context.groups * view.lane_blocks
+    if name == "output":
+        record["first_lane_block"], lane_blocks = context.first_lane_block, context.lane_blocks
+    context.add(_from_spectra, record, lane_blocks * view.channels * view.channel_phases)
