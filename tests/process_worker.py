@@ -24,6 +24,7 @@ import llvmlite.binding
 import numba
 import numpy as np
 from geometries import WAYS, Case
+from numba.core.event import install_recorder
 
 import nbfftconv
 from nbfftconv.machine import get_machine
@@ -139,6 +140,15 @@ def fork(work: Callable[[], object]) -> Callable[[], object]:
 
 def once(*prefixes: str) -> object:
     return digests(*prefixes)
+
+
+def compilations(*prefixes: str) -> object:
+    """The digests, and the package's functions that Numba has compiled for them."""
+    with install_recorder("numba:run_pass") as recorder:
+        found = digests(*prefixes)
+    passes = [event.data for _, event in recorder.buffer if event.is_start]
+    names = {f"{each['module']}.{each['qualname']}" for each in passes}
+    return {"digests": found, "compiled": sorted(name for name in names if name.startswith("nbfftconv."))}
 
 
 def thread_counts() -> object:
@@ -280,6 +290,7 @@ def measured(input_size: str, weight_size: str) -> object:
 
 SCENARIOS = [
     once,
+    compilations,
     thread_counts,
     python_threads,
     forked,

@@ -5,12 +5,15 @@ Each scenario runs in a process of its own, as a threading layer is chosen once 
 
 from __future__ import annotations
 
+import functools
 import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 from geometries import DIRECTIONS, Case
-from processes import FEW, run_scenario
+from processes import FEW, TIMEOUT, run_scenario
 
 import nbfftconv
 from nbfftconv import jit, scratch, simd, threads
@@ -109,8 +112,60 @@ def test_set_and_get(restore_threads):
         assert nbfftconv.get_num_threads() == count
 
 
-def test_the_default_respects_affinity_and_quota():
-    assert 1 <= nbfftconv.get_num_threads() <= (os.cpu_count() or 1)
+BEGIN = """
+import os, pathlib
+{before}
+read_text = pathlib.Path.read_text
+
+def read_no_quota(path, **keywords):
+    if "cgroup" in str(path):
+        raise FileNotFoundError(path)
+    return read_text(path, **keywords)
+
+pathlib.Path.read_text = read_no_quota
+import nbfftconv
+print(nbfftconv.get_num_threads())
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="no affinity here")
+@pytest.mark.parametrize(
+    ("before", "count"),
+    [
+        ("os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])", 1),
+        ("os.sched_getaffinity = lambda pid: set(range(7, 12))", 5),
+    ],
+)
+def test_the_default_respects_affinity(before, count):
+    environment = {key: value for key, value in os.environ.items() if not key.endswith("_NUM_THREADS")}
+    environment["PYTHONPATH"] = os.pathsep.join(sys.path)
+    command = [sys.executable, "-c", BEGIN.format(before=before)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=TIMEOUT, check=False)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) == count
+
+
+@pytest.mark.parametrize(
+    ("files", "count"),
+    [
+        ({"cpu.max": "250000 100000"}, 3),
+        ({"cpu.max": "50000 100000"}, 1),
+        ({"cpu.max": "max 100000"}, 8),
+        ({"cpu.max": "900000 100000"}, 8),
+        ({"cpu/cpu.cfs_quota_us": "400000", "cpu/cpu.cfs_period_us": "100000"}, 4),
+        ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, 8),
+        ({}, 8),
+    ],
+    ids=str,
+)
+def test_the_default_respects_the_quota(files, count, tmp_path, monkeypatch):
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(threads, "_cpu_quota", functools.partial(threads._cpu_quota, tmp_path))
+    monkeypatch.setattr(threads.numba.config, "NUMBA_NUM_THREADS", 8)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    assert threads.available() == count
 
 
 @pytest.mark.parametrize(
@@ -154,3 +209,4 @@ def test_there_is_scratch_memory_for_no_more_threads_than_there_are(
         results.append(case.run(direction, a, b, plan))
     np.testing.assert_array_equal(*results)
     assert taken.get(most) == taken.get(1000)
+    assert choice == "direct" or taken[most] > 0

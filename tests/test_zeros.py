@@ -191,12 +191,14 @@ def test_relu_passes_what_direct_convolution_passes(channels, size, kernel, patc
     layer = nbfftconv.Conv2d(w, np.zeros(channels, np.float32), padding="same", activation="relu")
     layer.algorithm = "fft"
     y = layer(x)
-    expected = oracle.conv2d(x, w, padding="same", activation="relu")
-    # sums that happen to be near zero may fall on either side
-    scale = np.abs(expected).max()
-    assert ((y > 0) != (expected > 0)).sum() <= (np.abs(oracle.conv2d(x, w, padding="same")) < 1e-5 * scale).sum() / 2
+    expected = oracle.conv2d(x, w, padding="same")
+    # sums that happen to be near zero may fall on either side, but not those of zeros alone
+    is_near = (expected != 0) & (np.abs(expected) < 1e-5 * np.abs(expected).max())
+    assert (((y > 0) == (expected > 0)) | is_near).all()
     layer.backward(np.ones_like(y))
-    np.testing.assert_allclose(layer.bias_grad, (expected > 0).sum(axis=(0, 2, 3)), atol=20)
+    off = np.abs(layer.bias_grad - (expected > 0).sum(axis=(0, 2, 3)))
+    assert (off <= is_near.sum(axis=(0, 2, 3))).all()
+    assert is_near.mean() < 1e-3
 
 
 @pytest.mark.parametrize("direction", ["forward", "grad_weight", "grad_input"])
