@@ -1,10 +1,11 @@
 """Vectors and raw addresses in Numba: the only module that speaks LLVM.
 
-Kernels elsewhere are written against `Emitter`, which turns arithmetic on Python objects into vector instructions
-of the host's full width, or against the small intrinsics `call`, `pointer`, `claim` and their like.
+Kernels elsewhere are emitters, functions of an `Emitter` and of values whose operators emit instructions of the host's
+full width, or they use the small intrinsics `call`, `pointer`, `claim` and their like.
 """
 
 import ctypes
+import functools
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -52,6 +53,7 @@ def _vector_bytes() -> int:
 
 VECTOR_BYTES = _vector_bytes()
 _TRIPLE = llvmlite.binding.get_default_triple()
+_WORD = ir.IntType(64)
 #: Vector registers: 32 with AVX-512 and on AArch64, else 16.
 REGISTERS = 32 if VECTOR_BYTES == 64 or _TRIPLE.startswith(("aarch64", "arm64")) else 16
 
@@ -61,276 +63,357 @@ def lanes(real: type) -> int:
     return VECTOR_BYTES // np.dtype(real).itemsize
 
 
-class Emitter:
-    """Emits vector instructions at the current place of a function; its values are LLVM values.
+class Value:
+    """A value in a register: its operators emit instructions; the other operand may be a Python number."""
 
-    Addresses are integers in bytes, vectors hold `lanes(real)` scalars.
+    def __init__(self, builder: ir.IRBuilder, llvm: ir.Value) -> None:
+        self._builder = builder
+        self.llvm = llvm
+
+    def _operand(self, other: "Operand") -> ir.Value:
+        if isinstance(other, Value):
+            if type(other) is not type(self):
+                raise TypeError(f"operands are a {type(self).__name__} and a {type(other).__name__}")
+            return other.llvm
+        kind = self.llvm.type
+        return ir.Constant(kind, [other] * kind.count if isinstance(kind, ir.VectorType) else other)
+
+    def _emit(self, instruction: Callable[..., ir.Value], *operands: "Operand") -> "Value":
+        return type(self)(self._builder, instruction(*map(self._operand, operands)))
+
+    def _compare(self, relation: str, other: "Operand") -> "Mask":
+        compare = self._builder.fcmp_ordered if isinstance(self, Vector) else self._builder.icmp_signed
+        return Mask(self._builder, compare(relation, self.llvm, self._operand(other)))
+
+    def __lt__(self, other: "Operand") -> "Mask":
+        return self._compare("<", other)
+
+    def __gt__(self, other: "Operand") -> "Mask":
+        return self._compare(">", other)
+
+
+class Integer(Value):
+    """An int64: an address in bytes, a distance or a count."""
+
+    def __add__(self, other: "Operand") -> "Integer":
+        return self._emit(self._builder.add, self, other)
+
+    def __radd__(self, other: int) -> "Integer":
+        return self._emit(self._builder.add, other, self)
+
+    def __sub__(self, other: "Operand") -> "Integer":
+        return self._emit(self._builder.sub, self, other)
+
+    def __rsub__(self, other: int) -> "Integer":
+        return self._emit(self._builder.sub, other, self)
+
+    def __mul__(self, other: "Operand") -> "Integer":
+        return self._emit(self._builder.mul, self, other)
+
+    __rmul__ = __mul__
+
+    def __floordiv__(self, other: "Operand") -> "Integer":
+        """The quotient of numbers that are not negative."""
+        return self._emit(self._builder.udiv, self, other)
+
+    def __and__(self, other: "Operand") -> "Integer":
+        return self._emit(self._builder.and_, self, other)
+
+
+class Vector(Value):
+    """Floating-point lanes."""
+
+    def __add__(self, other: "Operand") -> "Vector":
+        return self._emit(self._builder.fadd, self, other)
+
+    def __radd__(self, other: float) -> "Vector":
+        return self._emit(self._builder.fadd, other, self)
+
+    def __sub__(self, other: "Operand") -> "Vector":
+        return self._emit(self._builder.fsub, self, other)
+
+    def __rsub__(self, other: float) -> "Vector":
+        return self._emit(self._builder.fsub, other, self)
+
+    def __mul__(self, other: "Operand") -> "Vector":
+        return self._emit(self._builder.fmul, self, other)
+
+    __rmul__ = __mul__
+
+    def __neg__(self) -> "Vector":
+        return self._emit(self._builder.fneg, self)
+
+
+class Magnitude(Value):
+    """Absolute values of a vector, as integers of its lanes' bits: they are in the order of the values, NaN last."""
+
+
+class Mask(Value):
+    """One bit for each lane."""
+
+
+Operand = Value | float
+
+
+class Emitter:
+    """Emits instructions at the current place of a function; vectors hold `lanes` scalars of type `real`.
+
+    Emitted values are `Value` objects, and Python numbers where they are known; ``a * b + c`` has two roundings. Of
+    this interface there is a second implementation, tests/numpy_emitter.py, which computes at once.
     """
 
     def __init__(self, builder: ir.IRBuilder, real: type) -> None:
         self._builder = builder
+        self.real = real
         self.itemsize = np.dtype(real).itemsize
-        scalar = ir.FloatType() if self.itemsize == 4 else ir.DoubleType()
+        self.vector_bytes = VECTOR_BYTES
         self.lanes = lanes(real)
-        self._vector = ir.VectorType(scalar, self.lanes)
-        self._bits = ir.VectorType(ir.IntType(8 * self.itemsize), self.lanes)
-        self._word = ir.IntType(64)
-        suffix = f"v{lanes(real)}f{8 * self.itemsize}"
-        function_type = ir.FunctionType(self._vector, [self._vector] * 3)
-        self._fma = cgutils.get_or_insert_function(builder.module, function_type, f"llvm.fma.{suffix}")
+        bits = 8 * self.itemsize
+        self._suffix = f"v{self.lanes}f{bits}"
+        self._vector = ir.VectorType(ir.FloatType() if self.itemsize == 4 else ir.DoubleType(), self.lanes)
+        self._magnitude = ir.VectorType(ir.IntType(bits), self.lanes)
+        self._indices = ir.VectorType(_WORD, self.lanes)
 
-    def integer(self, value: int) -> ir.Value:
-        """Integer constant."""
-        return ir.Constant(self._word, value)
+    def _integer(self, value: Operand) -> ir.Value:
+        return value.llvm if isinstance(value, Integer) else ir.Constant(_WORD, value)
 
-    def zero(self) -> ir.Value:
-        """Vector of zeros."""
-        return ir.Constant(self._vector, None)
+    def constant(self, value: float) -> Vector:
+        """Vector with one value in all lanes."""
+        return Vector(self._builder, ir.Constant(self._vector, [value] * self.lanes))
 
-    def add(self, a: ir.Value, b: ir.Value) -> ir.Value:
-        """Integer sum: address arithmetic."""
-        return self._builder.add(a, b)
+    def _vector_of(self, value: Operand) -> ir.Value:
+        return (value if isinstance(value, Vector) else self.constant(value)).llvm
 
-    def scale(self, a: ir.Value, b: ir.Value) -> ir.Value:
-        """Integer product: address arithmetic."""
-        return self._builder.mul(a, b)
+    # Memory: addresses are integers
 
-    def subtract(self, a: ir.Value, b: ir.Value) -> ir.Value:
-        """Integer difference."""
-        return self._builder.sub(a, b)
+    def _pointer(self, address: Operand, to: ir.Type) -> ir.Value:
+        return self._builder.inttoptr(self._integer(address), to.as_pointer())
 
-    def odd(self, a: ir.Value) -> ir.Value:
-        """Return 1 if an address or integer is odd, else 0."""
-        return self._builder.and_(a, self.integer(1))
-
-    def divide(self, a: ir.Value, b: ir.Value) -> ir.Value:
-        """Integer quotient of positive numbers."""
-        return self._builder.udiv(a, b)
-
-    def minimum(self, a: ir.Value, b: ir.Value) -> ir.Value:
-        """The smaller integer."""
-        return self._builder.select(self._builder.icmp_signed("<", a, b), a, b)
-
-    def load(self, address: ir.Value) -> ir.Value:
+    def load(self, address: Operand) -> Vector:
         """Vector at an address, aligned as a scalar."""
-        return self._builder.load(self._at(address), align=self.itemsize)
+        return Vector(self._builder, self._builder.load(self._pointer(address, self._vector), align=self.itemsize))
 
-    def store(self, value: ir.Value, address: ir.Value) -> None:
+    def store(self, value: Operand, address: Operand) -> None:
         """Write a vector to an address, aligned as a scalar."""
-        self._builder.store(value, self._at(address), align=self.itemsize)
+        self._builder.store(self._vector_of(value), self._pointer(address, self._vector), align=self.itemsize)
 
-    def store_line(self, value: ir.Value, address: ir.Value) -> None:
+    def store_aligned(self, value: Operand, address: Operand) -> None:
         """Write a vector to a multiple of its size."""
-        self._builder.store(value, self._at(address), align=VECTOR_BYTES)
+        self._builder.store(self._vector_of(value), self._pointer(address, self._vector), align=self.vector_bytes)
 
-    def stream_line(self, value: ir.Value, address: ir.Value) -> None:
+    def store_nontemporal(self, value: Operand, address: Operand) -> None:
         """Write a vector to a multiple of its size, past the caches; `fence` before other threads read it."""
-        store = self._builder.store(value, self._at(address), align=VECTOR_BYTES)
+        pointer = self._pointer(address, self._vector)
+        store = self._builder.store(self._vector_of(value), pointer, align=self.vector_bytes)
         store.set_metadata("nontemporal", self._builder.module.add_metadata([ir.Constant(ir.IntType(32), 1)]))
 
-    def _at(self, address: ir.Value) -> ir.Value:
-        return self._builder.inttoptr(address, self._vector.as_pointer())
+    def masked_load(self, address: Operand, mask: Mask) -> Vector:
+        """Vector at an address, zero in the lanes outside the mask, whose memory is not touched."""
+        pointer = self._pointer(address, self._vector)
+        arguments = [pointer, ir.Constant(ir.IntType(32), self.itemsize), mask.llvm, self._vector_of(0.0)]
+        return Vector(self._builder, self._call(f"llvm.masked.load.{self._suffix}.p0", self._vector, arguments))
 
-    def multiply_add(self, a: ir.Value, b: ir.Value, c: ir.Value) -> ir.Value:
-        """a·b + c with one rounding."""
-        return self._builder.call(self._fma, [a, b, c])
+    def masked_store(self, value: Operand, address: Operand, mask: Mask) -> None:
+        """Write the lanes of a mask."""
+        pointer = self._pointer(address, self._vector)
+        arguments = [self._vector_of(value), pointer, ir.Constant(ir.IntType(32), self.itemsize), mask.llvm]
+        self._call(f"llvm.masked.store.{self._suffix}.p0", ir.VoidType(), arguments)
 
-    def integer_at(self, address: ir.Value) -> ir.Value:
-        """The int64 at an address."""
-        return self._builder.load(self._builder.inttoptr(address, self._word.as_pointer()))
+    def gather(self, address: Operand, stride: Operand, mask: Mask) -> Vector:
+        """Scalars `stride` bytes apart, from an address on; zero in the lanes outside the mask, as in `masked_load`."""
+        indices = ir.Constant(self._indices, list(range(self.lanes)))
+        distances = self._builder.mul(self._splat(stride), indices)
+        addresses = self._builder.add(self._splat(address), distances)
+        pointers = self._builder.inttoptr(addresses, ir.VectorType(self._vector.element.as_pointer(), self.lanes))
+        arguments = [pointers, ir.Constant(ir.IntType(32), self.itemsize), mask.llvm, self._vector_of(0.0)]
+        name = f"llvm.masked.gather.{self._suffix}.v{self.lanes}p0"
+        return Vector(self._builder, self._call(name, self._vector, arguments))
 
-    def broadcast(self, address: ir.Value) -> ir.Value:
+    def broadcast(self, address: Operand) -> Vector:
         """The scalar at an address, in all lanes."""
-        scalar = self._builder.load(self._builder.inttoptr(address, self._vector.element.as_pointer()))
-        first = self._builder.insert_element(ir.Constant(self._vector, ir.Undefined), scalar, self.integer(0))
-        return self._shuffle(first, first, [0] * self.lanes)
+        scalar = self._builder.load(self._pointer(address, self._vector.element))
+        return Vector(self._builder, self._in_all_lanes(scalar, self._vector))
 
-    def all_or_none(self, condition: ir.Value) -> ir.Value:
-        """Mask of all lanes where an integer is not 0, of none where it is."""
-        return self._builder.icmp_signed(
-            "!=", self._splat(condition), ir.Constant(ir.VectorType(self._word, self.lanes), None)
-        )
+    def load_integer(self, address: Operand) -> Integer:
+        """The int64 at an address."""
+        return Integer(self._builder, self._builder.load(self._pointer(address, _WORD)))
 
-    def between(self, first: ir.Value, begin: ir.Value, end: ir.Value) -> ir.Value:
-        """Mask of the lanes whose index, counted from `first`, is in begin .. end - 1."""
-        indices = ir.VectorType(self._word, self.lanes)
-        lane = self._builder.add(self._splat(first), ir.Constant(indices, list(range(self.lanes))))
-        from_begin = self._builder.icmp_signed(">=", lane, self._splat(begin))
-        return self._builder.and_(from_begin, self._builder.icmp_signed("<", lane, self._splat(end)))
-
-    def _splat(self, value: ir.Value) -> ir.Value:
-        vector = ir.VectorType(self._word, self.lanes)
-        first = self._builder.insert_element(ir.Constant(vector, ir.Undefined), value, self.integer(0))
-        return self._shuffle(first, first, [0] * self.lanes)
-
-    def mask_at(self, address: ir.Value) -> ir.Value:
+    def load_mask(self, address: Operand) -> Mask:
         """Mask of the lanes whose bits are set in the 16 bits at an address."""
-        bits = self._builder.load(self._builder.inttoptr(address, ir.IntType(16).as_pointer()))
+        bits = self._builder.load(self._pointer(address, ir.IntType(16)))
         if self.lanes < 16:
             bits = self._builder.trunc(bits, ir.IntType(self.lanes))
-        return self._builder.bitcast(bits, ir.VectorType(ir.IntType(1), self.lanes))
+        return Mask(self._builder, self._builder.bitcast(bits, ir.VectorType(ir.IntType(1), self.lanes)))
 
-    def load_some(self, address: ir.Value, mask: ir.Value) -> ir.Value:
-        """Vector at an address, zero in the lanes outside the mask, whose memory is not touched."""
-        arguments = [self._at(address), ir.Constant(ir.IntType(32), self.itemsize), mask, self.zero()]
-        return self._builder.call(self._masked("load", self._vector, arguments), arguments)
+    def load_magnitude(self, address: Operand) -> Magnitude:
+        """Magnitudes at an address, aligned as a scalar."""
+        pointer = self._pointer(address, self._magnitude)
+        return Magnitude(self._builder, self._builder.load(pointer, align=self.itemsize))
 
-    def load_apart(self, address: ir.Value, step: ir.Value, mask: ir.Value) -> ir.Value:
-        """Scalars `step` bytes apart, from an address on; zero in the lanes outside the mask, as in `load_some`."""
-        indices = ir.Constant(ir.VectorType(self._word, self.lanes), list(range(self.lanes)))
-        addresses = self._builder.add(self._splat(address), self._builder.mul(self._splat(step), indices))
-        pointers = self._builder.inttoptr(addresses, ir.VectorType(self._vector.element.as_pointer(), self.lanes))
-        arguments = [pointers, ir.Constant(ir.IntType(32), self.itemsize), mask, self.zero()]
-        function_type = ir.FunctionType(self._vector, [argument.type for argument in arguments])
-        name = f"llvm.masked.gather.v{self.lanes}f{8 * self.itemsize}.v{self.lanes}p0"
+    def store_magnitude(self, value: Magnitude, address: Operand) -> None:
+        """Write magnitudes to an address, aligned as a scalar."""
+        self._builder.store(value.llvm, self._pointer(address, self._magnitude), align=self.itemsize)
+
+    def prefetch(self, address: Operand, write: bool = False, level: int = 1) -> None:
+        """Hint to a level of cache that the line at an address, which may be invalid, will be read, or written."""
+        number = ir.IntType(32)
+        access, locality, data = (ir.Constant(number, value) for value in (int(write), 4 - level, 1))
+        pointer = self._pointer(address, ir.IntType(8))
+        self._call("llvm.prefetch.p0", ir.VoidType(), [pointer, access, locality, data])
+
+    def _call(self, name: str, result: ir.Type, arguments: list[ir.Value]) -> ir.Value:
+        function_type = ir.FunctionType(result, [argument.type for argument in arguments])
         function = cgutils.get_or_insert_function(self._builder.module, function_type, name)
         return self._builder.call(function, arguments)
 
-    def store_some(self, value: ir.Value, address: ir.Value, mask: ir.Value) -> None:
-        """Write the lanes of a mask."""
-        arguments = [value, self._at(address), ir.Constant(ir.IntType(32), self.itemsize), mask]
-        self._builder.call(self._masked("store", ir.VoidType(), arguments), arguments)
+    # Arithmetic beyond operators
 
-    def _masked(self, name: str, result: ir.Type, arguments: list[ir.Value]) -> ir.Function:
-        function_type = ir.FunctionType(result, [argument.type for argument in arguments])
-        suffix = f"v{self.lanes}f{8 * self.itemsize}.p0"
-        return cgutils.get_or_insert_function(self._builder.module, function_type, f"llvm.masked.{name}.{suffix}")
+    def fma(self, a: Operand, b: Operand, c: Operand) -> Operand:
+        """a·b + c with one rounding; a number if all are."""
+        if not any(isinstance(value, Value) for value in (a, b, c)):
+            return a * b + c
+        arguments = [self._vector_of(value) for value in (a, b, c)]
+        return Vector(self._builder, self._call(f"llvm.fma.{self._suffix}", self._vector, arguments))
 
-    def magnitude_bits(self, value: ir.Value) -> ir.Value:
-        """The bits of absolute values, as integers, which are in the order of the values; NaN is last."""
-        bits = self._builder.bitcast(value, self._bits)
-        mask = ir.Constant(self._bits, [(1 << (8 * self.itemsize - 1)) - 1] * self.lanes)
-        return self._builder.and_(bits, mask)
+    def minimum(self, a: Operand, b: Operand) -> Value:
+        """The smaller integer, or the smaller magnitudes."""
+        return self._choose(a < b, a, b)
 
-    def larger(self, a: ir.Value, b: ir.Value) -> ir.Value:
-        """The larger integers of two vectors of magnitudes."""
-        return self._builder.select(self._builder.icmp_signed(">", a, b), a, b)
+    def maximum(self, a: Operand, b: Operand) -> Value:
+        """The larger integer, or the larger magnitudes."""
+        return self._choose(a > b, a, b)
 
-    def limited(self, value: ir.Value, limit: int) -> ir.Value:
-        """Vector with zero in the lanes whose magnitude, as bits, is over a limit."""
-        over = self._builder.icmp_signed(">", self.magnitude_bits(value), ir.Constant(self._bits, [limit] * self.lanes))
-        return self._builder.select(over, self.zero(), value)
+    def _choose(self, condition: Mask, a: Operand, b: Operand) -> Value:
+        value = a if isinstance(a, Value) else b
+        return value._emit(functools.partial(self._builder.select, condition.llvm), a, b)
 
-    def smaller(self, a: ir.Value, b: ir.Value) -> ir.Value:
-        """The smaller integers of two vectors of magnitudes."""
-        return self._builder.select(self._builder.icmp_signed("<", a, b), a, b)
+    def select(self, mask: Mask, a: Operand, b: Operand) -> Vector:
+        """The lanes of `a` within a mask, those of `b` outside it."""
+        return Vector(self._builder, self._builder.select(mask.llvm, self._vector_of(a), self._vector_of(b)))
 
-    def most_bits(self) -> ir.Value:
-        """Vector of magnitudes that are larger than all others."""
-        return ir.Constant(self._bits, [(1 << (8 * self.itemsize - 1)) - 1] * self.lanes)
-
-    def no_bits(self) -> ir.Value:
-        """Vector of magnitudes of zero."""
-        return ir.Constant(self._bits, None)
-
-    def load_bits(self, address: ir.Value) -> ir.Value:
-        """Vector of integers at an address, aligned as a scalar."""
-        return self._builder.load(self._builder.inttoptr(address, self._bits.as_pointer()), align=self.itemsize)
-
-    def store_bits(self, value: ir.Value, address: ir.Value) -> None:
-        """Write a vector of integers to an address, aligned as a scalar."""
-        self._builder.store(value, self._builder.inttoptr(address, self._bits.as_pointer()), align=self.itemsize)
-
-    def prefetch(self, address: ir.Value, write: bool = False, level: int = 1) -> None:
-        """Hint to a level of cache that the line at an address, which may be invalid, will be read, or written."""
-        byte = ir.IntType(8).as_pointer()
-        number = ir.IntType(32)
-        function_type = ir.FunctionType(ir.VoidType(), [byte, number, number, number])
-        function = cgutils.get_or_insert_function(self._builder.module, function_type, "llvm.prefetch.p0")
-        access, locality, data = (ir.Constant(number, value) for value in (int(write), 4 - level, 1))
-        self._builder.call(function, [self._builder.inttoptr(address, byte), access, locality, data])
-
-    def clip(self, value: ir.Value) -> ir.Value:
+    def relu(self, value: Vector) -> Vector:
         """Zero where a lane is negative; a NaN stays."""
-        negative = self._builder.fcmp_ordered("<", value, self.zero())
-        return self._builder.select(negative, self.zero(), value)
+        return self.select(value < 0.0, 0.0, value)
 
-    def constant(self, value: float) -> ir.Value:
-        """Vector with one value in all lanes."""
-        return ir.Constant(self._vector, [value] * self._vector.count)
+    def magnitude(self, value: Vector) -> Magnitude:
+        """The magnitudes of lanes."""
+        bits = self._builder.bitcast(value.llvm, self._magnitude)
+        return Magnitude(self._builder, self._builder.and_(bits, self.largest_magnitude().llvm))
 
-    def plus(self, a: ir.Value, b: ir.Value) -> ir.Value:
-        """Sum of vectors."""
-        return self._builder.fadd(a, b)
+    def largest_magnitude(self) -> Magnitude:
+        """Magnitudes that are at least as large as all others."""
+        return self._magnitude_constant((1 << (8 * self.itemsize - 1)) - 1)
 
-    def minus(self, a: ir.Value, b: ir.Value) -> ir.Value:
-        """Difference of vectors."""
-        return self._builder.fsub(a, b)
+    def zero_magnitude(self) -> Magnitude:
+        """Magnitudes of zero."""
+        return self._magnitude_constant(0)
 
-    def times(self, a: ir.Value, b: ir.Value) -> ir.Value:
-        """Product of vectors."""
-        return self._builder.fmul(a, b)
+    def _magnitude_constant(self, bits: int) -> Magnitude:
+        return Magnitude(self._builder, ir.Constant(self._magnitude, [bits] * self.lanes))
 
-    def transpose(self, rows: Sequence[ir.Value]) -> list[ir.Value]:
-        """Transpose a square of as many vectors as a vector has lanes."""
-        rows = list(rows)
-        lanes = len(rows)
-        distance = lanes // 2
-        while distance:
-            for i in range(lanes):
-                if not i & distance:
-                    a, b = rows[i], rows[i + distance]
-                    low = [lane + lanes - distance if lane & distance else lane for lane in range(lanes)]
-                    high = [lane + lanes if lane & distance else lane + distance for lane in range(lanes)]
-                    rows[i] = self._shuffle(a, b, low)
-                    rows[i + distance] = self._shuffle(a, b, high)
-            distance //= 2
-        return rows
+    # Masks
 
-    def reverse(self, a: ir.Value) -> ir.Value:
-        """Vector with its lanes in reverse order."""
-        return self._shuffle(a, a, list(range(self.lanes))[::-1])
+    def lanes_between(self, begin: Operand, end: Operand, first: Operand = 0) -> Mask:
+        """Mask of the lanes whose index, counted from `first`, is in begin .. end - 1."""
+        index = self._builder.add(self._splat(first), ir.Constant(self._indices, list(range(self.lanes))))
+        from_begin = self._builder.icmp_signed(">=", index, self._splat(begin))
+        before_end = self._builder.icmp_signed("<", index, self._splat(end))
+        return Mask(self._builder, self._builder.and_(from_begin, before_end))
 
-    def even(self, a: ir.Value, b: ir.Value) -> ir.Value:
-        """Every other lane, from the first on, of two vectors."""
-        return self._shuffle(a, b, list(range(0, 2 * self.lanes, 2)))
+    def all_lanes_if(self, condition: Operand) -> Mask:
+        """Mask of all lanes where an integer is not 0, of none where it is."""
+        zeros = ir.Constant(self._indices, None)
+        return Mask(self._builder, self._builder.icmp_signed("!=", self._splat(condition), zeros))
+
+    # Lanes
+
+    def _splat(self, value: Operand) -> ir.Value:
+        return self._in_all_lanes(self._integer(value), self._indices)
+
+    def _in_all_lanes(self, scalar: ir.Value, vector: ir.VectorType) -> ir.Value:
+        first = self._builder.insert_element(ir.Constant(vector, ir.Undefined), scalar, ir.Constant(_WORD, 0))
+        return self._shuffle(first, first, [0] * self.lanes)
 
     def _shuffle(self, a: ir.Value, b: ir.Value, lanes: list[int]) -> ir.Value:
-        mask = ir.Constant(ir.VectorType(ir.IntType(32), len(lanes)), lanes)
-        return self._builder.shuffle_vector(a, b, mask)
+        return self._builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(ir.IntType(32), len(lanes)), lanes))
 
-    def negate(self, a: ir.Value) -> ir.Value:
-        """Vector with its signs changed."""
-        return self._builder.fneg(a)
+    def transpose(self, rows: Sequence[Operand]) -> list[Vector]:
+        """Transpose a square of as many vectors as a vector has lanes."""
+        values = [self._vector_of(row) for row in rows]
+        lanes = len(values)
+        distance = lanes // 2
+        while distance:
+            low = [lane + lanes - distance if lane & distance else lane for lane in range(lanes)]
+            high = [lane + lanes if lane & distance else lane + distance for lane in range(lanes)]
+            for i in range(lanes):
+                if not i & distance:
+                    a, b = values[i], values[i + distance]
+                    values[i], values[i + distance] = self._shuffle(a, b, low), self._shuffle(a, b, high)
+            distance //= 2
+        return [Vector(self._builder, value) for value in values]
 
-    def repeat(
-        self, count: ir.Value, state: Sequence[ir.Value], body: Callable[..., Sequence[ir.Value]]
-    ) -> list[ir.Value]:
-        """Emit ``for _ in range(count): state = body(*state)`` with the state in registers; return the last state."""
+    def reverse(self, a: Vector) -> Vector:
+        """Vector with its lanes in reverse order."""
+        return Vector(self._builder, self._shuffle(a.llvm, a.llvm, list(range(self.lanes))[::-1]))
+
+    def even_lanes(self, a: Vector, b: Vector) -> Vector:
+        """Every other lane, from the first on, of two vectors."""
+        return Vector(self._builder, self._shuffle(a.llvm, b.llvm, list(range(0, 2 * self.lanes, 2))))
+
+    # Control flow
+
+    def repeat(self, count: Operand, state: Sequence[Operand], body: Callable[..., Sequence[Operand]]) -> list[Value]:
+        """Emit ``for _ in range(count): state = body(*state)`` with the state in registers; return the last state.
+
+        In the first state an int is an integer, a float a vector.
+        """
         builder = self._builder
+        state = [self._value(value) for value in state]
+        count = self._integer(count)
         before = builder.block
         loop = builder.append_basic_block("repeat")
         after = builder.append_basic_block("repeated")
-        builder.cbranch(builder.icmp_signed(">", count, self.integer(0)), loop, after)
+        builder.cbranch(builder.icmp_signed(">", count, ir.Constant(_WORD, 0)), loop, after)
         builder.position_at_end(loop)
-        index = builder.phi(self._word)
-        index.add_incoming(self.integer(0), before)
-        inside = [builder.phi(value.type) for value in state]
+        index = builder.phi(_WORD)
+        index.add_incoming(ir.Constant(_WORD, 0), before)
+        inside = [builder.phi(value.llvm.type) for value in state]
         for phi, value in zip(inside, state, strict=True):
-            phi.add_incoming(value, before)
-        new = body(*inside)
-        following = builder.add(index, self.integer(1))
-        index.add_incoming(following, builder.block)
-        for phi, value in zip(inside, new, strict=True):
-            phi.add_incoming(value, builder.block)
-        builder.cbranch(builder.icmp_signed("<", following, count), loop, after)
+            phi.add_incoming(value.llvm, before)
+        new = body(*(type(value)(builder, phi) for value, phi in zip(state, inside, strict=True)))
+        new = [value._operand(following) for value, following in zip(state, new, strict=True)]
+        following = builder.add(index, ir.Constant(_WORD, 1))
         end = builder.block
+        index.add_incoming(following, end)
+        for phi, value in zip(inside, new, strict=True):
+            phi.add_incoming(value, end)
+        builder.cbranch(builder.icmp_signed("<", following, count), loop, after)
         builder.position_at_end(after)
-        outside = [builder.phi(value.type) for value in state]
+        outside = [builder.phi(value.llvm.type) for value in state]
         for phi, value, last in zip(outside, state, new, strict=True):
-            phi.add_incoming(value, before)
+            phi.add_incoming(value.llvm, before)
             phi.add_incoming(last, end)
-        return outside
+        return [type(value)(builder, phi) for value, phi in zip(state, outside, strict=True)]
+
+    def _value(self, value: Operand) -> Value:
+        if isinstance(value, Value):
+            return value
+        return Integer(self._builder, self._integer(value)) if isinstance(value, int) else self.constant(value)
 
     @contextmanager
-    def when(self, value: ir.Value, equals: int) -> Iterator[None]:
+    def when(self, value: Operand, equals: int) -> Iterator[None]:
         """Emit the body of the with statement under ``if value == equals``."""
-        with self._builder.if_then(self._builder.icmp_signed("==", value, self.integer(equals))):
+        with self._builder.if_then(self._builder.icmp_signed("==", self._integer(value), ir.Constant(_WORD, equals))):
             yield
 
 
-def kernel(emit: Callable[..., None], name: str, arity: int) -> Any:
-    """Make an intrinsic ``name(real, arguments)``, with a tuple of `arity` int64, of ``emit(emitter, *arguments)``."""
+def kernel(emit: Callable[..., None], name: str, arity: int | None = None) -> Any:
+    """Make an intrinsic ``name(real, arguments)``, with a tuple of int64, of ``emit(emitter, *arguments)``.
+
+    `arity` is to be told of an emitter of ``*arguments``.
+    """
+    if arity is None:
+        arity = emit.__code__.co_argcount - 1
 
     def typed(typingctx: Any, real: Any, arguments: Any) -> Any:
         if not isinstance(real, types.NumberClass) or arguments != types.UniTuple(types.int64, arity):
@@ -338,7 +421,8 @@ def kernel(emit: Callable[..., None], name: str, arity: int) -> Any:
         scalar = np.float32 if real.dtype == types.float32 else np.float64
 
         def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            emit(Emitter(builder, scalar), *cgutils.unpack_tuple(builder, args[1], arity))
+            integers = (Integer(builder, value) for value in cgutils.unpack_tuple(builder, args[1], arity))
+            emit(Emitter(builder, scalar), *integers)
             return context.get_dummy_value()
 
         return types.void(real, arguments), codegen

@@ -4,6 +4,7 @@ import numpy as np
 
 from nbfftconv import jit, scratch, threads
 from nbfftconv.passes.tiles import reverse
+from nbfftconv.rounding import cdiv
 
 #: Filters and channels of a work item, whose kernels share the cache lines that are read and written.
 _BLOCK = 32
@@ -47,7 +48,7 @@ def transpose(weight: np.ndarray, groups: int) -> np.ndarray:
     record = np.zeros((), _RECORD)
     record["weight"], record["transposed"] = weight.ctypes.data, result.ctypes.data
     record["filters"], record["channels"], record["taps"] = filters, channels, height * width
-    record["filter_blocks"], record["channel_blocks"] = -(-filters // _BLOCK), -(-channels // _BLOCK)
+    record["filter_blocks"], record["channel_blocks"] = cdiv(filters, _BLOCK), cdiv(channels, _BLOCK)
     items = groups * int(record["filter_blocks"]) * int(record["channel_blocks"])
     stage = _transpose_kernels.address(weight.dtype.type)
     threads.run(threads.Task(stage, record, items, threads.get_slots()[0]))

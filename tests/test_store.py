@@ -33,7 +33,7 @@ from nbfftconv.direct import dense, dense_grad_weight, depthwise, gradients
 from nbfftconv.passes import backward, blank_windows, forward, from_spectra, grad_input, to_spectra, unmet_weights
 from nbfftconv.report import report
 from nbfftconv.store import Document, cache_folder
-from nbfftconv.transforms import codelets, fftw, planar
+from nbfftconv.transforms import codelets, fftw, kernel_callback, planar
 
 POSIX = pytest.mark.skipif(not hasattr(os, "geteuid"), reason="owners and modes are POSIX's")
 ROOT = pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can give files away")
@@ -529,11 +529,11 @@ def callbacks():
                 if isinstance(found, jit.Callback):
                     yield found
     for side in codelets.SIDES:
-        yield from (codelets._rows_forward(side), codelets._rows_inverse(side))
-        yield from (codelets._columns(side, sign) for sign in (-1, 1))
+        yield from (kernel_callback(emitter, side) for emitter in (codelets.rows_forward, codelets.rows_inverse))
+        yield from (kernel_callback(codelets.columns, side, sign) for sign in (-1, 1))
     for side in planar.SIDES:
-        for make in (planar._columns_forward, planar._rows_forward, planar._columns_inverse, planar._rows_inverse):
-            yield planar._step(make, side)
+        for emitter in (planar.columns_forward, planar.rows_forward, planar.columns_inverse, planar.rows_inverse):
+            yield kernel_callback(emitter, side)
 
 
 def test_no_two_functions_have_the_same_key():

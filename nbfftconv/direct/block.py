@@ -4,7 +4,6 @@ from collections.abc import Callable
 from typing import Any
 
 from nbfftconv import simd
-from nbfftconv.simd import VECTOR_BYTES
 
 #: Products of a work item, at most, as far as it can be cut: a call answers signals between two items.
 MOST_PRODUCTS = 2**29
@@ -19,12 +18,11 @@ class OutputBlock:
     def __init__(self, v, y, y_row, first, end, rows_left, rows: int, vectors: int) -> None:
         self._v = v
         # Rows that there are none of repeat the last one, and are written before it.
-        last = v.subtract(rows_left, v.integer(1))
-        self.rows = [v.minimum(v.integer(i), last) for i in range(rows)]
-        starts = [v.add(y, v.scale(y_row, row)) for row in self.rows]
-        self._places = [[v.add(start, v.integer(j * VECTOR_BYTES)) for j in range(vectors)] for start in starts]
-        self._inside = [v.between(v.integer(j * v.lanes), v.integer(0), end) for j in range(vectors)]
-        self._begun = [v.between(v.integer(j * v.lanes), first, end) for j in range(vectors)]
+        last = rows_left - 1
+        self.rows = [v.minimum(i, last) for i in range(rows)]
+        self._places = [[y + y_row * row + j * v.vector_bytes for j in range(vectors)] for row in self.rows]
+        self._inside = [v.lanes_between(0, end, j * v.lanes) for j in range(vectors)]
+        self._begun = [v.lanes_between(first, end, j * v.lanes) for j in range(vectors)]
         for place in sum(self._places, []):
             v.prefetch(place, write=True)
 
@@ -33,12 +31,12 @@ class OutputBlock:
         v, sums, totals = self._v, iter(sums), []
         for places, bias in zip(self._places, biases, strict=True):
             row = zip(places, self._begun, strict=True)
-            totals.append([v.plus(v.plus(v.load_some(place, mask), bias), next(sums)) for place, mask in row])
+            totals.append([v.masked_load(place, mask) + bias + next(sums) for place, mask in row])
         for clip in (False, True):
             with v.when(relu, int(clip)):
                 for row, places in zip(reversed(totals), reversed(self._places), strict=True):
                     for value, place, mask in zip(row, places, self._inside, strict=True):
-                        v.store_some(v.clip(value) if clip else value, place, mask)
+                        v.masked_store(v.relu(value) if clip else value, place, mask)
 
 
 def block_kernel(block: Callable[[int, int], Callable], rows: int, vectors: int, name: str, arity: int) -> Any:

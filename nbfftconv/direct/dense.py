@@ -15,6 +15,7 @@ from nbfftconv import jit, scratch, simd, threads
 from nbfftconv.direct.block import MOST_PRODUCTS, OutputBlock, block_kernel
 from nbfftconv.direct.gather import clear_lanes, gather_lanes
 from nbfftconv.geometry import AXIS_NUMBERS, ConvGeometry
+from nbfftconv.rounding import cdiv, round_up
 from nbfftconv.simd import VECTOR_BYTES
 from nbfftconv.threads import in_turns, share
 
@@ -47,24 +48,18 @@ def _block(rows: int, vectors: int):
     """Return the emitter of a block of rows × vectors of Y."""
 
     def emit(v, x, w, bias, y, y_row, depth, first, end, rows_left, relu):
-        size = v.integer(VECTOR_BYTES)
-
-        def at(address, index):
-            return v.add(address, v.integer(index * VECTOR_BYTES))
-
-        def step(x, w, *sums):
+        def add_products(x, w, *sums):
             sums = list(sums)
-            pixels = [v.load(at(x, j)) for j in range(vectors)]
+            pixels = [v.load(x + j * v.vector_bytes) for j in range(vectors)]
             for i in range(rows):
-                weight = v.broadcast(v.add(w, v.integer(i * v.itemsize)))
+                weight = v.broadcast(w + i * v.itemsize)
                 for j in range(vectors):
-                    sums[i * vectors + j] = v.multiply_add(weight, pixels[j], sums[i * vectors + j])
-            return [v.add(x, v.scale(size, v.integer(vectors))), v.add(w, v.integer(_ROWS * v.itemsize)), *sums]
+                    sums[i * vectors + j] = v.fma(weight, pixels[j], sums[i * vectors + j])
+            return [x + vectors * v.vector_bytes, w + _ROWS * v.itemsize, *sums]
 
         output = OutputBlock(v, y, y_row, first, end, rows_left, rows, vectors)
-        _, _, *sums = v.repeat(depth, [x, w, *[v.zero()] * (rows * vectors)], step)
-        biases = [v.broadcast(v.add(bias, v.scale(v.integer(v.itemsize), row))) for row in output.rows]
-        output.add(sums, biases, relu)
+        _, _, *sums = v.repeat(depth, [x, w, *[0.0] * (rows * vectors)], add_products)
+        output.add(sums, [v.broadcast(bias + row * v.itemsize) for row in output.rows], relu)
 
     return emit
 
@@ -89,7 +84,7 @@ def _gather_vector(real, itemsize, lanes, r, image, begin, end, p, target, pitch
             c, tap = i // window, i % window
             y = oy * r.y_stride + tap // r.x_kernel * r.y_dilation - r.y_before
             x0 = (ox - lane) * r.x_stride + tap % r.x_kernel * r.x_dilation - r.x_before
-            count = (end - i + window - 1) // window  # the same tap of so many channels
+            count = cdiv(end - i, window)  # the same tap of so many channels
             row = target + (i - begin) * pitch
             channel_step = r.y_input * r.x_input * itemsize
             if 0 <= y < r.y_input:
@@ -116,7 +111,7 @@ def _forward(real):
             image = r.input + (n * r.groups + group) * r.channels * r.y_input * r.x_input * itemsize
             first_block, last_block = share(r.filter_blocks, chunk, r.chunks)
             first, last = share(r.pixel_blocks, strip, r.strips)
-            first_depth, last_depth = share((r.taps + r.depth - 1) // r.depth, r.turn, r.turns)
+            first_depth, last_depth = share(cdiv(r.taps, r.depth), r.turn, r.turns)
             for i in range(first_depth * r.depth, min(last_depth * r.depth, r.taps), r.depth):
                 depth = min(r.depth, r.taps - i)
                 for pixel_block in range(first, last):
@@ -179,15 +174,15 @@ def _numbers(geometry: ConvGeometry, dtype: np.dtype) -> np.ndarray:
         for name, number in geometry.axis_numbers(index).items():
             record[f"{axis}_{name}"] = number
     taps = channels * kernel[0] * kernel[1]
-    vectors = -(-height * width // simd.lanes(dtype.type))
-    pixel_blocks = -(-vectors // _VECTORS)
-    strips = -(-pixel_blocks // _STRIP_BLOCKS)
+    vectors = cdiv(height * width, simd.lanes(dtype.type))
+    pixel_blocks = cdiv(vectors, _VECTORS)
+    strips = cdiv(pixel_blocks, _STRIP_BLOCKS)
     others = max(1, images * geometry.groups * strips)
-    chunks = max(-(-filters // _MOST_FILTERS), min(-(-_ITEMS // others), filters // _FEWEST_FILTERS))
+    chunks = max(cdiv(filters, _MOST_FILTERS), min(cdiv(_ITEMS, others), filters // _FEWEST_FILTERS))
     record["groups"], record["channels"], record["filters"] = geometry.groups, channels, filters
-    record["taps"], record["depth"] = taps, -(-taps // -(-taps // _DEPTH))
+    record["taps"], record["depth"] = taps, cdiv(taps, cdiv(taps, _DEPTH))
     record["vectors"], record["pixel_blocks"], record["strips"] = vectors, pixel_blocks, strips
-    record["filter_blocks"] = blocks = -(-filters // _ROWS)
+    record["filter_blocks"] = blocks = cdiv(filters, _ROWS)
     record["chunks"] = min(chunks, blocks)
     return record
 
@@ -200,7 +195,7 @@ def scratch_bytes() -> int:
 def packed_bytes(geometry: ConvGeometry, dtype: np.dtype) -> int:
     """Bytes of the packed kernels."""
     filters, *taps = geometry.weight_size
-    return geometry.groups * -(-filters // geometry.groups // _ROWS) * _ROWS * math.prod(taps) * dtype.itemsize
+    return geometry.groups * round_up(filters // geometry.groups, _ROWS) * math.prod(taps) * dtype.itemsize
 
 
 def pack(geometry: ConvGeometry, w: np.ndarray) -> np.ndarray:
@@ -228,5 +223,5 @@ def forward(
     record["slot"], record["relu"] = scratch_bytes(), relu
     items = geometry.input_size[0] * int(record["groups"] * record["strips"] * record["chunks"])
     pixels = _STRIP_BLOCKS * _VECTORS * simd.lanes(x.dtype.type)
-    products = pixels * -(-int(record["filter_blocks"]) // int(record["chunks"])) * _ROWS * int(record["taps"])
-    threads.run(*in_turns(_forward_items.address(x.dtype.type), record, items, slots, -(-products // MOST_PRODUCTS)))
+    products = pixels * cdiv(int(record["filter_blocks"]), int(record["chunks"])) * _ROWS * int(record["taps"])
+    threads.run(*in_turns(_forward_items.address(x.dtype.type), record, items, slots, cdiv(products, MOST_PRODUCTS)))

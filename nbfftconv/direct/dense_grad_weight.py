@@ -18,6 +18,7 @@ from nbfftconv import jit, scratch, simd, threads
 from nbfftconv.direct.block import MOST_PRODUCTS
 from nbfftconv.direct.gather import clear_lanes, gather_lanes
 from nbfftconv.geometry import AXIS_NUMBERS, ConvGeometry
+from nbfftconv.rounding import cdiv, round_up
 from nbfftconv.simd import VECTOR_BYTES
 from nbfftconv.threads import in_turns, share
 
@@ -63,24 +64,24 @@ def _product_block(vectors: int):
     """Return the emitter of a block of taps × vectors of filters."""
 
     def emit(v, pixels, taps, g, sums, count):
-        offsets = [v.integer_at(v.add(taps, v.integer(8 * i))) for i in range(_TAPS)]
-        places = [v.add(sums, v.integer(i * VECTOR_BYTES)) for i in range(_TAPS * vectors)]
+        offsets = [v.load_integer(taps + 8 * i) for i in range(_TAPS)]
+        places = [sums + i * v.vector_bytes for i in range(_TAPS * vectors)]
         for place in places:
             v.prefetch(place, write=True)
 
-        def step(pixel, g, *totals):
+        def add_products(pixel, g, *totals):
             totals = list(totals)
-            x = v.integer_at(pixel)
-            filters = [v.load(v.add(g, v.integer(j * VECTOR_BYTES))) for j in range(vectors)]
+            x = v.load_integer(pixel)
+            filters = [v.load(g + j * v.vector_bytes) for j in range(vectors)]
             for i in range(_TAPS):
-                value = v.broadcast(v.add(x, offsets[i]))
+                value = v.broadcast(x + offsets[i])
                 for j in range(vectors):
-                    totals[i * vectors + j] = v.multiply_add(value, filters[j], totals[i * vectors + j])
-            return [v.add(pixel, v.integer(8)), v.add(g, v.integer(vectors * VECTOR_BYTES)), *totals]
+                    totals[i * vectors + j] = v.fma(value, filters[j], totals[i * vectors + j])
+            return [pixel + 8, g + vectors * v.vector_bytes, *totals]
 
-        _, _, *totals = v.repeat(count, [pixels, g, *[v.zero()] * (_TAPS * vectors)], step)
+        _, _, *totals = v.repeat(count, [pixels, g, *[0.0] * (_TAPS * vectors)], add_products)
         for place, total in zip(places, totals, strict=True):
-            v.store(v.plus(v.load(place), total), place)
+            v.store(v.load(place) + total, place)
 
     return emit
 
@@ -94,37 +95,35 @@ def _product_blocks(v, *arguments):
 
 def _rows(v, step, left):
     """Distances of as many rows as a vector has lanes; rows that there are none of repeat the last of `left`."""
-    last = v.subtract(left, v.integer(1))
-    return [v.scale(step, v.minimum(v.integer(i), last)) for i in range(v.lanes)]
+    last = left - 1
+    return [step * v.minimum(i, last) for i in range(v.lanes)]
 
 
 def _transpose_block(v, source, source_step, left, count, target, target_step):
     rows = _rows(v, source_step, left)
 
-    def step(source, target, count):
-        inside = v.between(v.integer(0), v.integer(0), count)
+    def square(source, target, count):
+        inside = v.lanes_between(0, count)
         for row in rows:  # for the next block of pixels
-            v.prefetch(v.add(v.add(source, row), v.integer(_PIXELS * v.itemsize)), level=2)
-        for i, pixel in enumerate(v.transpose([v.load_some(v.add(source, row), inside) for row in rows])):
-            v.store(pixel, v.add(target, v.scale(target_step, v.integer(i))))
-        lanes = v.integer(v.lanes)
-        target = v.add(target, v.scale(target_step, lanes))
-        return [v.add(source, v.integer(VECTOR_BYTES)), target, v.subtract(count, lanes)]
+            v.prefetch(source + row + _PIXELS * v.itemsize, level=2)
+        for i, pixel in enumerate(v.transpose([v.masked_load(source + row, inside) for row in rows])):
+            v.store(pixel, target + target_step * i)
+        return [source + v.vector_bytes, target + target_step * v.lanes, count - v.lanes]
 
-    blocks = v.divide(v.add(count, v.integer(v.lanes - 1)), v.integer(v.lanes))
-    v.repeat(blocks, [source, target, count], step)
+    squares = (count + (v.lanes - 1)) // v.lanes
+    v.repeat(squares, [source, target, count], square)
 
 
 def _scatter_block(v, sums, sums_step, part, parts, left, count, target, target_step):
-    def step(sums, *totals):
-        values = [v.load(v.add(sums, v.scale(sums_step, v.integer(i)))) for i in range(v.lanes)]
-        return [v.add(sums, part), *(v.plus(total, value) for total, value in zip(totals, values, strict=True))]
+    def add_part(sums, *totals):
+        values = [v.load(sums + sums_step * i) for i in range(v.lanes)]
+        return [sums + part, *(total + value for total, value in zip(totals, values, strict=True))]
 
-    _, *totals = v.repeat(parts, [sums, *[v.zero()] * v.lanes], step)
-    inside = v.between(v.integer(0), v.integer(0), count)
+    _, *totals = v.repeat(parts, [sums, *[0.0] * v.lanes], add_part)
+    inside = v.lanes_between(0, count)
     rows = zip(v.transpose(totals), _rows(v, target_step, left), strict=True)
     for total, row in reversed(list(rows)):  # the last row that there is comes after those that repeat it
-        v.store_some(total, v.add(target, row), inside)
+        v.masked_store(total, target + row, inside)
 
 
 # (pixels, taps, g, sums, count, vectors): add to sums[tap][filter] the products of `count` vectors g[pixel][filter]
@@ -132,19 +131,19 @@ def _scatter_block(v, sums, sums_step, part, parts, left, count, target, target_
 _product = simd.kernel(_product_blocks, "weight_product", 6)
 # (source, source_step, left, count, target, target_step): `left` rows, at most as many as a vector has lanes, of
 # `count` scalars as `count` vectors; up to a whole number of vectors of scalars are written.
-_transpose = simd.kernel(_transpose_block, "transpose_pixels", 6)
+_transpose = simd.kernel(_transpose_block, "transpose_pixels")
 # (sums, sums_step, part, parts, left, count, target, target_step): the transposed sum over parts of `count` vectors,
 # at most as many as their lanes, as `left` rows of `count` scalars.
-_scatter = simd.kernel(_scatter_block, "scatter_weight", 8)
+_scatter = simd.kernel(_scatter_block, "scatter_weight")
 
 
 @jit.njit()
 def _gather_window(real, itemsize, lanes, r, plane, y, x, rows, columns, window):
     """Gather the pixels of a channel from row `y` and column `x` of its plane on."""
-    above = max(0, min((r.y_step - 1 - y) // r.y_step, rows))
-    below = max(above, min((r.y_input - y + r.y_step - 1) // r.y_step, rows))
+    above = max(0, min(cdiv(-y, r.y_step), rows))
+    below = max(above, min(cdiv(r.y_input - y, r.y_step), rows))
     source = plane + (y + above * r.y_step) * r.x_input * itemsize
-    for i in range((columns + lanes - 1) // lanes):
+    for i in range(cdiv(columns, lanes)):
         target = window + i * VECTOR_BYTES
         clear_lanes(real, target, r.row, 0, lanes, above)
         gather_lanes(
@@ -213,7 +212,7 @@ def _add_up(real, itemsize, lanes, r, item, sums, part, parts):
                     sums + (tap - first_tap) * step + (k // lanes - vector) * VECTOR_BYTES, step, part, parts,
                     min(lanes, r.filters - k), min(lanes, last_tap - tap), row + tap * itemsize, r.taps * itemsize,
                 ))  # fmt: skip
-        sums += -(-(last_tap - first_tap) // _TAPS) * _TAPS * step
+        sums += round_up(last_tap - first_tap, _TAPS) * step
 
 
 def _grad_weight(real):
@@ -227,8 +226,8 @@ def _grad_weight(real):
         for part_item in range(begin, end):
             item, part = part_item // r.parts, part_item % r.parts
             group, first_block, last_block, first_tap, last_tap = _chunk(r, item)
-            first_channel, last_channel = first_tap // kernel, (last_tap - 1) // kernel + 1
-            blocks = -(-(last_tap - first_tap) // _TAPS)
+            first_channel, last_channel = first_tap // kernel, cdiv(last_tap, kernel)
+            blocks = cdiv(last_tap - first_tap, _TAPS)
             for i in range(blocks * _TAPS):  # taps that there are none of repeat the last one
                 tap = min(first_tap + i, last_tap - 1)
                 u, v = tap % kernel // r.x_kernel, tap % r.x_kernel
@@ -257,7 +256,7 @@ def _grad_weight(real):
                             window + image * r.image + (c - first_channel) * r.plane,
                         )  # fmt: skip
                 pixels = images * rows * columns
-                parts = -(-pixels // _PIXELS)
+                parts = cdiv(pixels, _PIXELS)
                 for pixel_block in range(parts):
                     p, stop = share(pixels, pixel_block, parts)
                     _list_pixels(itemsize, r, window, rows, columns, p, stop, pixel_table)
@@ -314,16 +313,16 @@ def _record(geometry: ConvGeometry, dtype: np.dtype) -> np.ndarray | None:
     lanes, images = simd.lanes(dtype.type), geometry.input_size[0]
     fields: dict[str, Any] = {
         "images": images, "groups": geometry.groups, "channels": channels, "filters": filters,
-        "taps": channels * kernel, "tap_blocks": -(-channels * kernel // _TAPS), "vectors": -(-filters // lanes),
+        "taps": channels * kernel, "tap_blocks": cdiv(channels * kernel, _TAPS), "vectors": cdiv(filters, lanes),
     }  # fmt: skip
 
-    fields["x_count"] = -(-x["output"] // _COLUMNS)
-    fields["x_core"] = x_core = -(-x["output"] // fields["x_count"])
+    fields["x_count"] = cdiv(x["output"], _COLUMNS)
+    fields["x_core"] = x_core = cdiv(x["output"], fields["x_count"])
     reach = (y["kernel"] - 1) * y["dilation"]
-    row = -(-((x_core - 1) * x["stride"] + (x["kernel"] - 1) * x["dilation"] + 1) // lanes) * VECTOR_BYTES
+    row = cdiv((x_core - 1) * x["stride"] + (x["kernel"] - 1) * x["dilation"] + 1, lanes) * VECTOR_BYTES
     most_taps = min(_MOST_TAPS, fields["tap_blocks"] * _TAPS)
     while True:
-        depth = min(channels, -(-(most_taps - 1) // kernel) + 1)
+        depth = min(channels, cdiv(most_taps - 1, kernel) + 1)
         if depth * row * (reach + 1) <= _MOST_BYTES:
             break
         if most_taps == _TAPS:
@@ -332,36 +331,36 @@ def _record(geometry: ConvGeometry, dtype: np.dtype) -> np.ndarray | None:
     fitting = (_WINDOW_BYTES // (depth * row) - reach - 1) // max(1, y["stride"]) + 1
     most_filters = min(fields["vectors"], _MOST_BLOCKS * _VECTORS) * lanes
     fitting = max(1, min(fitting, _BAND_PRODUCTS // (most_taps * most_filters * x_core)))
-    fields["y_count"] = -(-y["output"] // fitting)
-    fields["y_core"] = y_core = -(-y["output"] // fields["y_count"])
+    fields["y_count"] = cdiv(y["output"], fitting)
+    fields["y_core"] = y_core = cdiv(y["output"], fields["y_count"])
     # An odd number of vectors: the same pixel of neighbouring channels shall be in different sets of a cache.
     plane = (((y_core - 1) * y["stride"] + reach + 1) * row // VECTOR_BYTES | 1) * VECTOR_BYTES
     image_core = 1
     if fields["y_count"] == fields["x_count"] == 1:
         image_core = max(1, min(images, _WINDOW_BYTES // (depth * plane), _PIXELS // (y_core * x_core)))
     fields |= {"row": row, "plane": plane, "image": depth * plane, "image_core": image_core}
-    fields["bands"] = -(-images // image_core) * fields["y_count"] * fields["x_count"]
+    fields["bands"] = cdiv(images, image_core) * fields["y_count"] * fields["x_count"]
 
-    fields["tap_chunks"] = tap_chunks = -(-fields["tap_blocks"] // (most_taps // _TAPS))
-    fields["filter_blocks"] = blocks = -(-fields["vectors"] // _VECTORS)
+    fields["tap_chunks"] = tap_chunks = cdiv(fields["tap_blocks"], most_taps // _TAPS)
+    fields["filter_blocks"] = blocks = cdiv(fields["vectors"], _VECTORS)
     others = geometry.groups * tap_chunks
-    wanted = -(-_ITEMS // (others * max(1, fields["bands"])))
-    fields["filter_chunks"] = chunks = max(-(-blocks // _MOST_BLOCKS), min(wanted, blocks // _FEWEST_BLOCKS))
-    fields["parts"] = parts = max(1, min(fields["bands"], -(-_ITEMS // (others * chunks))))
+    wanted = cdiv(_ITEMS, others * max(1, fields["bands"]))
+    fields["filter_chunks"] = chunks = max(cdiv(blocks, _MOST_BLOCKS), min(wanted, blocks // _FEWEST_BLOCKS))
+    fields["parts"] = parts = max(1, min(fields["bands"], cdiv(_ITEMS, others * chunks)))
 
     block = min(_PIXELS, image_core * y_core * x_core)
-    item_taps = -(-fields["tap_blocks"] // tap_chunks) * _TAPS
-    item_filters = -(-blocks // chunks) * _VECTORS * lanes
-    pixels = -(-images * y["output"] * x["output"] // parts)
-    fields["turns"] = max(1, min(fields["bands"] // parts, -(-item_taps * item_filters * pixels // MOST_PRODUCTS)))
+    item_taps = cdiv(fields["tap_blocks"], tap_chunks) * _TAPS
+    item_filters = cdiv(blocks, chunks) * _VECTORS * lanes
+    pixels = cdiv(images * y["output"] * x["output"], parts)
+    fields["turns"] = max(1, min(fields["bands"] // parts, cdiv(item_taps * item_filters * pixels, MOST_PRODUCTS)))
     # `_scatter` reads whole vectors of taps.
-    fields["item"] = (-(-blocks // chunks) * item_taps + lanes) * _VECTORS * VECTOR_BYTES
+    fields["item"] = (cdiv(blocks, chunks) * item_taps + lanes) * _VECTORS * VECTOR_BYTES
     fields["part"] = geometry.groups * tap_chunks * chunks * fields["item"]
     fields["gradient"] = image_core * depth * plane
     # Transposition writes whole vectors of pixels.
     fields["pixel_table"] = fields["gradient"] + (block + lanes) * _VECTORS * VECTOR_BYTES
     fields["tap_table"] = fields["pixel_table"] + 8 * block
-    fields["slot_sums"] = -(-(fields["tap_table"] + 8 * item_taps) // VECTOR_BYTES) * VECTOR_BYTES
+    fields["slot_sums"] = round_up(fields["tap_table"] + 8 * item_taps, VECTOR_BYTES)
     fields["slot"] = fields["slot_sums"] + (fields["item"] if parts == fields["turns"] == 1 else 0)
     fields |= {f"{name}_{number}": value for name, axis in (("y", y), ("x", x)) for number, value in axis.items()}
     record = np.zeros((), _RECORD)

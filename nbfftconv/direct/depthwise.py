@@ -19,6 +19,7 @@ from nbfftconv import jit, scratch, simd, threads
 from nbfftconv.direct.block import MOST_PRODUCTS, OutputBlock, block_kernel
 from nbfftconv.direct.gather import clear_lanes, gather_lanes
 from nbfftconv.geometry import AXIS_NUMBERS, ConvGeometry
+from nbfftconv.rounding import cdiv, round_up
 from nbfftconv.simd import VECTOR_BYTES
 from nbfftconv.threads import in_turns, share
 
@@ -62,36 +63,31 @@ def _block(rows: int, vectors: int):
 
     def emit(v, x, x_channel, row_step, w, w_channel, tap_step, channels, table, runs4, runs3, runs2, runs1,
              bias, ahead, y, y_row, first, end, rows_left, relu):  # fmt: skip
-        def at(address, index):
-            return v.add(address, v.integer(index * VECTOR_BYTES))
-
         def run(taps, x, w):
-            def step(entry, ahead, *sums):
+            def add_products(entry, ahead, *sums):
                 sums = list(sums)
                 v.prefetch(ahead, level=2)
-                source = v.add(x, v.integer_at(entry))
-                weight = v.add(w, v.integer_at(v.add(entry, v.integer(8))))
-                weights = [v.broadcast(v.add(weight, v.scale(tap_step, v.integer(u)))) for u in range(taps)]
+                source, weight = x + v.load_integer(entry), w + v.load_integer(entry + 8)
+                weights = [v.broadcast(weight + tap_step * u) for u in range(taps)]
                 for row in range(rows + taps - 1):
-                    place = v.add(source, v.scale(row_step, v.integer(row)))
                     for j in range(vectors):
-                        pixels = v.load(at(place, j))
+                        pixels = v.load(source + row_step * row + j * v.vector_bytes)
                         for u in range(taps):
                             if 0 <= row - u < rows:
                                 k = (row - u) * vectors + j
-                                sums[k] = v.multiply_add(weights[u], pixels, sums[k])
-                return [v.add(entry, v.integer(16)), v.add(ahead, v.integer(VECTOR_BYTES)), *sums]
+                                sums[k] = v.fma(weights[u], pixels, sums[k])
+                return [entry + 16, ahead + v.vector_bytes, *sums]
 
-            return step
+            return add_products
 
         def channel(x, w, ahead, *sums):
             entry = table
             for taps, count in zip((4, 3, 2, 1), (runs4, runs3, runs2, runs1), strict=True):
                 entry, ahead, *sums = v.repeat(count, [entry, ahead, *sums], run(taps, x, w))
-            return [v.add(x, x_channel), v.add(w, w_channel), ahead, *sums]
+            return [x + x_channel, w + w_channel, ahead, *sums]
 
         output = OutputBlock(v, y, y_row, first, end, rows_left, rows, vectors)
-        _, _, _, *sums = v.repeat(channels, [x, w, ahead, *[v.zero()] * (rows * vectors)], channel)
+        _, _, _, *sums = v.repeat(channels, [x, w, ahead, *[0.0] * (rows * vectors)], channel)
         output.add(sums, [v.broadcast(bias)] * rows, relu)
 
     return emit
@@ -128,7 +124,7 @@ def _forward(real):
         window = r.scratch + slot * r.slot
         width = r.x_output
         w_channel = r.y_kernel * r.x_kernel * itemsize
-        first_depth, last_depth = share((r.channels + r.depth - 1) // r.depth, r.turn, r.turns)
+        first_depth, last_depth = share(cdiv(r.channels, r.depth), r.turn, r.turns)
         for item in range(begin, end):
             first_filter, last_filter = share(r.filters, item % r.chunks, r.chunks)
             tile = item // r.chunks
@@ -159,7 +155,7 @@ def _forward(real):
                     bias = (r.bias if c == 0 else r.zeros) + k * itemsize
                     plane = r.output + (n * r.groups * r.filters + k) * r.y_output * width * itemsize
                     for phase in range(min(r.y_phases, y1 - y0)):
-                        rows = (y1 - y0 - phase + r.y_phases - 1) // r.y_phases
+                        rows = cdiv(y1 - y0 - phase, r.y_phases)
                         for i in range(0, rows, _ROWS):
                             row = phase + i * r.y_phases
                             left = min(_ROWS, rows - i)
@@ -173,7 +169,7 @@ def _forward(real):
                                     bias, ahead if ahead < ahead_end else source,
                                     target, r.y_phases * width * itemsize, count if c == 0 else 0, count,
                                     left, relu, _ROWS // 2 if left <= _ROWS // 2 else _ROWS,
-                                    (count + lanes - 1) // lanes,
+                                    cdiv(count, lanes),
                                 ))  # fmt: skip
                                 ahead += lines * VECTOR_BYTES
 
@@ -199,9 +195,9 @@ def _record(geometry: ConvGeometry, dtype: np.dtype) -> np.ndarray | None:
     common = math.gcd(y["stride"], y["dilation"])
     y_phases, tap_phases = y["dilation"] // common, y["stride"] // common
 
-    x_count = -(-x["output"] // _COLUMNS)
-    x_core = -(-x["output"] // (x_count * lanes)) * lanes
-    vectors = -(-(x_core + (x["kernel"] - 1) * x["dilation"] // x["stride"]) // lanes)
+    x_count = cdiv(x["output"], _COLUMNS)
+    x_core = round_up(cdiv(x["output"], x_count), lanes)
+    vectors = cdiv(x_core + (x["kernel"] - 1) * x["dilation"] // x["stride"], lanes)
     if vectors % 8 == 0:  # rows of a window shall use all sets of a cache
         vectors += 1
     phase = vectors * VECTOR_BYTES
@@ -211,9 +207,9 @@ def _record(geometry: ConvGeometry, dtype: np.dtype) -> np.ndarray | None:
     reach = (y["kernel"] - 1) * y["dilation"]
     fitting = ((_WINDOW_BYTES // row - reach - 1) // y["stride"] + 1) // block
     others = max(1, geometry.input_size[0] * geometry.groups * x_count)
-    y_count = max(-(-y["output"] // (max(1, fitting) * block)), min(-(-_ITEMS // others), -(-y["output"] // block)))
-    y_core = -(-y["output"] // (y_count * block)) * block
-    y_count = -(-y["output"] // y_core)
+    y_count = max(cdiv(y["output"], max(1, fitting) * block), min(cdiv(_ITEMS, others), cdiv(y["output"], block)))
+    y_core = round_up(cdiv(y["output"], y_count), block)
+    y_count = cdiv(y["output"], y_core)
     rows = (y_core - 1) * y["stride"] + reach + 1
     window = rows * row
     if window > _MOST_BYTES:
@@ -225,8 +221,8 @@ def _record(geometry: ConvGeometry, dtype: np.dtype) -> np.ndarray | None:
             record[f"{name}_{number}"] = value
     depth = max(1, min(channels, _WINDOW_BYTES // window))
     products = y_core * x_core * y["kernel"] * x["kernel"]  # of a channel and a filter
-    chunks = -(-filters // max(1, min(filters, MOST_PRODUCTS // (products * depth))))
-    turns = min(-(-channels // depth), -(-products * channels * -(-filters // chunks) // MOST_PRODUCTS))
+    chunks = cdiv(filters, max(1, min(filters, MOST_PRODUCTS // (products * depth))))
+    turns = min(cdiv(channels, depth), cdiv(products * channels * cdiv(filters, chunks), MOST_PRODUCTS))
     fields = {
         "groups": geometry.groups, "channels": channels, "filters": filters, "chunks": chunks, "depth": depth,
         "rows": rows, "vectors": vectors, "phase": phase, "row": row, "window": window,
@@ -253,7 +249,7 @@ def _runs(
     tap_phases = y_stride // math.gcd(y_stride, y_dilation)
     for first in range(min(tap_phases, y_kernel)):
         column = range(first, y_kernel, tap_phases)
-        parts = -(-len(column) // _RUN)
+        parts = cdiv(len(column), _RUN)
         for part in range(parts):
             run = column[len(column) * part // parts : len(column) * (part + 1) // parts]
             lengths.append(len(run))

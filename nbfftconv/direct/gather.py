@@ -1,50 +1,47 @@
 """Pixels from images to scratch memory, as masked vectors: what lies outside an image is not touched."""
 
 from nbfftconv import jit, simd
-from nbfftconv.simd import VECTOR_BYTES
+from nbfftconv.rounding import cdiv
 
 
 def _copy(v, source, source_step, target, target_step, begin, end, first, last, count):
-    inside = v.between(v.integer(0), begin, end)
-    written = v.between(v.integer(0), first, last)
+    inside, written = v.lanes_between(begin, end), v.lanes_between(first, last)
 
-    def step(source, target):
-        v.store_some(v.load_some(source, inside), target, written)
-        return [v.add(source, source_step), v.add(target, target_step)]
+    def vector(source, target):
+        v.masked_store(v.masked_load(source, inside), target, written)
+        return [source + source_step, target + target_step]
 
-    v.repeat(count, [source, target], step)
+    v.repeat(count, [source, target], vector)
 
 
 def _copy_even(v, source, source_step, target, target_step, begin, end, first, last, count):
-    inside = [v.between(v.integer(i * v.lanes), begin, end) for i in range(2)]
-    written = v.between(v.integer(0), first, last)
+    inside, written = [v.lanes_between(begin, end, i * v.lanes) for i in range(2)], v.lanes_between(first, last)
 
-    def step(source, target):
-        halves = [v.load_some(v.add(source, v.integer(i * VECTOR_BYTES)), inside[i]) for i in range(2)]
-        v.store_some(v.even(*halves), target, written)
-        return [v.add(source, source_step), v.add(target, target_step)]
+    def vector(source, target):
+        halves = [v.masked_load(source + i * v.vector_bytes, inside[i]) for i in range(2)]
+        v.masked_store(v.even_lanes(*halves), target, written)
+        return [source + source_step, target + target_step]
 
-    v.repeat(count, [source, target], step)
+    v.repeat(count, [source, target], vector)
 
 
 def _copy_strided(v, source, source_step, scalar_step, target, target_step, begin, end, first, last, count):
-    inside = v.between(v.integer(0), begin, end)
-    written = v.between(v.integer(0), first, last)
+    inside, written = v.lanes_between(begin, end), v.lanes_between(first, last)
 
-    def step(source, target):
-        v.store_some(v.load_apart(source, scalar_step, inside), target, written)
-        return [v.add(source, source_step), v.add(target, target_step)]
+    def vector(source, target):
+        v.masked_store(v.gather(source, scalar_step, inside), target, written)
+        return [source + source_step, target + target_step]
 
-    v.repeat(count, [source, target], step)
+    v.repeat(count, [source, target], vector)
 
 
 # (source, source_step, target, target_step, begin, end, first, last, count): `count` vectors, of which scalars
 # begin .. end - 1 are read and lanes first .. last - 1 are written, zeros where nothing is read.
-_copy_vectors = simd.kernel(_copy, "copy_vectors", 9)
+_copy_vectors = simd.kernel(_copy, "copy_vectors")
 # The same of every other scalar.
-_copy_every_other = simd.kernel(_copy_even, "copy_every_other", 9)
+_copy_every_other = simd.kernel(_copy_even, "copy_every_other")
 # (source, source_step, scalar_step, ...): the same of scalars `scalar_step` bytes apart, counted alone.
-_copy_apart = simd.kernel(_copy_strided, "copy_apart", 10)
+_copy_apart = simd.kernel(_copy_strided, "copy_apart")
 
 
 @jit.njit()
@@ -64,7 +61,7 @@ def gather_lanes(real, itemsize, row, row_step, width, x, x_step, target, target
     elif x_step == 2:
         _copy_every_other(real, (row + x * itemsize, row_step, target, target_step, -x, width - x, first, last, count))
     else:
-        begin, end = (x_step - 1 - x) // x_step, (width - x + x_step - 1) // x_step
+        begin, end = cdiv(-x, x_step), cdiv(width - x, x_step)
         _copy_apart(
             real,
             (row + x * itemsize, row_step, x_step * itemsize, target, target_step, begin, end, first, last, count),

@@ -9,6 +9,7 @@ import numpy as np
 
 from nbfftconv import jit, simd, threads
 from nbfftconv.geometry import AXIS_NUMBERS, ConvGeometry
+from nbfftconv.rounding import cdiv
 from nbfftconv.threads import in_turns, share
 
 _RECORD = np.dtype(
@@ -28,8 +29,8 @@ _stage = jit.stage(_RECORD)
 @jit.njit()
 def _inside(tap, stride, before, begin, end, outputs):
     """Range of the outputs that see a pixel begin .. end - 1 at offset `tap`."""
-    first = min(outputs, max(0, (begin + before - tap + stride - 1) // stride))
-    return first, max(first, min(outputs, (end + before - tap + stride - 1) // stride))
+    first = min(outputs, max(0, cdiv(begin + before - tap, stride)))
+    return first, max(first, min(outputs, cdiv(end + before - tap, stride)))
 
 
 def _grad_input(real):
@@ -140,8 +141,8 @@ def grad_input(geometry: ConvGeometry, dx: np.ndarray, w: np.ndarray, g: np.ndar
     filters //= geometry.groups
     record = _record(geometry, dx, w, g)
     products = filters * math.prod(kernel) * math.prod(geometry.output_size[2:])  # of a plane
-    record["parts"] = parts = max(1, min(rows, -(-products // _MOST_PRODUCTS)))
-    turns = max(1, min(filters * kernel[0], -(-products // (parts * _MOST_PRODUCTS))))
+    record["parts"] = parts = max(1, min(rows, cdiv(products, _MOST_PRODUCTS)))
+    turns = max(1, min(filters * kernel[0], cdiv(products, parts * _MOST_PRODUCTS)))
     slots = threads.get_slots()[0]
     threads.run(*in_turns(_grad_input_rows.address(dx.dtype.type), record, n * c * parts, slots, turns))
 

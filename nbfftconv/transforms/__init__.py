@@ -4,6 +4,7 @@ All write spectra as `[unit, step, channel, (re, im), lane]`, so that a product 
 tile, or a filter, and a step a frequency; or a unit is one tile, a lane a frequency, and a step a vector of them.
 """
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -13,6 +14,7 @@ import numpy as np
 from numba import types
 
 from nbfftconv import simd
+from nbfftconv.jit import Callback
 from nbfftconv.simd import VECTOR_BYTES
 
 #: Bytes of a vector of complex numbers: the real parts, then the imaginary parts.
@@ -156,3 +158,25 @@ def signature(context: np.dtype | None = None, *, arguments: int) -> Any:
     if context is not None:
         kinds[0] = numba.from_dtype(context)
     return types.void(*kinds)
+
+
+@functools.cache
+def kernel_callback(emitter: Callable[..., Callable], *numbers: int) -> Callback:
+    """Return the C function of the kernel that ``emitter(*numbers)`` emits, of 5 to 7 addresses and integers."""
+    emit = emitter(*numbers)
+    kernel = simd.kernel(emit, "_".join(map(str, (emitter.__name__, *numbers))))
+    arity = emit.__code__.co_argcount - 1
+
+    def factory(real):  # a C function has no tuple of arguments
+        def of_5(a, b, c, d, e):
+            kernel(real, (a, b, c, d, e))
+
+        def of_6(a, b, c, d, e, f):
+            kernel(real, (a, b, c, d, e, f))
+
+        def of_7(a, b, c, d, e, f, g):
+            kernel(real, (a, b, c, d, e, f, g))
+
+        return {5: of_5, 6: of_6, 7: of_7}[arity]
+
+    return Callback(factory, signature(arguments=arity))

@@ -7,8 +7,6 @@ frequency inverse; of a real sequence only the half of the spectrum is computed 
 import cmath
 import math
 
-from nbfftconv.simd import VECTOR_BYTES
-
 
 class Complex:
     """A complex vector under construction; `im` is None for a real one."""
@@ -17,75 +15,62 @@ class Complex:
         self.v, self.re, self.im = v, re, im
 
     def __add__(self, other):
-        v = self.v
-        if self.im is None or other.im is None:
-            im = other.im if self.im is None else self.im
-        else:
-            im = v.plus(self.im, other.im)
-        return Complex(v, v.plus(self.re, other.re), im)
+        im = self.im if other.im is None else other.im if self.im is None else self.im + other.im
+        return Complex(self.v, self.re + other.re, im)
+
+    def __neg__(self):
+        return Complex(self.v, -self.re, None if self.im is None else -self.im)
 
     def __sub__(self, other):
+        im = self.im if other.im is None else -other.im if self.im is None else self.im - other.im
+        return Complex(self.v, self.re - other.re, im)
+
+    def __mul__(self, factor):
+        """Product with a real factor."""
+        return Complex(self.v, self.re * factor, None if self.im is None else self.im * factor)
+
+    def fma(self, factor, addend):
+        """self · a real factor + addend, each part with one rounding."""
         v = self.v
-        if other.im is None:
-            return Complex(v, v.minus(self.re, other.re), self.im)
-        im = v.negate(other.im) if self.im is None else v.minus(self.im, other.im)
-        return Complex(v, v.minus(self.re, other.re), im)
+        re = v.fma(self.re, factor, addend.re)
+        if self.im is None:
+            return Complex(v, re, addend.im)
+        return Complex(v, re, self.im * factor if addend.im is None else v.fma(self.im, factor, addend.im))
 
     def conjugate(self):
         """The complex conjugate."""
-        return Complex(self.v, self.re, None if self.im is None else self.v.negate(self.im))
+        return Complex(self.v, self.re, None if self.im is None else -self.im)
 
     def times_i(self):
         """self · i."""
-        v = self.v
-        return Complex(v, v.constant(0.0) if self.im is None else v.negate(self.im), self.re)
+        return Complex(self.v, 0.0 if self.im is None else -self.im, self.re)
 
-    def scaled(self, factor):
-        """self · a real factor."""
+    def times(self, re, im):
+        """self · (re + im·i)."""
         v = self.v
-        c = v.constant(factor)
-        return Complex(v, v.times(self.re, c), None if self.im is None else v.times(self.im, c))
-
-    def plus_scaled(self, factor, other):
-        """self + factor * other, for a real factor."""
-        v = self.v
-        c = v.constant(factor)
-        re = v.multiply_add(other.re, c, self.re)
-        if other.im is None:
-            return Complex(v, re, self.im)
-        im = v.times(other.im, c) if self.im is None else v.multiply_add(other.im, c, self.im)
-        return Complex(v, re, im)
-
-    def turned(self, numerator, denominator):
-        """self · exp(2πi numerator / denominator)."""
-        v = self.v
-        quarter = 4 * numerator
-        if quarter % denominator == 0:
-            turns = quarter // denominator % 4
-            if turns == 0:
-                return self
-            if turns == 1:
-                return self.times_i()
-            if turns == 2:
-                return Complex(v, v.negate(self.re), None if self.im is None else v.negate(self.im))
-            return self.times_i().turned(1, 2)
-        w = cmath.exp(2j * math.pi * numerator / denominator)
-        c, s = v.constant(w.real), v.constant(w.imag)
         if self.im is None:
-            return Complex(v, v.times(self.re, c), v.times(self.re, s))
-        re = v.multiply_add(self.re, c, v.negate(v.times(self.im, s)))
-        return Complex(v, re, v.multiply_add(self.re, s, v.times(self.im, c)))
+            return Complex(v, self.re * re, self.re * im)
+        return Complex(v, v.fma(self.re, re, -(self.im * im)), v.fma(self.re, im, self.im * re))
+
+    def times_root(self, numerator, denominator):
+        """self · exp(2πi numerator / denominator)."""
+        quarters, rest = divmod(4 * numerator, denominator)
+        if rest:
+            w = cmath.exp(2j * math.pi * numerator / denominator)
+            return self.times(w.real, w.imag)
+        turned = self.times_i() if quarters % 2 else self
+        return -turned if quarters % 4 >= 2 else turned
 
 
-def load(v, address):
-    """The complex vector at an address."""
-    return Complex(v, v.load(address), v.load(v.add(address, v.integer(VECTOR_BYTES))))
+def load_complex(v, address):
+    """The complex vector at an address, real part first."""
+    return Complex(v, v.load(address), v.load(address + v.vector_bytes))
 
 
-def store(v, value, address):
+def store_complex(v, value, address):
     """Write a complex vector to an address, real part first."""
     v.store(value.re, address)
-    v.store(v.constant(0.0) if value.im is None else value.im, v.add(address, v.integer(VECTOR_BYTES)))
+    v.store(0.0 if value.im is None else value.im, address + v.vector_bytes)
 
 
 def _radix(n):
@@ -99,7 +84,7 @@ def _small(x, sign):
         return [x[0] + x[1], x[0] - x[1]]
     if n == 4:
         a, b, c, d = x[0] + x[2], x[0] - x[2], x[1] + x[3], x[1] - x[3]
-        t = d.turned(sign, 4)
+        t = d.times_root(sign, 4)
         return [a + c, b + t, a - c, b - t]
     # odd: pair up j and n - j
     sums = [x[j] + x[n - j] for j in range(1, (n + 1) // 2)]
@@ -111,9 +96,9 @@ def _small(x, sign):
     for k in range(1, (n + 1) // 2):
         even, odd = x[0], None
         for j, (s, d) in enumerate(zip(sums, differences, strict=True), 1):
-            even = even.plus_scaled(math.cos(2 * math.pi * j * k / n), s)
+            even = s.fma(math.cos(2 * math.pi * j * k / n), even)
             factor = sign * math.sin(2 * math.pi * j * k / n)
-            odd = d.scaled(factor) if odd is None else odd.plus_scaled(factor, d)
+            odd = d * factor if odd is None else d.fma(factor, odd)
         result[k], result[n - k] = even + odd, even - odd
     return result
 
@@ -128,7 +113,7 @@ def complex_transform(x, sign):
     parts = [complex_transform(x[j::r], sign) for j in range(r)]
     result = [None] * n
     for k in range(m):
-        for q, value in enumerate(_small([parts[j][k].turned(sign * j * k, n) for j in range(r)], sign)):
+        for q, value in enumerate(_small([parts[j][k].times_root(sign * j * k, n) for j in range(r)], sign)):
             result[k + q * m] = value
     return result
 
@@ -143,7 +128,7 @@ def real_transform(x):
     parts = [real_transform(x[j::r]) for j in range(r)]
     result = [None] * (n // 2 + 1)
     for k in range(m // 2 + 1):
-        for q, value in enumerate(_small([parts[j][k].turned(-j * k, n) for j in range(r)], -1)):
+        for q, value in enumerate(_small([parts[j][k].times_root(-j * k, n) for j in range(r)], -1)):
             index = k + q * m
             if index <= n // 2:
                 result[index] = value
@@ -169,7 +154,7 @@ def real_inverse(x, n):
         indices = [(k + q * m) % n for q in range(r)]
         values = [x[i] if i <= n // 2 else x[n - i].conjugate() for i in indices]
         for j, value in enumerate(_small(values, 1)):
-            halves[j][k] = value.turned(j * k, n)
+            halves[j][k] = value.times_root(j * k, n)
     result = [None] * n
     for j in range(r):
         result[j::r] = real_inverse(halves[j], m)

@@ -12,9 +12,24 @@ import numpy as np
 
 from nbfftconv import simd
 from nbfftconv.jit import Callback
-from nbfftconv.simd import VECTOR_BYTES
-from nbfftconv.transforms import COMPLEX_BYTES, Layout, Operations, TileTransform, Transform, signature
-from nbfftconv.transforms.butterflies import Complex, complex_transform, load, real_inverse, real_transform, store
+from nbfftconv.rounding import cdiv, round_up
+from nbfftconv.transforms import (
+    COMPLEX_BYTES,
+    Layout,
+    Operations,
+    TileTransform,
+    Transform,
+    kernel_callback,
+    signature,
+)
+from nbfftconv.transforms.butterflies import (
+    Complex,
+    complex_transform,
+    load_complex,
+    real_inverse,
+    real_transform,
+    store_complex,
+)
 
 #: The tile sides that there is a transform for.
 SIDES = (8, 9, 10, 12, 13, 14, 15, 16, 18, 20, 24, 28, 30, 32)
@@ -26,130 +41,104 @@ _RATES = {
 }  # fmt: skip
 
 
-@functools.cache
-def _rows_forward(length):
-    """Callback: `count` rows of `length` samples, from their places to [row, k, (re, im), lane].
+def rows_forward(length):
+    """Emitter: `count` rows of `length` samples, from their places to [row, k, (re, im), lane].
 
     What is `ahead` bytes further on is fetched for a later call. The largest magnitudes go to the vector at `largest`.
     """
 
     def emit(v, places, base, work, count, ahead, largest):
-        padded = -(-length // v.lanes) * v.lanes
-        masks = 8 * v.lanes
+        size, groups = 2 * v.vector_bytes, cdiv(length, v.lanes)
+        masks = 8 * v.lanes  # after the addresses
 
-        def row(place, work, bits):
+        def row(place, work, magnitude):
             samples = []
-            for group in range(padded // v.lanes):
+            for group in range(groups):
                 rows = []
                 for lane in range(v.lanes):
-                    start = v.add(base, v.integer_at(v.add(place, v.integer(8 * lane))))
-                    at = v.add(start, v.integer(group * VECTOR_BYTES))
-                    v.prefetch(v.add(at, ahead))
-                    mask = v.mask_at(v.add(place, v.integer(masks + 2 * (group * v.lanes + lane))))
-                    rows.append(v.load_some(at, mask))
-                    bits = v.larger(bits, v.magnitude_bits(rows[-1]))
+                    at = base + v.load_integer(place + 8 * lane) + group * v.vector_bytes
+                    v.prefetch(at + ahead)
+                    mask = v.load_mask(place + (masks + 2 * (group * v.lanes + lane)))
+                    rows.append(v.masked_load(at, mask))
+                    magnitude = v.maximum(magnitude, v.magnitude(rows[-1]))
                 samples += v.transpose(rows)
-            for k, value in enumerate(real_transform([Complex(v, x) for x in samples[:length]])):
-                store(v, value, v.add(work, v.integer(k * COMPLEX_BYTES)))
-            step = (length // 2 + 1) * COMPLEX_BYTES
-            return [v.add(place, v.integer(masks + 2 * padded)), v.add(work, v.integer(step)), bits]
+            spectrum = real_transform([Complex(v, x) for x in samples[:length]])
+            for k, value in enumerate(spectrum):
+                store_complex(v, value, work + k * size)
+            return [place + (masks + 2 * groups * v.lanes), work + len(spectrum) * size, magnitude]
 
-        _, _, bits = v.repeat(count, [places, work, v.no_bits()], row)
-        v.store_bits(bits, largest)
+        _, _, magnitude = v.repeat(count, [places, work, v.zero_magnitude()], row)
+        v.store_magnitude(magnitude, largest)
 
-    kernel = simd.kernel(emit, f"rows_forward_{length}", 6)
-
-    def factory(real):
-        def rows_forward(places, base, work, count, ahead, largest):
-            kernel(real, (places, base, work, count, ahead, largest))
-
-        return rows_forward
-
-    return Callback(factory, signature(arguments=6))
+    return emit
 
 
-@functools.cache
-def _columns(length, sign):
-    """Callback: columns of `length` values, `pitch` bytes from row to row, to the frequencies of each, or back.
+def columns(length, sign):
+    """Emitter: columns of `length` values, `pitch` bytes from row to row, to the frequencies of each, or back.
 
     The first column is real, then `count` are complex, then `last` more, one or none, are real. Of a real column only
     half the frequencies are in the spectrum, since the others are conjugate to them.
     """
 
     def emit(v, work, pitch, spectrum, stride, count, last):
-        def column(work, spectrum, steps=length):
-            inside = [v.add(work, v.scale(pitch, v.integer(i))) for i in range(length)]
-            outside = [v.add(spectrum, v.scale(stride, v.integer(i))) for i in range(steps)]
-            following = v.add(spectrum, v.scale(stride, v.integer(steps)))
+        size = 2 * v.vector_bytes
+
+        def column(work, spectrum, bins=length):
+            inside = [work + pitch * i for i in range(length)]
+            outside = [spectrum + stride * i for i in range(bins)]
+            following = spectrum + stride * bins
             if sign < 0:
                 for i in range(length):  # a column's lines are apart: stores alone would wait for one after the other
-                    at = v.add(following, v.scale(stride, v.integer(i)))
+                    at = following + stride * i
                     v.prefetch(at, write=True)
-                    v.prefetch(v.add(at, v.integer(VECTOR_BYTES)), write=True)
-                if steps == length:
-                    result = complex_transform([load(v, at) for at in inside], sign)
+                    v.prefetch(at + v.vector_bytes, write=True)
+                if bins == length:
+                    result = complex_transform([load_complex(v, at) for at in inside], sign)
                 else:
                     result = real_transform([Complex(v, v.load(at)) for at in inside])
                 for value, at in zip(result, outside, strict=True):
-                    store(v, value, at)
+                    store_complex(v, value, at)
             else:
                 for at in outside:  # the next channel's comes next
-                    v.prefetch(v.add(at, v.integer(COMPLEX_BYTES)), level=2)
-                    v.prefetch(v.add(at, v.integer(COMPLEX_BYTES + VECTOR_BYTES)), level=2)
-                values = [load(v, at) for at in outside]
-                result = complex_transform(values, sign) if steps == length else real_inverse(values, length)
+                    v.prefetch(at + size, level=2)
+                    v.prefetch(at + (size + v.vector_bytes), level=2)
+                values = [load_complex(v, at) for at in outside]
+                result = complex_transform(values, sign) if bins == length else real_inverse(values, length)
                 for value, at in zip(result, inside, strict=True):
-                    store(v, value, at)
-            return [v.add(work, v.integer(COMPLEX_BYTES)), following]
+                    store_complex(v, value, at)
+            return [work + size, following]
 
-        real = functools.partial(column, steps=length // 2 + 1)
-        state = real(work, spectrum)
+        def real_column(work, spectrum):
+            return column(work, spectrum, length // 2 + 1)
+
+        state = real_column(work, spectrum)
         state = v.repeat(count, state, column)
-        v.repeat(last, state, real)
+        v.repeat(last, state, real_column)
 
-    kernel = simd.kernel(emit, f"columns_{length}_{sign}", 6)
-
-    def factory(real):
-        def columns(work, pitch, spectrum, stride, count, last):
-            kernel(real, (work, pitch, spectrum, stride, count, last))
-
-        return columns
-
-    return Callback(factory, signature(arguments=6))
+    return emit
 
 
-@functools.cache
-def _rows_inverse(length):
-    """Callback: `count` rows from [row, k, (re, im), lane] to the places of lanes, `pitch` bytes from row to row.
+def rows_inverse(length):
+    """Emitter: `count` rows from [row, k, (re, im), lane] to the places of lanes, `pitch` bytes from row to row.
 
     Whole vectors are written, each before what begins in its midst if that is of a later lane or row.
     """
 
     def emit(v, places, base, pitch, work, count):
-        groups = -(-length // v.lanes)
+        size, groups = 2 * v.vector_bytes, cdiv(length, v.lanes)
 
         def row(base, work):
-            spectrum = [load(v, v.add(work, v.integer(k * COMPLEX_BYTES))) for k in range(length // 2 + 1)]
+            spectrum = [load_complex(v, work + k * size) for k in range(length // 2 + 1)]
             samples = [x.re for x in real_inverse(spectrum, length)]
-            samples += [v.zero()] * (groups * v.lanes - length)
+            samples += [0.0] * (groups * v.lanes - length)
             for group in reversed(range(groups)):
                 for lane, value in enumerate(v.transpose(samples[group * v.lanes : (group + 1) * v.lanes])):
-                    start = v.add(base, v.integer_at(v.add(places, v.integer(8 * lane))))
-                    v.store(value, v.add(start, v.integer(group * VECTOR_BYTES)))
-            step = (length // 2 + 1) * COMPLEX_BYTES
-            return [v.add(base, pitch), v.add(work, v.integer(step))]
+                    v.store(value, base + v.load_integer(places + 8 * lane) + group * v.vector_bytes)
+            return [base + pitch, work + len(spectrum) * size]
 
         v.repeat(count, [base, work], row)
 
-    kernel = simd.kernel(emit, f"rows_inverse_{length}", 5)
-
-    def factory(real):
-        def rows_inverse(places, base, pitch, work, count):
-            kernel(real, (places, base, pitch, work, count))
-
-        return rows_inverse
-
-    return Callback(factory, signature(arguments=5))
+    return emit
 
 
 _CONTEXT = np.dtype(
@@ -195,7 +184,7 @@ def layout(real: type, height: int, width: int) -> Layout:
     lanes = simd.lanes(real)
     real_columns = 2 - width % 2
     steps = height * (width // 2 + 1) - real_columns * ((height - 1) // 2)  # each of half the frequencies
-    return Layout(lanes, -(-width // lanes) * lanes, steps)
+    return Layout(lanes, round_up(width, lanes), steps)
 
 
 @functools.cache
@@ -213,8 +202,8 @@ def codelet(real: type, height: int, width: int) -> TileTransform:
     half = width // 2 + 1
     last = 1 - width % 2
     callbacks = (
-        _rows_forward(width), _columns(height, -1),
-        _columns(height, 1), _rows_inverse(width),
+        kernel_callback(rows_forward, width), kernel_callback(columns, height, -1),
+        kernel_callback(columns, height, 1), kernel_callback(rows_inverse, width),
     )  # fmt: skip
     context = np.array(
         (*(callback.address(real) for callback in callbacks), height, half * COMPLEX_BYTES, half - 1 - last, last),

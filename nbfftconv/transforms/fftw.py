@@ -20,6 +20,7 @@ from nbfftconv import simd
 from nbfftconv.forking import fork_safe_lock
 from nbfftconv.jit import Callback
 from nbfftconv.report import report
+from nbfftconv.rounding import cdiv, round_up
 from nbfftconv.store import ABSENT, Document
 from nbfftconv.transforms import COMPLEX_BYTES, Layout, Operations, TileTransform, Transform, signature
 
@@ -204,7 +205,7 @@ def _plan(real: type, name: str, dimensions: list[tuple[int, int, int]], address
 def layout(real: type, height: int, width: int) -> Layout:
     """Return the layout of tiles and spectra."""
     lanes = simd.lanes(real)
-    return Layout(1, -(-width // lanes) * lanes, -(-height * (width // 2 + 1) // lanes))
+    return Layout(1, round_up(width, lanes), cdiv(height * (width // 2 + 1), lanes))
 
 
 def fftw(real: type, height: int, width: int) -> TileTransform:

@@ -14,9 +14,17 @@ import numpy as np
 
 from nbfftconv import simd
 from nbfftconv.jit import Callback
-from nbfftconv.simd import VECTOR_BYTES
-from nbfftconv.transforms import COMPLEX_BYTES, Layout, Operations, TileTransform, Transform, signature
-from nbfftconv.transforms.butterflies import Complex, complex_transform, load, store
+from nbfftconv.rounding import cdiv, round_up
+from nbfftconv.transforms import (
+    COMPLEX_BYTES,
+    Layout,
+    Operations,
+    TileTransform,
+    Transform,
+    kernel_callback,
+    signature,
+)
+from nbfftconv.transforms.butterflies import Complex, complex_transform, load_complex, store_complex
 
 #: Tile sides, and the lengths of their two steps.
 STEPS = {
@@ -32,232 +40,211 @@ _RATE, _TALL_RATE = 54 / 165, 45 / 165
 _TALL = 200
 
 
-def _at(v, address, distance):
-    return v.add(address, v.integer(distance))
-
-
-def _turn(v, value, factor):
-    """value · the complex number at an address."""
-    re, im = v.broadcast(factor), v.broadcast(_at(v, factor, v.itemsize))
-    return Complex(
-        v,
-        v.multiply_add(value.re, re, v.negate(v.times(value.im, im))),
-        v.multiply_add(value.re, im, v.times(value.im, re)),
-    )
-
-
-def _turn_all(v, values, factors, scale):
+def _times_factors(v, values, factors, scale):
     """Values · the complex numbers at an address, of which the first is `scale`."""
-    first = values[0] if scale == 1 else values[0].scaled(scale)
-    return [first, *(_turn(v, x, _at(v, factors, 2 * k * v.itemsize)) for k, x in enumerate(values[1:], 1))]
+    products = [values[0] if scale == 1 else values[0] * scale]
+    for k, value in enumerate(values[1:], 1):
+        at = factors + 2 * k * v.itemsize
+        products.append(value.times(v.broadcast(at), v.broadcast(at + v.itemsize)))
+    return products
 
 
 def _forward_first(v, steps, source, stride, buffer, factors, scale):
     """First step forward, of values `stride` bytes apart, to a buffer [k1, n2]."""
     n1, n2 = steps
+    size = 2 * v.vector_bytes
 
     def transform(source, target, factors):
-        x = [load(v, v.add(source, v.scale(stride, v.integer(i * n2)))) for i in range(n1)]
-        for k, value in enumerate(_turn_all(v, complex_transform(x, -1), factors, scale)):
-            store(v, value, _at(v, target, k * n2 * COMPLEX_BYTES))
-        return [v.add(source, stride), _at(v, target, COMPLEX_BYTES), _at(v, factors, 2 * n1 * v.itemsize)]
+        x = [load_complex(v, source + stride * (i * n2)) for i in range(n1)]
+        for k, value in enumerate(_times_factors(v, complex_transform(x, -1), factors, scale)):
+            store_complex(v, value, target + k * n2 * size)
+        return [source + stride, target + size, factors + 2 * n1 * v.itemsize]
 
-    v.repeat(v.integer(n2), [source, buffer, factors], transform)
+    v.repeat(n2, [source, buffer, factors], transform)
 
 
 def _forward_last(v, steps, buffer, target, stride):
     """Last step forward, from a buffer [k1, n2] to frequencies [k1, k2] `stride` bytes apart."""
     n1, n2 = steps
+    size = 2 * v.vector_bytes
 
     def transform(source, target):
-        x = [load(v, _at(v, source, i * COMPLEX_BYTES)) for i in range(n2)]
+        x = [load_complex(v, source + i * size) for i in range(n2)]
         for k, value in enumerate(complex_transform(x, -1)):
-            store(v, value, v.add(target, v.scale(stride, v.integer(k))))
-        return [_at(v, source, n2 * COMPLEX_BYTES), v.add(target, v.scale(stride, v.integer(n2)))]
+            store_complex(v, value, target + stride * k)
+        return [source + n2 * size, target + stride * n2]
 
-    v.repeat(v.integer(n1), [buffer, target], transform)
+    v.repeat(n1, [buffer, target], transform)
 
 
 def _inverse_first(v, steps, source, stride, buffer, factors):
     """First step of the inverse transform, of frequencies [k1, k2] `stride` bytes apart, to a buffer [k1, n2]."""
     n1, n2 = steps
+    size = 2 * v.vector_bytes
 
     def transform(source, target, factors):
-        x = [load(v, v.add(source, v.scale(stride, v.integer(k)))) for k in range(n2)]
-        for i, value in enumerate(_turn_all(v, complex_transform(x, 1), factors, 1)):
-            store(v, value, _at(v, target, i * COMPLEX_BYTES))
-        return [
-            v.add(source, v.scale(stride, v.integer(n2))),
-            _at(v, target, n2 * COMPLEX_BYTES),
-            _at(v, factors, 2 * n2 * v.itemsize),
-        ]
+        x = [load_complex(v, source + stride * k) for k in range(n2)]
+        for i, value in enumerate(_times_factors(v, complex_transform(x, 1), factors, 1)):
+            store_complex(v, value, target + i * size)
+        return [source + stride * n2, target + n2 * size, factors + 2 * n2 * v.itemsize]
 
-    v.repeat(v.integer(n1), [source, buffer, factors], transform)
+    v.repeat(n1, [source, buffer, factors], transform)
 
 
 def _inverse_last(v, steps, buffer, target, stride):
     """Last step of the inverse transform, from a buffer [k1, n2] to values `stride` bytes apart."""
     n1, n2 = steps
+    size = 2 * v.vector_bytes
 
     def transform(source, target):
-        x = [load(v, _at(v, source, k * n2 * COMPLEX_BYTES)) for k in range(n1)]
+        x = [load_complex(v, source + k * n2 * size) for k in range(n1)]
         for i, value in enumerate(complex_transform(x, 1)):
-            store(v, value, v.add(target, v.scale(stride, v.integer(i * n2))))
-        return [_at(v, source, COMPLEX_BYTES), v.add(target, stride)]
+            store_complex(v, value, target + stride * (i * n2))
+        return [source + size, target + stride]
 
-    v.repeat(v.integer(n2), [buffer, target], transform)
+    v.repeat(n2, [buffer, target], transform)
 
 
 def _for_each_frequency_pair(v, length, buffer, states, body):
     """Emit ``states = body(k, N - k, *states)`` for k = 0 .. N/2, in some order: their addresses in a buffer."""
     _, n2 = STEPS[length]
+    size = 2 * v.vector_bytes
+
+    def pair(k, opposite, *states):
+        return [k + size, opposite - size, *body(k, opposite, *states)]
+
     states = body(buffer, buffer, *states)
     for first, last, count in ((1, n2 - 1, n2 // 2), (n2, length - 1, (length - n2 + 1) // 2)):
-
-        def one(k, opposite, *states):
-            return [_at(v, k, COMPLEX_BYTES), _at(v, opposite, -COMPLEX_BYTES), *body(k, opposite, *states)]
-
-        start = [_at(v, buffer, first * COMPLEX_BYTES), _at(v, buffer, last * COMPLEX_BYTES), *states]
-        states = v.repeat(v.integer(count), start, one)[2:]
+        states = v.repeat(count, [buffer + first * size, buffer + last * size, *states], pair)[2:]
 
 
 def _pairs(v, needed):
     """Pairs of vectors that hold the columns needed."""
-    return v.divide(v.add(needed, v.integer(2 * v.lanes - 1)), v.integer(2 * v.lanes))
+    return (needed + (2 * v.lanes - 1)) // (2 * v.lanes)
 
 
 def _vectors(v, length, needed):
     """Vectors of columns in these pairs."""
-    return v.minimum(v.scale(_pairs(v, needed), v.integer(2)), v.integer(-(-length // v.lanes)))
+    return v.minimum(_pairs(v, needed) * 2, cdiv(length, v.lanes))
 
 
-@functools.cache
-def _columns_forward(length):
-    """Intrinsic: pairs of vectors of columns, samples `pitch` bytes apart, to [column vector, k, (re, im), lane]."""
+def columns_forward(length):
+    """Emitter: pairs of vectors of columns, samples `pitch` bytes apart, to [column vector, k, (re, im), lane]."""
     steps = STEPS[length]
 
     def emit(v, tile, pitch, columns, vector, buffer, factors, needed):
+        size = 2 * v.vector_bytes
+
         def pair(tile, columns):
             _forward_first(v, steps, tile, pitch, buffer, factors, 0.5)
-            _forward_last(v, steps, buffer, buffer, v.integer(COMPLEX_BYTES))
+            _forward_last(v, steps, buffer, buffer, size)
 
             def take_apart(k, opposite, a, b):
-                z, y = load(v, k), load(v, opposite)
-                store(v, Complex(v, v.plus(z.re, y.re), v.minus(z.im, y.im)), a)
-                store(v, Complex(v, v.plus(z.im, y.im), v.minus(y.re, z.re)), b)
-                return [_at(v, a, COMPLEX_BYTES), _at(v, b, COMPLEX_BYTES)]
+                z, y = load_complex(v, k), load_complex(v, opposite)
+                store_complex(v, Complex(v, z.re + y.re, z.im - y.im), a)
+                store_complex(v, Complex(v, z.im + y.im, y.re - z.re), b)
+                return [a + size, b + size]
 
-            _for_each_frequency_pair(v, length, buffer, [columns, v.add(columns, vector)], take_apart)
-            return [_at(v, tile, COMPLEX_BYTES), v.add(columns, v.scale(vector, v.integer(2)))]
+            _for_each_frequency_pair(v, length, buffer, [columns, columns + vector], take_apart)
+            return [tile + size, columns + vector * 2]
 
         v.repeat(_pairs(v, needed), [tile, columns], pair)
 
-    return simd.kernel(emit, f"columns_forward_{length}", 7)
+    return emit
 
 
-@functools.cache
-def _columns_inverse(length):
-    """Intrinsic: the reverse of `_columns_forward`."""
+def columns_inverse(length):
+    """Emitter: the reverse of `columns_forward`."""
     steps = STEPS[length]
 
     def emit(v, tile, pitch, columns, vector, buffer, factors, needed):
+        size = 2 * v.vector_bytes
+
         def pair(tile, columns):
-            def put_together(k, opposite, a, b):
-                a_value, b_value = load(v, a), load(v, b)
-                z = Complex(v, v.minus(a_value.re, b_value.im), v.plus(a_value.im, b_value.re))
-                y = Complex(v, v.plus(a_value.re, b_value.im), v.minus(b_value.re, a_value.im))
-                store(v, z, k)
-                store(v, y, opposite)
-                return [_at(v, a, COMPLEX_BYTES), _at(v, b, COMPLEX_BYTES)]
+            def put_together(k, opposite, at_a, at_b):
+                a, b = load_complex(v, at_a), load_complex(v, at_b)
+                z = Complex(v, a.re - b.im, a.im + b.re)
+                y = Complex(v, a.re + b.im, b.re - a.im)
+                store_complex(v, z, k)
+                store_complex(v, y, opposite)
+                return [at_a + size, at_b + size]
 
-            _for_each_frequency_pair(v, length, buffer, [columns, v.add(columns, vector)], put_together)
-
-            _inverse_first(v, steps, buffer, v.integer(COMPLEX_BYTES), buffer, factors)
+            _for_each_frequency_pair(v, length, buffer, [columns, columns + vector], put_together)
+            _inverse_first(v, steps, buffer, size, buffer, factors)
             _inverse_last(v, steps, buffer, tile, pitch)
-            return [_at(v, tile, COMPLEX_BYTES), v.add(columns, v.scale(vector, v.integer(2)))]
+            return [tile + size, columns + vector * 2]
 
         v.repeat(_pairs(v, needed), [tile, columns], pair)
 
-    return simd.kernel(emit, f"columns_inverse_{length}", 7)
+    return emit
 
 
 def _transpose(v, vectors, source, source_step, target, target_step):
     """Transpose squares of complex vectors, `step` bytes from one to the next; return the addresses of what follows."""
 
     def square(source, target):
-        for part in (0, VECTOR_BYTES):
-            rows = [v.load(_at(v, source, i * COMPLEX_BYTES + part)) for i in range(v.lanes)]
+        for part in (0, v.vector_bytes):
+            rows = [v.load(source + (2 * i * v.vector_bytes + part)) for i in range(v.lanes)]
             for i, value in enumerate(v.transpose(rows)):
-                v.store(value, _at(v, target, i * COMPLEX_BYTES + part))
-        return [v.add(source, source_step), v.add(target, target_step)]
+                v.store(value, target + (2 * i * v.vector_bytes + part))
+        return [source + source_step, target + target_step]
 
     return v.repeat(vectors, [source, target], square)
 
 
-@functools.cache
-def _rows_forward(length):
-    """Intrinsic: groups of rows of [column vector, k, (re, im), lane] to steps of a spectrum; all else is zero."""
+def rows_forward(length):
+    """Emitter: groups of rows of [column vector, k, (re, im), lane] to bins of a spectrum; all else is zero."""
     steps = STEPS[length]
 
     def emit(v, columns, vector, spectrum, stride, buffer, factors, needed):
+        size = 2 * v.vector_bytes
         vectors = _vectors(v, length, needed)
-        zero = Complex(v, v.zero(), v.zero())
+        zero = Complex(v, 0.0)
 
-        def clear(place):
-            store(v, zero, place)
-            return [_at(v, place, COMPLEX_BYTES)]
+        def clear(at):
+            store_complex(v, zero, at)
+            return [at + size]
 
         def group(columns, spectrum):
-            _, rest = _transpose(v, vectors, columns, vector, buffer, v.integer(v.lanes * COMPLEX_BYTES))
-            v.repeat(v.subtract(v.integer(length), v.scale(vectors, v.integer(v.lanes))), [rest], clear)
-            _forward_first(v, steps, buffer, v.integer(COMPLEX_BYTES), buffer, factors, 1)
+            _, rest = _transpose(v, vectors, columns, vector, buffer, v.lanes * size)
+            v.repeat(length - vectors * v.lanes, [rest], clear)
+            _forward_first(v, steps, buffer, size, buffer, factors, 1)
             _forward_last(v, steps, buffer, spectrum, stride)
-            return [_at(v, columns, v.lanes * COMPLEX_BYTES), v.add(spectrum, v.scale(stride, v.integer(length)))]
+            return [columns + v.lanes * size, spectrum + stride * length]
 
-        v.repeat(v.divide(vector, v.integer(v.lanes * COMPLEX_BYTES)), [columns, spectrum], group)
+        v.repeat(vector // (v.lanes * size), [columns, spectrum], group)
 
-    return simd.kernel(emit, f"rows_forward_{length}", 7)
+    return emit
 
 
-@functools.cache
-def _rows_inverse(length):
-    """Intrinsic: the reverse of `_rows_forward`."""
+def rows_inverse(length):
+    """Emitter: the reverse of `rows_forward`."""
     steps = STEPS[length]
 
     def emit(v, columns, vector, spectrum, stride, buffer, factors, needed):
+        size = 2 * v.vector_bytes
         vectors = _vectors(v, length, needed)
-        zero = Complex(v, v.zero(), v.zero())
+        zero = Complex(v, 0.0)
 
         def clear(partner):
             for i in range(v.lanes):
-                store(v, zero, _at(v, partner, i * COMPLEX_BYTES))
-            return [v.add(partner, vector)]
+                store_complex(v, zero, partner + i * size)
+            return [partner + vector]
 
         def group(columns, spectrum):
             _inverse_first(v, steps, spectrum, stride, buffer, factors)
-            _inverse_last(v, steps, buffer, buffer, v.integer(COMPLEX_BYTES))
-            for x in range(length, -(-length // v.lanes) * v.lanes):  # two columns are one complex transform: no
-                store(v, zero, _at(v, buffer, x * COMPLEX_BYTES))  # garbage in either,
-            _, partner = _transpose(v, vectors, buffer, v.integer(v.lanes * COMPLEX_BYTES), columns, vector)
-            v.repeat(v.odd(vectors), [partner], clear)  # nor in the last one's partner, where earlier tiles left some
-            return [_at(v, columns, v.lanes * COMPLEX_BYTES), v.add(spectrum, v.scale(stride, v.integer(length)))]
+            _inverse_last(v, steps, buffer, buffer, size)
+            # Two columns are one complex transform: no garbage in either, nor, where there is one, in the last one's
+            # partner, where earlier tiles left some.
+            for x in range(length, round_up(length, v.lanes)):
+                store_complex(v, zero, buffer + x * size)
+            _, partner = _transpose(v, vectors, buffer, v.lanes * size, columns, vector)
+            v.repeat(vectors & 1, [partner], clear)
+            return [columns + v.lanes * size, spectrum + stride * length]
 
-        v.repeat(v.divide(vector, v.integer(v.lanes * COMPLEX_BYTES)), [columns, spectrum], group)
+        v.repeat(vector // (v.lanes * size), [columns, spectrum], group)
 
-    return simd.kernel(emit, f"rows_inverse_{length}", 7)
-
-
-@functools.cache
-def _step(make, length):
-    kernel = make(length)
-
-    def factory(real):
-        def step(a, b, c, d, e, f, g):
-            kernel(real, (a, b, c, d, e, f, g))
-
-        return step
-
-    return Callback(factory, signature(arguments=7))
+    return emit
 
 
 _CONTEXT = np.dtype(
@@ -307,7 +294,7 @@ def _factors(real, length, sign, scale):
 def layout(real: type, height: int, width: int) -> Layout:
     """Return the layout of tiles and spectra."""
     lanes = simd.lanes(real)
-    pairs, groups = -(-width // (2 * lanes)), -(-(height // 2 + 1) // lanes)
+    pairs, groups = cdiv(width, 2 * lanes), cdiv(height // 2 + 1, lanes)
     # Oddly many cache lines a row: at an even number, the samples of a column share few sets of a cache.
     return Layout(1, (2 * pairs + 1) * lanes, groups * width)
 
@@ -331,8 +318,8 @@ def planar(real: type, height: int, width: int) -> TileTransform:
         _factors(real, height, 1, 1.0), _factors(real, width, 1, 1.0),
     ]  # fmt: skip
     steps = [
-        _step(_columns_forward, height), _step(_rows_forward, width),
-        _step(_columns_inverse, height), _step(_rows_inverse, width),
+        kernel_callback(columns_forward, height), kernel_callback(rows_forward, width),
+        kernel_callback(columns_inverse, height), kernel_callback(rows_inverse, width),
     ]  # fmt: skip
     context = np.array(
         (
@@ -342,7 +329,7 @@ def planar(real: type, height: int, width: int) -> TileTransform:
         ),
         _CONTEXT,
     )  # fmt: skip
-    buffer = max(height, -(-width // lanes) * lanes) * 2 * lanes
+    buffer = max(height, round_up(width, lanes)) * 2 * lanes
     return TileTransform(
         _forward.address(real),
         _inverse.address(real),
