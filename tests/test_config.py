@@ -355,7 +355,7 @@ def test_threads_know_no_planner_and_no_profile():
                 inner = node.module.split(".")[1:2] or [alias.name for alias in node.names]
                 rest |= {each for each in inner if (package / f"{each}.py").exists()} - seen
     assert "jit" in seen and "store" in seen
-    assert not seen & {"profile", "planner", "plan", "machine", "measure", "config"}
+    assert not seen & {"profile", "planner", "plan", "machine", "autotune", "implementations", "config"}
 
 
 def test_counts_are_asked_for_once_and_when_they_are_needed(monkeypatch):

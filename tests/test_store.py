@@ -28,7 +28,7 @@ from numba.core.ccallback import CFunc
 from numba.core.registry import cpu_target
 
 import nbfftconv
-from nbfftconv import accumulate, engine, jit, paths, profile, store
+from nbfftconv import accumulate, jit, paths, profile, store
 from nbfftconv.direct import dense, dense_grad_weight, depthwise, gradients
 from nbfftconv.passes import backward, call, forward, grad_input, grad_weight, spectra
 from nbfftconv.report import report
@@ -521,7 +521,7 @@ def test_what_killed_processes_left_is_removed(cache):
 def callbacks():
     """All functions that are compiled for themselves."""
     modules = accumulate, dense, dense_grad_weight, depthwise, gradients, backward, call, forward, grad_input
-    for module in {*modules, grad_weight, spectra, codelets, fftw, planar, engine, sys.modules["nbfftconv.transpose"]}:
+    for module in {*modules, grad_weight, spectra, codelets, fftw, planar, sys.modules["nbfftconv.transpose"]}:
         for value in vars(module).values():
             for found in value.values() if isinstance(value, dict) else [value]:
                 if isinstance(found, jit.Callback):

@@ -11,9 +11,9 @@ from nbfftconv.passes import grad_input as input_pass
 from nbfftconv.passes import grad_weight as weight_pass
 from nbfftconv.passes.blank_windows import BlankWindows
 from nbfftconv.passes.call import Call, Spectra, stage
+from nbfftconv.passes.plan import FftPlan
 from nbfftconv.passes.spectra import TransformedWeight, input_to_spectra, output_to_spectra
 from nbfftconv.passes.unmet_weights import UnmetWeights
-from nbfftconv.plan import ConvPlan
 from nbfftconv.transforms import COMPLEX_BYTES
 
 
@@ -33,7 +33,7 @@ _output_to_sums = stage(_sums)
 
 
 def backward(
-    plan: ConvPlan,
+    plan: FftPlan,
     geometry: ConvGeometry,
     input: np.ndarray,
     input_spectra: Spectra | None,

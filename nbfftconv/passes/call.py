@@ -9,7 +9,7 @@ import numpy as np
 from nbfftconv import jit, scratch, threads
 from nbfftconv.accumulate import ROWS, Matrix, panel_bytes
 from nbfftconv.geometry import AXIS_NUMBERS, ConvGeometry
-from nbfftconv.plan import ConvPlan, filters_of_share
+from nbfftconv.passes.plan import FftPlan, filters_of_block
 from nbfftconv.scratch import Memory
 from nbfftconv.transforms import COMPLEX_BYTES, TileTransform, place_bytes, registry, step_stride
 
@@ -127,7 +127,7 @@ class _Numbers:
     """
 
     def __init__(
-        self, plan: ConvPlan, geometry: ConvGeometry, transform: TileTransform, slots: int, transform_slots: int
+        self, plan: FftPlan, geometry: ConvGeometry, transform: TileTransform, slots: int, transform_slots: int
     ) -> None:
         grid = plan.grid
         self.plan, self.transform = plan, transform  # whose addresses are in the record
@@ -182,7 +182,7 @@ class _Numbers:
         """Describe the spectra of a fused pass in a thread's memory from `begin`; return their bytes."""
         record, units = self.record, self.block_units
         record["block_units"], record["units"] = units, self.all_units
-        record["share"] = share = filters_of_share(self.group_filters, self.group_depth, self.lanes)
+        record["share"] = share = filters_of_block(self.group_filters, self.group_depth, self.lanes)
         rows = min(ROWS, share)
         sizes = []
         for name, channels in (("input", self.group_depth), ("output", rows)):
@@ -214,12 +214,12 @@ class Call(_Numbers):
 
     Parameters
     ----------
-    plan : ConvPlan
+    plan : FftPlan
     geometry : ConvGeometry
         The plan's, or the same with the padding applied beforehand.
     """
 
-    def __init__(self, plan: ConvPlan, geometry: ConvGeometry) -> None:
+    def __init__(self, plan: FftPlan, geometry: ConvGeometry) -> None:
         kind = registry.get(plan.transform)
         transform = kind.make(plan.dtype.type, *plan.tile)
         slots, library_slots = threads.get_slots()

@@ -13,9 +13,9 @@ from nbfftconv.outliers import WORDS
 from nbfftconv.passes.blank_windows import BlankWindows
 from nbfftconv.passes.call import Call, Spectra, stage
 from nbfftconv.passes.places import output_position, place_strips, tile_position
+from nbfftconv.passes.plan import FftPlan
 from nbfftconv.passes.spectra import TransformedWeight, input_to_spectra, input_unit_to_spectrum
 from nbfftconv.passes.tiles import write_rows
-from nbfftconv.plan import ConvPlan
 from nbfftconv.transforms import COMPLEX_BYTES
 
 #: An output larger than this would not be found in the caches of a core, but drive out what is there.
@@ -153,7 +153,7 @@ _input_to_output = {
 
 
 def forward(
-    plan: ConvPlan,
+    plan: FftPlan,
     geometry: ConvGeometry,
     input: np.ndarray,
     weight: TransformedWeight,
@@ -166,7 +166,7 @@ def forward(
 
     Parameters
     ----------
-    plan : ConvPlan
+    plan : FftPlan
     geometry : ConvGeometry
         The plan's, or the same with the padding applied to `input` beforehand.
     input, output : numpy.ndarray

@@ -25,9 +25,9 @@ from nbfftconv.passes.places import (
     samples_inside,
     tile_position,
 )
+from nbfftconv.passes.plan import FftPlan
 from nbfftconv.passes.spectra import TransformedWeight, output_to_spectra, spectrum_to_tiles
 from nbfftconv.passes.tiles import add_tile, write_rows
-from nbfftconv.plan import ConvPlan
 from nbfftconv.simd import VECTOR_BYTES
 from nbfftconv.transforms import COMPLEX_BYTES
 
@@ -171,7 +171,7 @@ def add(
 
 
 def grad_input(
-    plan: ConvPlan,
+    plan: FftPlan,
     geometry: ConvGeometry,
     weight: TransformedWeight,
     grad_output: np.ndarray,

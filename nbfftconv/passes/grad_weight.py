@@ -11,10 +11,10 @@ from nbfftconv.accumulate import conjugate_product, panel_product
 from nbfftconv.geometry import ConvGeometry
 from nbfftconv.passes.call import Call, Spectra, stage
 from nbfftconv.passes.places import channel_position, filters_of, samples_inside
+from nbfftconv.passes.plan import FftPlan
 from nbfftconv.passes.spectra import input_to_spectra, output_to_spectra, spectrum_to_tiles
 from nbfftconv.passes.tiles import write_tile
 from nbfftconv.passes.unmet_weights import UnmetWeights
-from nbfftconv.plan import ConvPlan
 from nbfftconv.transforms import COMPLEX_BYTES
 
 
@@ -84,7 +84,7 @@ def write(call: Call, result: np.ndarray) -> None:
 
 
 def grad_weight(
-    plan: ConvPlan, geometry: ConvGeometry, input: np.ndarray, grad_output: np.ndarray, result: np.ndarray
+    plan: FftPlan, geometry: ConvGeometry, input: np.ndarray, grad_output: np.ndarray, result: np.ndarray
 ) -> bool:
     """Compute the gradient with respect to the kernels into `result`; tell whether there were outliers, taken as zero.
 

@@ -26,8 +26,8 @@ from nbfftconv.passes.places import (
     samples_inside,
     tile_position,
 )
+from nbfftconv.passes.plan import FftPlan
 from nbfftconv.passes.tiles import clear_outliers, copy_tiles, find_least, gather_tile, stream_steps
-from nbfftconv.plan import ConvPlan
 from nbfftconv.simd import VECTOR_BYTES
 from nbfftconv.transforms import COMPLEX_BYTES
 
@@ -348,7 +348,7 @@ class TransformedWeight:
     has_zeros: np.ndarray | None
 
 
-def transform_weight(plan: ConvPlan, weight: np.ndarray) -> TransformedWeight:
+def transform_weight(plan: FftPlan, weight: np.ndarray) -> TransformedWeight:
     """Transform kernels, C-contiguous, of the plan's dtype and size, for the tiles of `plan`."""
     call = Call(plan, plan.geometry)
     spectra = call.weight_spectra(is_kept=True)
