@@ -26,6 +26,7 @@ from nbfftconv.profile import profile_file as get_profile_file
 from nbfftconv.profile import set_profile_file
 from nbfftconv.scratch import get_scratch_limit, set_scratch_limit
 from nbfftconv.threads import get_num_threads, set_num_threads
+from nbfftconv.transforms import fftw
 from nbfftconv.transforms.fftw import get_planning_effort, load_wisdom, save_wisdom, set_planning_effort
 
 __all__ = [
@@ -51,9 +52,6 @@ __all__ = [
     "settings",
     "show",
 ]
-
-# FFTW's at first; nothing but a call can change it.
-_EFFORT = "measure"
 
 
 @dataclass(frozen=True)
@@ -97,13 +95,12 @@ def settings() -> dict[str, Setting]:
     >>> list(config.settings())[:4]
     ['threads', 'fftw_threads', 'scratch_limit', 'kept_limit']
     """
-    (loops, fftw), from_where = threads.get_counts(), threads.counts_source()
+    (loops, library), from_where = threads.get_counts(), threads.counts_source()
     figures, measured = machine.known_machine()
-    effort = get_planning_effort()
     change_threads = f"config.set_num_threads(n, fftw=m), {environment.OPENMP_THREADS}, nbfftconv tune"
     return {
         "threads": Setting(loops, from_where, change_threads),
-        "fftw_threads": Setting(fftw, from_where, change_threads),
+        "fftw_threads": Setting(library, from_where, change_threads),
         "scratch_limit": Setting(
             get_scratch_limit(),
             scratch.scratch_limit_source(),
@@ -111,7 +108,7 @@ def settings() -> dict[str, Setting]:
         ),
         "kept_limit": Setting(get_kept_limit(), kept_kernels.kept_limit_source(), "config.set_kept_limit(nbytes)"),
         "planning_effort": Setting(
-            effort, "default" if effort == _EFFORT else "set", "config.set_planning_effort(effort)"
+            get_planning_effort(), fftw.planning_effort_source(), "config.set_planning_effort(effort)"
         ),
         "machine": Setting(figures, measured, "config.set_machine(machine)"),
         "profile": Setting(

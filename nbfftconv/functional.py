@@ -5,12 +5,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from nbfftconv import engine, scratch
 from nbfftconv import padding as padding_modes
+from nbfftconv import scratch
 from nbfftconv.arrays import as_float4, as_weak_float, check_out, check_shape, compact, is_usable_out, result_type
 from nbfftconv.geometry import ConvGeometry, Padding, one_of
+from nbfftconv.implementations import Kernels, registry
 from nbfftconv.plan import ConvPlan
-from nbfftconv.planner import ALGORITHMS, make_plan
+from nbfftconv.planner import make_plan
 
 ACTIVATIONS = (None, "relu")
 
@@ -22,7 +23,7 @@ def check_activation(activation: Any) -> None:
 
 def check_algorithm(algorithm: Any) -> None:
     """Raise ValueError for an unknown algorithm."""
-    one_of("algorithm", algorithm, ALGORITHMS)
+    one_of("algorithm", algorithm, registry.algorithms())
 
 
 def check_bias(bias: ArrayLike | None, filters: int, dtype: np.dtype) -> np.ndarray | None:
@@ -148,28 +149,28 @@ def conv2d(
     if out is not None:
         check_out(out, geometry.output_size, dtype)
     plan = _plan_for(plan, algorithm, geometry, "forward", dtype)
-    kernels = engine.Kernels.of(plan, compact(w, dtype))
+    kernels = registry.get(plan.algorithm).prepare(plan, compact(w, dtype))
     return run_forward(plan, x, kernels, b, padding_mode, activation, out)[0]
 
 
 def run_forward(
     plan: ConvPlan,
     x: np.ndarray,
-    kernels: engine.Kernels,
+    kernels: Kernels,
     bias: np.ndarray | None,
     padding_mode: str,
     activation: str | None,
     out: np.ndarray | None = None,
     keep: bool = False,
-) -> tuple[np.ndarray, engine.KeptInput | None]:
-    """Run the forward pass on validated arguments; with `keep`, return the input's spectra, too."""
+) -> tuple[np.ndarray, Any]:
+    """Run the forward pass on validated arguments; with `keep`, return what a backward pass needs of the input, too."""
     geometry, dtype = plan.geometry, plan.dtype
     b = None if bias is None else compact(bias, dtype)
     x = padding_modes.pad(compact(x, dtype), geometry, padding_mode)
     target = None if out is None else np.asarray(out)  # of a subclass, its memory
     is_written_directly = target is not None and is_usable_out(target, x, kernels.weight, b)
     result = target if is_written_directly else scratch.result(geometry.output_size, dtype)
-    kept = engine.forward(
+    kept = registry.get(plan.algorithm).forward(
         plan, padding_modes.pass_geometry(geometry, padding_mode), x, kernels, b, activation == "relu", result, keep
     )
     if target is None:
@@ -255,7 +256,8 @@ def run_grad_weight(plan: ConvPlan, x: np.ndarray, g: np.ndarray, padding_mode: 
     geometry, dtype = plan.geometry, plan.dtype
     x = padding_modes.pad(compact(x, dtype), geometry, padding_mode)
     result = scratch.result(geometry.weight_size, dtype)
-    engine.grad_weight(plan, padding_modes.pass_geometry(geometry, padding_mode), x, compact(g, dtype), result)
+    pass_geometry = padding_modes.pass_geometry(geometry, padding_mode)
+    registry.get(plan.algorithm).grad_weight(plan, pass_geometry, x, compact(g, dtype), result)
     return result
 
 
@@ -328,22 +330,23 @@ def conv2d_input(
     padding_modes.check(geometry, padding_mode)
     dtype = result_type(w, g)
     plan = _plan_for(plan, algorithm, geometry, "grad_input", dtype)
-    return run_grad_input(plan, engine.Kernels.of(plan, compact(w, dtype)), g, padding_mode)
+    kernels = registry.get(plan.algorithm).prepare(plan, compact(w, dtype))
+    return run_grad_input(plan, kernels, g, padding_mode)
 
 
-def run_grad_input(plan: ConvPlan, kernels: engine.Kernels, g: np.ndarray, padding_mode: str) -> np.ndarray:
+def run_grad_input(plan: ConvPlan, kernels: Kernels, g: np.ndarray, padding_mode: str) -> np.ndarray:
     """Run the pass on validated arguments."""
     geometry = padding_modes.pass_geometry(plan.geometry, padding_mode)
     result = scratch.result(geometry.input_size, plan.dtype)
-    engine.grad_input(plan, geometry, kernels, compact(g, plan.dtype), result)
+    registry.get(plan.algorithm).grad_input(plan, geometry, kernels, compact(g, plan.dtype), result)
     return padding_modes.fold(result, plan.geometry, padding_mode)
 
 
 def run_backward(
     plan: ConvPlan,
     x: np.ndarray,
-    kept: engine.KeptInput | None,
-    kernels: engine.Kernels,
+    kept: Any,
+    kernels: Kernels,
     g: np.ndarray,
     padding_mode: str,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -352,7 +355,8 @@ def run_backward(
     x = padding_modes.pad(compact(x, dtype), plan.geometry, padding_mode)
     grad_input = scratch.result(geometry.input_size, dtype)
     grad_weight = scratch.result(geometry.weight_size, dtype)
-    grad_bias = engine.backward(plan, geometry, x, kept, kernels, g, grad_input, grad_weight)
+    implementation = registry.get(plan.algorithm)
+    grad_bias = implementation.backward(plan, geometry, x, kept, kernels, g, grad_input, grad_weight)
     with np.errstate(over="ignore"):
         grad_bias = grad_bias.astype(dtype)
     return padding_modes.fold(grad_input, plan.geometry, padding_mode), grad_weight, grad_bias

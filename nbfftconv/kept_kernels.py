@@ -2,10 +2,11 @@
 
 import numpy as np
 
-from nbfftconv import engine, scratch
+from nbfftconv import scratch
 from nbfftconv.arrays import compact
 from nbfftconv.forking import fork_safe_lock
 from nbfftconv.geometry import ConvGeometry
+from nbfftconv.implementations import Kernels, registry
 from nbfftconv.plan import ConvPlan, KernelForm
 from nbfftconv.planner import make_plan, make_plan_for_kept
 
@@ -44,11 +45,7 @@ def set_kept_limit(nbytes: int) -> None:
     >>> config.set_kept_limit(before)
     """
     global _limit, _limit_source
-    if isinstance(nbytes, bool) or not isinstance(nbytes, (int, np.integer)):
-        raise TypeError(f"the limit of kept kernels must be an integer number of bytes, got {nbytes!r}")
-    if nbytes < 0:
-        raise ValueError(f"the limit of kept kernels must be at least 0 bytes, got {nbytes}")
-    _limit, _limit_source = int(nbytes), "set"
+    _limit, _limit_source = scratch.check_bytes("the limit of kept kernels", nbytes, 0), "set"
 
 
 def get_kept_limit() -> int:
@@ -82,13 +79,13 @@ class KeptKernels:
     Attributes
     ----------
     weight : numpy.ndarray
-    forms : dict from KernelForm to nbfftconv.engine.Kernels or None
+    forms : dict from KernelForm to Kernels or None
         Kept, the one that was used last at the end; None if a plan needs it that is about to be run.
     """
 
     def __init__(self, weight: np.ndarray) -> None:
         self.weight = weight
-        self.forms: dict[KernelForm, engine.Kernels | None] = {}
+        self.forms: dict[KernelForm, Kernels | None] = {}
         # from the best plan, and the scratch limit, to the plan in force
         self._chosen: dict[tuple[ConvPlan, int], ConvPlan] = {}
 
@@ -110,7 +107,7 @@ class KeptKernels:
                     del self._chosen[next(iter(self._chosen))]
         return chosen
 
-    def of(self, plan: ConvPlan) -> engine.Kernels:
+    def of(self, plan: ConvPlan) -> Kernels:
         """Return the kernels as `plan` needs them."""
         form, dropped = plan.kernel_form, {}
         with _kept_lock:
@@ -118,7 +115,7 @@ class KeptKernels:
             self.forms[form] = kernels
         if kernels is not None:
             return kernels
-        kernels = engine.Kernels.of(plan, compact(self.weight, plan.dtype))
+        kernels = registry.get(plan.algorithm).prepare(plan, compact(self.weight, plan.dtype))
         with _kept_lock:
             kernels = self.forms.pop(form, None) or kernels
             self.forms[form] = kernels
@@ -131,14 +128,6 @@ class KeptKernels:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all forms that are kept."""
-        return sum(map(self._nbytes, list(self.forms.values())))
-
-    def _nbytes(self, kernels: engine.Kernels | None) -> int:
-        """Bytes that kernels in one form take, on top of the layer's weight."""
-        if kernels is None:
-            return 0
-        arrays = [kernels.packed, kernels.transformed and kernels.transformed.spectra.array]
-        if kernels.weight is not self.weight:
-            arrays.append(kernels.weight)
-        return self._nbytes(kernels.transposed) + sum(array.nbytes for array in arrays if array is not None)
+        """Bytes of all forms that are kept, on top of the layer's weight."""
+        arrays = (array for kernels in list(self.forms.values()) if kernels is not None for array in kernels.arrays())
+        return sum(array.nbytes for array in arrays if array is not self.weight)

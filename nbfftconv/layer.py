@@ -72,11 +72,7 @@ def _flag(layer: "Conv2d", name: str, value: Any) -> bool:
 
 
 def _bytes(layer: "Conv2d", name: str, value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-        raise TypeError(f"{name} must be an integer number of bytes, got {value!r}")
-    if value < 0:
-        raise ValueError(f"{name} must be at least 0 bytes, got {value}")
-    return int(value)
+    return scratch.check_bytes(name, value, 0)
 
 
 class Conv2d:

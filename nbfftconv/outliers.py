@@ -13,6 +13,7 @@ import numpy as np
 from nbfftconv import jit, simd, threads
 from nbfftconv.geometry import AXIS_NUMBERS, ConvGeometry
 from nbfftconv.jit import njit
+from nbfftconv.rounding import cdiv
 from nbfftconv.threads import in_turns, share
 
 # A tile of 2**24 samples under 2**15 channels of such values times kernels of such values stays finite.
@@ -100,7 +101,7 @@ def _is_added(real, largest, r, operand, value):
 @njit()
 def _outputs_of(position, stride, dilation, kernel, outputs):
     """Range of the outputs whose window may hold a position of the padded input."""
-    first = max(0, (position - (kernel - 1) * dilation + stride - 1) // stride)
+    first = max(0, cdiv(position - (kernel - 1) * dilation, stride))
     return first, min(outputs - 1, position // stride) + 1
 
 
@@ -208,7 +209,7 @@ def _products(real):
         parts = r.images if r.operand == _WEIGHT else 1  # each outlier's products, image by image
         first, last = share(r.count * parts, r.turn, r.turns)
         for index in range(begin, end):
-            for i in range(first // parts, (last + parts - 1) // parts):
+            for i in range(first // parts, cdiv(last, parts)):
                 a, b, c, d = found[4 * i], found[4 * i + 1], found[4 * i + 2], found[4 * i + 3]
                 if r.operand == _INPUT:
                     _add_input(real, largest, r, a, b, c, d, index)
@@ -279,7 +280,7 @@ class Corrections:
             record["found"], record["count"], record["operand"] = found.ctypes.data, len(found), operand
             if self._products(operand):  # none in an empty batch
                 _search(_list_outliers, array, self._ends[operand], found)
-                turns = -(-self._products(operand) // _MOST_PRODUCTS)
+                turns = cdiv(self._products(operand), _MOST_PRODUCTS)
                 threads.run(*in_turns(stage, record, items, threads.get_slots()[0], turns))
             record["added"] = operand
 

@@ -1,49 +1,26 @@
-"""Geometry to plan: algorithm, tile, transform and blocking, by a cost model.
+"""Geometry to plan: asks the implementations what they offer, and takes what the cost model finds cheapest.
 
-1×1 kernels are left to direct convolution. Else the cheapest tile is taken whose block of at least one tile fits the
-scratch limit and whose kernels' spectra fit `WEIGHT_SPECTRA_LIMIT`. Nothing here depends on the number of threads, so
-that results do not either. A gradient at the input may be planned as the forward pass of its transposed problem: direct
-convolution always is where it can be, by FFT the cheaper of the two.
-
-Candidates may be measured instead; then the automatic choice is the winner that the profile remembers.
+Nothing here depends on the number of threads, so that results do not either. Candidates may be measured instead; then
+the automatic choice is the winner that the profile remembers.
 """
 
 import functools
-import math
-from collections import defaultdict
 from collections.abc import Collection
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from nbfftconv import measure as measuring
-from nbfftconv import profile
-from nbfftconv.costs import (
-    Choices,
-    FftCost,
-    blocked,
-    choices_for,
-    choices_of,
-    direct_cost,
-    fft_cost,
-    transposition_cost,
-)
-from nbfftconv.direct import grad_weight_bytes, packed_bytes, scratch_bytes
+from nbfftconv import autotune, profile
 from nbfftconv.geometry import ConvGeometry, Padding, pair
-from nbfftconv.machine import Machine, get_machine
-from nbfftconv.plan import DIRECTIONS, ConvPlan, KernelForm, StepPlan
+from nbfftconv.implementations import WEIGHT_LIMIT, Candidates, Implementation, Inapplicable, Request, registry
+from nbfftconv.machine import get_machine
+from nbfftconv.plan import DIRECTIONS, Choices, ConvPlan, KernelForm, StepPlan
 from nbfftconv.report import report
 from nbfftconv.scratch import get_scratch_limit
-from nbfftconv.tiling import axis_tiles, problem_sizes
-from nbfftconv.transforms import Transform, registry
+from nbfftconv.transforms import registry as transforms
 
-ALGORITHMS = ("auto", "fft", "direct")
-
-#: The automatic choice never needs more memory for the spectra of the kernels, in bytes.
-WEIGHT_SPECTRA_LIMIT = 2**32
-# Worth measuring are the cheapest tiles of each transform, if the model expects at most this multiple of its best.
-_MEASURED_TILES = 8
+# Worth measuring is what the model expects to take at most this multiple of its best time.
 _MEASURED_FACTOR = 4
 # Kernels in a form that a layer has already are used again, if the model expects at most this multiple of the best
 # plan's time.
@@ -111,8 +88,8 @@ def plan_conv2d(
     TypeError
         If a size is not an integer, `dtype` is neither float32 nor float64, or a flag is no bool.
     ValueError
-        If the sizes do not make a convolution, a name is unknown, `tile` is too small, given with
-        ``algorithm="direct"`` or not of the sides that the transform has, or not even one tile
+        If the sizes do not make a convolution, a name is unknown, `transform` or `tile` is given with
+        ``algorithm="direct"``, `tile` is too small or not of the sides that the transform has, or not even one tile
         fits the scratch limit; if `measure` is given a choice.
 
     Examples
@@ -135,26 +112,33 @@ def plan_conv2d(
         raise TypeError(f"dtype must be float32 or float64, got {dtype!r}")
     for name, value, known in (
         ("direction", direction, DIRECTIONS),
-        ("algorithm", algorithm, ALGORITHMS),
-        ("transform", transform, ("auto", *registry.names())),
+        ("algorithm", algorithm, registry.algorithms()),
+        ("transform", transform, ("auto", *transforms.names())),
     ):
         if value not in known:
             raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
     size = None if tile is None else pair("tile", tile, 1)
-    if size is not None and algorithm == "direct":
-        raise ValueError(f"direct convolution has no tiles, got tile={tile!r}")
+    choices: Choices = (
+        *((("transform", transform),) if transform != "auto" else ()),
+        *((("tile", size),) if size is not None else ()),
+    )
+    if algorithm != "auto":
+        for name, _ in choices:
+            if name not in registry.get(algorithm).options:
+                value = {"transform": transform, "tile": tile}[name]
+                raise ValueError(f"{algorithm} convolution has no {name}s, got {name}={value!r}")
     for name, value in (("weight_is_transformed", weight_is_transformed), ("measure", measure)):
         if not isinstance(value, (bool, np.bool_)):
             raise TypeError(f"{name} must be True or False, got {value!r}")
     dtype = kind.newbyteorder("=")
     if measure:
-        if not (algorithm == "auto" and transform == "auto" and size is None):
+        if algorithm != "auto" or choices:
             raise ValueError(
                 "measure=True is for the automatic choice, "
                 f"got algorithm={algorithm!r}, transform={transform!r}, tile={tile!r}"
             )
         _measure(geometry, direction, dtype)
-    return make_plan(geometry, direction, dtype, algorithm, transform, size, bool(weight_is_transformed))
+    return make_plan(geometry, direction, dtype, algorithm, choices, bool(weight_is_transformed))
 
 
 def _measure(geometry: ConvGeometry, direction: str, dtype: np.dtype) -> None:
@@ -164,33 +148,17 @@ def _measure(geometry: ConvGeometry, direction: str, dtype: np.dtype) -> None:
         for is_kept in (False, True)
     }
     if any(len(plans) > 1 for plans in candidates.values()):
-        profile.remember(winners=measuring.find_winners(candidates))
+        profile.remember(winners=autotune.find_winners(candidates))
 
 
 def _promising(geometry: ConvGeometry, direction: str, dtype: np.dtype, weight_is_transformed: bool) -> list[ConvPlan]:
     """Return the plans that are worth measuring, first what the cost model chooses."""
-    limit, machine = get_scratch_limit(), get_machine()
-    transforms = registry.candidates()
-    problem = geometry, direction, dtype, "auto", transforms, None, weight_is_transformed, True, limit, machine
-    first = _make_plan(*problem)
-    if geometry.weight_size[2:] == (1, 1):
-        return [first]
-    plans = [_direct_plan(geometry, direction, dtype, True, weight_is_transformed, machine, "")]
-    costed = _costed(*problem)
-    costs = np.concatenate([of_way.seconds for of_way in costed])
-    places = [(of_way.choices, index) for of_way in costed for index in range(len(of_way.seconds))]
-    most = _MEASURED_FACTOR * min(plans[0].seconds, costs.min(initial=math.inf))
-    tiles = defaultdict(set)
-    for at in np.argsort(costs, kind="stable"):
-        if costs[at] > most:
-            break
-        choices, index = places[at]
-        transform, *tile = (int(of_tiles[index]) for of_tiles in choices.tiles[:3])
-        # fused or not, transposed or not, as the plan for a tile is chosen
-        if len(tiles[transform]) < _MEASURED_TILES and tuple(tile) not in tiles[transform]:
-            tiles[transform].add(tuple(tile))
-            plans.append(_fft_plan(geometry, direction, choices, index, costs[at], ""))
-    return [first, *(plan for plan in plans if plan.seconds <= most)]
+    request = Request(*_fields(geometry, direction, dtype, (), False, weight_is_transformed, True))
+    found, _ = _offers(request, registry.candidates())
+    most = _MEASURED_FACTOR * min(candidates.seconds for _, candidates in found)
+    first = _make_plan(registry.candidates(), None, *request)
+    plans = [plan for _, candidates in found for plan in candidates.promising(most)]
+    return [first, *(plan for plan in plans if (plan.algorithm, plan.choices) != (first.algorithm, first.choices))]
 
 
 def make_plan(
@@ -198,25 +166,53 @@ def make_plan(
     direction: str,
     dtype: np.dtype,
     algorithm: str = "auto",
-    transform: str = "auto",
-    tile: tuple[int, int] | None = None,
+    choices: Choices = (),
     weight_is_transformed: bool = False,
     transposes: bool = True,
 ) -> ConvPlan:
     """Return the plan for a validated geometry, from memory if it was made before.
 
-    `weight_is_transformed` says that the kernels' spectra are kept from call to call, so that none pays for them;
-    `transposes`, that a gradient at the input may be planned as a forward pass, of other spectra than those of the
+    `choices` are options of the implementation, with their values, such as a transform or a tile.
+    `weight_is_transformed` says that the kernels are kept as the plan needs them from call to call, so that none pays
+    for that; `transposes`, that a gradient at the input may be planned as a forward pass, of other kernels than the
     geometry's own.
     """
-    winner = None
-    if algorithm == "auto" and not (transform == "auto" and tile is None):
-        algorithm = "fft"  # which has transforms and tiles
-    if transposes and algorithm == "auto":
+    is_asked = algorithm != "auto" or bool(choices)
+    implementations, winner = registry.candidates(algorithm), None
+    if choices:
+        names = {name for name, _ in choices}
+        implementations = tuple(each for each in implementations if names.issubset(each.options))
+    elif transposes and not is_asked:
         winner = _winner(geometry, direction, dtype, weight_is_transformed)
-    transforms = registry.candidates(transform)
-    problem = geometry, direction, dtype, algorithm, transforms, tile, weight_is_transformed, transposes
-    return _make_plan(*problem, get_scratch_limit(), get_machine(), winner)
+    fields = _fields(geometry, direction, dtype, choices, is_asked, weight_is_transformed, transposes)
+    return _make_plan(implementations, winner, *fields)
+
+
+def _fields(
+    geometry: ConvGeometry,
+    direction: str,
+    dtype: np.dtype,
+    choices: Choices,
+    is_asked: bool,
+    weight_is_transformed: bool,
+    transposes: bool,
+) -> tuple[Any, ...]:
+    """Return the fields of a `Request`, with all else that a plan depends on.
+
+    A plan is found again by these, which takes less time than to make a request of them.
+    """
+    return (
+        geometry,
+        direction,
+        dtype,
+        choices,
+        transforms.candidates(),
+        weight_is_transformed,
+        transposes,
+        is_asked,
+        get_scratch_limit(),
+        get_machine(),
+    )
 
 
 def _winner(
@@ -236,107 +232,72 @@ def make_plan_for_kept(best: ConvPlan, algorithm: str, kept: Collection[KernelFo
     geometry, dtype = best.geometry, best.dtype
     if best.kernel_form in kept or (algorithm == "auto" and _winner(geometry, "forward", dtype, True) is not None):
         return best
-    plan = _plan_for_kept(geometry, dtype, algorithm, kept, registry.candidates(), get_scratch_limit(), get_machine())
-    if plan is None or plan.seconds > _KEPT_FACTOR * best.seconds:
+    request = Request(*_fields(geometry, "forward", dtype, (), algorithm != "auto", True, True))
+    each = (_candidates_for_kept(request, implementation, kept) for implementation in registry.candidates(algorithm))
+    cheapest = min(filter(None, each), key=lambda candidates: candidates.seconds, default=None)
+    if cheapest is None or cheapest.seconds > _KEPT_FACTOR * best.seconds:
         return best
-    figures = f"the model expects {plan.seconds * 1e3:.3g} ms with kernels that the layer has already, "
-    return replace(plan, reason=f"{figures}{best.seconds * 1e3:.3g} ms with others, on one core")
+    figures = f"the model expects {cheapest.seconds * 1e3:.3g} ms with kernels that the layer has already, "
+    return cheapest.best(f"{figures}{best.seconds * 1e3:.3g} ms with others, on one core")
 
 
-def _plan_for_kept(
-    geometry: ConvGeometry,
-    dtype: np.dtype,
-    algorithm: str,
-    kept: Collection[KernelForm],
-    transforms: tuple[Transform, ...],
-    limit: int,
-    machine: Machine,
-) -> ConvPlan | None:
-    """Return the cheapest plan for kernels in one of the forms, None if there is none."""
-    phases = tuple(axis_tiles(geometry, axis, taps).tap_step for axis, (_, taps) in enumerate(problem_sizes(geometry)))
-    tiles = [
-        (form.transform, form.tile)
-        for form in kept
-        if (form.dtype, form.groups, form.phases, form.is_transposed) == (dtype, geometry.groups, phases, False)
-    ]
-    plan = None
-    if tiles and algorithm != "direct":
-        choices = choices_of(geometry, dtype, transforms, tiles, machine)
-        costed = [_Costed.of(each, 0.0, True, algorithm, machine) for each in blocked(choices, "forward", limit)]
-        cost, *place = _cheapest(costed)
-        plan = None if cost == math.inf else _fft_plan(geometry, "forward", *place, cost, "")
-    if algorithm == "auto":
-        direct = _direct_plan(geometry, "forward", dtype, True, True, machine, "")
-        if direct.kernel_form in kept and (plan is None or direct.seconds <= plan.seconds):
-            return direct
-    return plan
+def _candidates_for_kept(
+    request: Request, implementation: Implementation[Any, Any], kept: Collection[KernelForm]
+) -> Candidates | None:
+    try:
+        return implementation.candidates_for_kept(request, kept)
+    except Inapplicable:
+        return None
+
+
+_Offer = tuple[Implementation[Any, Any], Candidates]
+
+
+def _offers(
+    request: Request, implementations: tuple[Implementation[Any, Any], ...]
+) -> tuple[list[_Offer], list[Inapplicable]]:
+    """Return the implementations that have plans, with these, and why others have none; ValueError if none has any."""
+    found, refusals = [], []
+    for implementation in implementations:
+        try:
+            found.append((implementation, implementation.candidates(request)))
+        except Inapplicable as reason:
+            refusals.append(reason)
+    if not found:
+        raise ValueError("; ".join(map(str, refusals)))
+    return found, refusals
 
 
 @functools.lru_cache(maxsize=1024)
 def _make_plan(
-    geometry: ConvGeometry,
-    direction: str,
-    dtype: np.dtype,
-    algorithm: str,
-    transforms: tuple[Transform, ...],
-    tile: tuple[int, int] | None,
-    weight_is_transformed: bool,
-    transposes: bool,
-    limit: int,
-    machine: Machine,
-    winner: profile.Winner | None = None,
+    implementations: tuple[Implementation[Any, Any], ...], winner: profile.Winner | None, *fields: Any
 ) -> ConvPlan:
-    problem = geometry, direction, dtype
-    direct_problem = *problem, transposes, weight_is_transformed, machine
-    if algorithm == "direct":
-        return _direct_plan(*direct_problem, "it was asked for")
+    request = Request(*fields)
     if winner is not None:
         try:
-            return _plan_of_winner(*problem, winner, weight_is_transformed, limit, machine)
+            return _plan_of_winner(request, winner)
         except ValueError as error:
-            report(f"ignored in the profile: {winner} for {geometry}: {error}")
-    if algorithm == "auto" and geometry.weight_size[2:] == (1, 1):
-        return _direct_plan(*direct_problem, "an FFT cannot save anything with a 1x1 kernel")
-    costed = _costed(*problem, algorithm, transforms, tile, weight_is_transformed, transposes, limit, machine)
-    cost, *place = _cheapest(costed)
-    if cost == math.inf:
-        if algorithm != "auto":
-            raise ValueError(
-                f"the spectra of one tile{f' of {tile}' if tile else ''} for input {geometry.input_size} and weight "
-                f"{geometry.weight_size} do not fit the scratch limit of {limit} bytes; "
-                "see nbfftconv.config.set_scratch_limit"
-            )
-        return _direct_plan(*direct_problem, "no tile fits the limits of memory")
-    if algorithm != "auto":
-        return _fft_plan(geometry, direction, *place, cost, "it was asked for")
-    direct = _direct_plan(*direct_problem, "")
-    figures = f"the model expects {cost * 1e3:.3g} ms by FFT, {direct.seconds * 1e3:.3g} ms direct, on one core"
-    if direct.seconds <= cost:
-        return replace(direct, reason=figures)
-    return _fft_plan(geometry, direction, *place, cost, figures)
+            report(f"ignored in the profile: {winner} for {request.geometry}: {error}")
+    found, refusals = _offers(request, implementations)
+    _, cheapest = min(found, key=lambda offer: offer[1].seconds)
+    if request.is_asked and len(implementations) == 1:
+        return cheapest.best("it was asked for")
+    if len(found) == 1 and refusals:
+        return cheapest.best("; ".join(map(str, refusals)))
+    times = (f"{candidates.seconds * 1e3:.3g} ms {implementation.phrase}" for implementation, candidates in found)
+    return cheapest.best(f"the model expects {', '.join(times)}, on one core")
 
 
-def _plan_of_winner(
-    geometry: ConvGeometry,
-    direction: str,
-    dtype: np.dtype,
-    winner: profile.Winner,
-    weight_is_transformed: bool,
-    limit: int,
-    machine: Machine,
-) -> ConvPlan:
+def _plan_of_winner(request: Request, winner: profile.Winner) -> ConvPlan:
     """Return the plan that the profile asks for; raise ValueError if it cannot be."""
+    request = request._replace(choices=winner.choices, is_asked=True)
+    plan = _make_plan(registry.candidates(winner.algorithm), None, *request)
+    if plan.weight_bytes > WEIGHT_LIMIT:
+        raise ValueError(f"the kernels take {plan.weight_bytes} bytes")
     reason = (
         f"it was measured: {winner.seconds * 1e3:.3g} ms on {winner.threads} thread{'s' * (winner.threads > 1)}, "
         f"the cost model's choice took {winner.model_seconds * 1e3:.3g} ms"
     )
-    if winner.algorithm == "direct":
-        return _direct_plan(geometry, direction, dtype, True, weight_is_transformed, machine, reason)
-    registry.get(winner.transform)  # one, not all
-    chosen = "fft", registry.candidates(winner.transform), winner.tile
-    plan = _make_plan(geometry, direction, dtype, *chosen, weight_is_transformed, True, limit, machine)
-    if plan.weight_spectra_bytes > WEIGHT_SPECTRA_LIMIT:
-        raise ValueError(f"the kernels' spectra take {plan.weight_spectra_bytes} bytes")
     return replace(plan, reason=reason)
 
 
@@ -345,123 +306,21 @@ def make_step_plan(geometry: ConvGeometry, dtype: np.dtype, algorithm: str, spec
 
     `spectra_limit` is the number of bytes that the input's spectra may take between the passes.
     """
-    is_measured = algorithm == "auto" and any(_winner(geometry, each, dtype, False) for each in DIRECTIONS)
-    problem = geometry, dtype, algorithm, registry.candidates(), spectra_limit, get_scratch_limit(), get_machine()
-    if is_measured or (step := _shared_step(*problem)) is None:
-        return StepPlan(*(make_plan(geometry, direction, dtype, algorithm) for direction in DIRECTIONS))
-    return step
+    if algorithm == "auto" and any(_winner(geometry, direction, dtype, False) for direction in DIRECTIONS):
+        plans = [make_plan(geometry, direction, dtype) for direction in DIRECTIONS]
+        return StepPlan(*plans, seconds=sum(plan.seconds for plan in plans))
+    fields = _fields(geometry, DIRECTIONS[0], dtype, (), algorithm != "auto", False, True)
+    return _make_step_plan(registry.candidates(algorithm), spectra_limit, *fields)
 
 
 @functools.lru_cache(maxsize=256)
-def _shared_step(
-    geometry: ConvGeometry,
-    dtype: np.dtype,
-    algorithm: str,
-    transforms: tuple[Transform, ...],
-    spectra_limit: int,
-    limit: int,
-    machine: Machine,
-) -> StepPlan | None:
-    """Return the cheapest step of passes that share spectra, None if passes that share nothing are cheaper."""
-    if algorithm == "direct" or (algorithm == "auto" and geometry.weight_size[2:] == (1, 1)):
-        return None
-    rest = dtype, algorithm, transforms, None, False, True, limit, machine
-    no_winner = None  # said, so that `make_plan` finds them
-    apart = sum(_make_plan(geometry, direction, *rest, no_winner).seconds for direction in DIRECTIONS)
-    forward, grad_weight, grad_input = step = [_costed(geometry, direction, *rest)[-1] for direction in DIRECTIONS]
-    keeps = forward.choices.input_bytes <= spectra_limit
-    shared = grad_weight.cost.output + grad_input.cost.weight + keeps * grad_weight.cost.input
-    seconds = forward.seconds + grad_weight.seconds + grad_input.seconds - shared
-    index = int(seconds.argmin())
-    if not seconds[index] < apart:
-        return None
-    reason = f"the model expects {seconds[index] * 1e3:.3g} ms for a step that shares spectra, "
-    reason += f"{apart * 1e3:.3g} ms for one that does not, on one core"
-    plans = (
-        _fft_plan(geometry, direction, of_pass.choices, index, of_pass.seconds[index], reason)
-        for direction, of_pass in zip(DIRECTIONS, step, strict=True)
-    )
-    return StepPlan(*plans, shares_spectra=True, keeps_input_spectra=bool(keeps[index]))
-
-
-_Way = tuple[ConvGeometry, str]
-
-
-def _ways(geometry: ConvGeometry, direction: str, transposes: bool) -> list[_Way]:
-    """Return the passes, each a geometry and a direction, that compute the result; first that of direct convolution."""
-    transposed = geometry.transposed() if transposes and direction == "grad_input" else None
-    return [*([] if transposed is None else [(transposed, "forward")]), (geometry, direction)]
-
-
-def _direct_plan(
-    geometry: ConvGeometry,
-    direction: str,
-    dtype: np.dtype,
-    transposes: bool,
-    weight_is_packed: bool,
-    machine: Machine,
-    reason: str,
-) -> ConvPlan:
-    way = _ways(geometry, direction, transposes)[0]
-    scratch, weight = 0, 0
-    if way[1] == "forward":
-        scratch, weight = scratch_bytes(way[0], dtype), packed_bytes(way[0], dtype)
-    elif direction == "grad_weight":
-        scratch, weight = grad_weight_bytes(geometry, dtype)
-    seconds = direct_cost(*way, dtype, weight_is_packed, machine)
-    plan = ConvPlan(*way, dtype, "direct", None, None, False, 0, scratch, weight, reason, seconds)
-    return plan if way[1] == direction else plan.as_grad_input(geometry)
-
-
-def _fft_plan(
-    geometry: ConvGeometry, direction: str, choices: Choices, index: int, seconds: float, reason: str
-) -> ConvPlan:
-    plan = choices.plan(index, float(seconds), reason)
-    return plan if choices.direction == direction else plan.as_grad_input(geometry)
-
-
-class _Costed(NamedTuple):
-    """Choices for a pass, what each costs, and the sum of that in seconds, infinite where it does not fit."""
-
-    choices: Choices
-    cost: FftCost
-    seconds: np.ndarray
-
-    @classmethod
-    def of(
-        cls, choices: Choices, fixed: float, weight_is_transformed: bool, algorithm: str, machine: Machine
-    ) -> "_Costed":
-        """Return the choices with their costs, on top of `fixed` seconds."""
-        cost = fft_cost(choices, weight_is_transformed, machine)
-        fits = choices.fits & (choices.weight <= WEIGHT_SPECTRA_LIMIT) if algorithm == "auto" else choices.fits
-        return cls(choices, cost, np.where(fits, fixed + sum(cost), math.inf))
-
-
-@functools.lru_cache(maxsize=4)
-def _costed(
-    geometry: ConvGeometry,
-    direction: str,
-    dtype: np.dtype,
-    algorithm: str,
-    transforms: tuple[Transform, ...],
-    tile: tuple[int, int] | None,
-    weight_is_transformed: bool,
-    transposes: bool,
-    limit: int,
-    machine: Machine,
-) -> list[_Costed]:
-    """Return all that there is to choose from, last the stages of the pass itself; kept for a moment, for a step."""
-    costed = []
-    for way in _ways(geometry, direction, transposes):
-        is_transposed = way[1] != direction and not weight_is_transformed
-        fixed = transposition_cost(geometry, dtype, machine) if is_transposed else 0.0
-        for choices in blocked(choices_for(way[0], dtype, transforms, tile, machine), way[1], limit):
-            costed.append(_Costed.of(choices, fixed, weight_is_transformed, algorithm, machine))
-    return costed
-
-
-def _cheapest(costed: list[_Costed]) -> tuple[float, Choices, int]:
-    """Return the least cost, where it is, and whose; infinity if there is nothing to choose from."""
-    each = ((of_way, int(of_way.seconds.argmin())) for of_way in costed if len(of_way.seconds))
-    found = ((float(of_way.seconds[index]), of_way.choices, index) for of_way, index in each)
-    return min(found, key=lambda candidate: candidate[0], default=(math.inf, None, 0))
+def _make_step_plan(
+    implementations: tuple[Implementation[Any, Any], ...], spectra_limit: int, *fields: Any
+) -> StepPlan:
+    """Return the cheapest step: of passes that share spectra, or of the best plans of each."""
+    requests = [Request(*fields)._replace(direction=direction) for direction in DIRECTIONS]
+    plans = [_make_plan(implementations, None, *request) for request in requests]
+    best = StepPlan(*plans, seconds=sum(plan.seconds for plan in plans))
+    for implementation in implementations:
+        best = implementation.step(requests, spectra_limit, best.seconds) or best
+    return best

@@ -9,9 +9,10 @@ import numpy as np
 
 from nbfftconv import environment
 from nbfftconv.forking import fork_safe_lock
-from nbfftconv.geometry import ConvGeometry, integer, pair
+from nbfftconv.geometry import ConvGeometry, integer
+from nbfftconv.implementations import registry
 from nbfftconv.paths import absolute
-from nbfftconv.plan import DIRECTIONS
+from nbfftconv.plan import DIRECTIONS, Choices
 from nbfftconv.report import report
 from nbfftconv.store import ABSENT, Document
 from nbfftconv.threads import begin_with
@@ -50,8 +51,8 @@ class Winner:
     Attributes
     ----------
     algorithm : str
-    transform : str or None
-    tile : tuple of int or None
+    choices : tuple
+        The plan's.
     seconds, model_seconds : float
         Time of a call, and of one by the plan that the cost model would have chosen.
     threads : int
@@ -59,8 +60,7 @@ class Winner:
     """
 
     algorithm: str
-    transform: str | None
-    tile: tuple[int, int] | None
+    choices: Choices
     seconds: float
     model_seconds: float
     threads: int
@@ -224,23 +224,22 @@ def _problem(entry: dict[str, Any]) -> Problem:
 
 
 def _winner(entry: dict[str, Any]) -> Winner:
-    algorithm, transform, tile = entry["algorithm"], entry["transform"], entry["tile"]
-    if algorithm == "fft" and isinstance(transform, str):
-        tile = pair("tile", tile, 1)
-    elif algorithm != "direct" or transform is not None or tile is not None:
-        raise ValueError("algorithm, transform and tile do not match")
-    times = entry["seconds"], entry["model_seconds"]
-    if not all(isinstance(time, float) and 0 < time < float("inf") for time in times):
+    algorithm = entry["algorithm"]
+    others = {*Problem.__dataclass_fields__, *ConvGeometry.__dataclass_fields__, *Winner.__dataclass_fields__}
+    written = {name: value for name, value in entry.items() if name not in others and value is not None}
+    choices = registry.get(algorithm).read_choices(written)
+    seconds, model_seconds = entry["seconds"], entry["model_seconds"]
+    if not all(isinstance(time, float) and 0 < time < float("inf") for time in (seconds, model_seconds)):
         raise ValueError("seconds must be positive numbers")
-    return Winner(algorithm, transform, tile, *times, integer("threads", entry["threads"], 1))
+    return Winner(algorithm, choices, seconds, model_seconds, integer("threads", entry["threads"], 1))
 
 
 def _to_json(profile: Profile) -> dict[str, Any]:
     threads = None if profile.threads is None else dict(zip(("loops", "fftw"), profile.threads, strict=True))
     winners = []
     for problem, winner in profile.winners.items():
-        entry = asdict(problem)
-        winners.append(entry.pop("geometry") | entry | asdict(winner))
+        entry, found = asdict(problem), asdict(winner)
+        winners.append(entry.pop("geometry") | entry | dict(found.pop("choices")) | found)
     return {"threads": threads, "winners": winners}
 
 

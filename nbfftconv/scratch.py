@@ -12,7 +12,7 @@ what changes the pool is one operation of a dictionary at a time, and whatever h
 
 import math
 import sys
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -53,6 +53,15 @@ class _Owner(NamedTuple):
 _pool: dict[int, _Owner] = {}
 
 
+def check_bytes(name: str, value: Any, least: int) -> int:
+    """Return a limit in bytes as an int; raise TypeError if it is no integer, ValueError if it is below `least`."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise TypeError(f"{name} must be an integer number of bytes, got {value!r}")
+    if value < least:
+        raise ValueError(f"{name} must be at least {least} byte{'s' * (least != 1)}, got {value}")
+    return int(value)
+
+
 def set_scratch_limit(nbytes: int) -> None:
     """Bound the memory that a call takes for the spectra of its tiles; the kernels' spectra come on top of it.
 
@@ -80,11 +89,7 @@ def set_scratch_limit(nbytes: int) -> None:
     >>> set_scratch_limit(before)
     """
     global _limit, _limit_source
-    if isinstance(nbytes, bool) or not isinstance(nbytes, (int, np.integer)):
-        raise TypeError(f"the scratch limit must be an integer number of bytes, got {nbytes!r}")
-    if nbytes < 1:
-        raise ValueError(f"the scratch limit must be at least 1 byte, got {nbytes}")
-    _limit, _limit_source = int(nbytes), "set"
+    _limit, _limit_source = check_bytes("the scratch limit", nbytes, 1), "set"
     _pool.clear()
 
 

@@ -13,6 +13,7 @@ import math
 from dataclasses import dataclass
 
 from nbfftconv.geometry import ConvGeometry
+from nbfftconv.rounding import cdiv
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ def _unit_stride(outputs: int, kernel: int, stride: int, dilation: int) -> tuple
         dilation = 1
     common = math.gcd(stride, dilation)
     output_step, tap_step = dilation // common, stride // common
-    return stride * output_step, output_step, tap_step, -(-outputs // output_step), -(-kernel // tap_step)
+    return stride * output_step, output_step, tap_step, cdiv(outputs, output_step), cdiv(kernel, tap_step)
 
 
 def problem_sizes(geometry: ConvGeometry) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -100,7 +101,7 @@ def axis_tiles(geometry: ConvGeometry, axis: int, tile: int) -> AxisTiles:
         tile,
         taps,
         core,
-        -(-longest // core),
+        cdiv(longest, core),
         min(output_step, outputs),
         min(tap_step, kernel),
         input_step,

@@ -31,6 +31,7 @@ from nbfftconv.functional import conv2d_input, conv2d_weight
 from nbfftconv.layer import Conv2d
 from nbfftconv.plan import DIRECTIONS, ConvPlan
 from nbfftconv.planner import plan_conv2d
+from nbfftconv.rounding import cdiv
 
 #: The layers of the benchmarks (perf/layers.py), which are no part of the package.
 LAYERS = {
@@ -80,7 +81,7 @@ class Result:
     @property
     def chosen(self) -> str:
         """The plan in a few words."""
-        return "direct" if self.plan.tile is None else f"{self.plan.transform} {self.plan.tile[0]}×{self.plan.tile[1]}"
+        return self.plan.summary
 
     def at(self, counts: Counts) -> float:
         """Seconds at any counts; where FFTW transforms nothing, its count means nothing."""
@@ -157,7 +158,7 @@ def sweep(layer: Layer, direction: str, dtype: str, counts: list[int], rounds: i
     plan = plan_conv2d(**layer.arguments, direction=direction, dtype=dtype, weight_is_transformed=kept, measure=measure)
     convolve = convolution(layer, plan)
     convolve()  # compiles
-    pairs = itertools.product(counts, counts) if plan.transform == "fftw" else zip(counts, counts, strict=True)
+    pairs = itertools.product(counts, counts) if plan.uses_library else zip(counts, counts, strict=True)
     samples: dict[Counts, list[float]] = {pair: [] for pair in pairs}
     for _ in range(rounds):
         for pair, times in samples.items():
@@ -175,7 +176,7 @@ def table(results: list[Result]) -> str:
     for result in results:
         for (loops, fftw), seconds in result.seconds.items():
             speedup = result.seconds[1, 1] / seconds
-            used = str(fftw) if result.plan.transform == "fftw" else ""
+            used = str(fftw) if result.plan.uses_library else ""
             figures = [f"{1e3 * seconds:.2f}", f"{speedup:.2f}", f"{speedup / max(loops, fftw):.0%}"]
             rows.append([result.name, result.chosen, str(loops), used, *figures])
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
@@ -202,7 +203,7 @@ def where_it_stops(result: Result) -> str:
             ratio = steps[few] / steps[more]
             verdict = f"more threads stop paying after {few}: {more} are {ratio:.2f} times as fast"
             break
-    if result.plan.transform == "fftw" and stop > 1:
+    if result.plan.uses_library and stop > 1:
         fastest = result.seconds[result.best_at(stop)]
         enough = min(fftw for (loops, fftw), time in result.seconds.items() if loops == stop and time < PAYS * fastest)
         verdict += f"; FFTW needs {enough} of them" if enough < stop else "; for FFTW as well"
@@ -227,7 +228,7 @@ def draw(results: list[Result], path: Path) -> None:
     from matplotlib.figure import Figure
 
     columns = min(4, len(results))
-    rows = -(-len(results) // columns)
+    rows = cdiv(len(results), columns)
     figure = Figure(figsize=(3.2 * columns + 1, 2.6 * rows + 0.5), layout="constrained")
     panels = figure.subplots(rows, columns, squeeze=False).flat
     for axes, result in itertools.zip_longest(panels, results):
@@ -237,7 +238,7 @@ def draw(results: list[Result], path: Path) -> None:
         counts = sorted({loops for loops, _ in result.seconds})
         ideal = [1e3 * result.seconds[1, 1] / count for count in counts]
         axes.plot(counts, ideal, color="grey", linestyle="--", linewidth=1, label="1 thread's time / threads")
-        if result.plan.transform == "fftw":
+        if result.plan.uses_library:
             for fftw in counts:
                 times = [1e3 * result.seconds[loops, fftw] for loops in counts]
                 axes.plot(counts, times, marker="o", label=f"FFTW on {fftw}")

@@ -147,8 +147,7 @@ def measure_stages(layer: Layer, dtype: str, threads: int) -> dict[str, Any]:
         name: dict(zip(("seconds", "flops", "bytes"), (statistics.median(times), *work.get(name, (0, 0))), strict=True))
         for name, times in samples.items()
     }
-    chosen = "direct" if plan.tile is None else f"{plan.transform} {plan.tile[0]}×{plan.tile[1]}"
-    return {"plan": chosen, "stages": stages, "machine": measure_machine(dtype, threads)}
+    return {"plan": plan.summary, "stages": stages, "machine": measure_machine(dtype, threads)}
 
 
 def stage_work(plan: Any) -> dict[str, tuple[float, ...]]:
@@ -157,9 +156,9 @@ def stage_work(plan: Any) -> dict[str, tuple[float, ...]]:
 
     geometry, itemsize = plan.geometry, plan.dtype.itemsize
     read, written = (itemsize * math.prod(size) for size in (geometry.input_size, geometry.output_size))
-    if plan.tile is None:
+    if plan.algorithm == "direct":
         stage = "depthwise.depthwise_forward" if geometry.groups > 1 else "dense.dense_forward"
-        return {stage: (2 * geometry.multiply_adds, read + plan.weight_spectra_bytes + written)}
+        return {stage: (2 * geometry.multiply_adds, read + plan.weight_bytes + written)}
     (height, width), tiles = plan.tile, plan.grid.tiles
     depth, filters = geometry.input_size[1] * plan.grid.channel_phases, geometry.weight_size[0]
     transform = 2.5 * height * width * math.log2(height * width) * tiles
@@ -168,7 +167,7 @@ def stage_work(plan: Any) -> dict[str, tuple[float, ...]]:
     product = 8 * frequencies * tiles * filters * depth / geometry.groups
     stages = {
         "spectra.input_to_spectra": (transform * depth, read),
-        "accumulate.product": (product, plan.weight_spectra_bytes),
+        "accumulate.product": (product, plan.weight_bytes),
         "forward.spectra_to_output": (transform * filters, written),
     }
     return {"forward.input_to_output": tuple(map(sum, zip(*stages.values(), strict=True)))} if plan.fused else stages

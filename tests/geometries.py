@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 import nbfftconv
 from nbfftconv import layer
 from nbfftconv.geometry import ConvGeometry
-from nbfftconv.plan import StepPlan
+from nbfftconv.plan import ConvPlan, StepPlan
 from nbfftconv.planner import make_plan
 
 DIRECTIONS = ("forward", "grad_weight", "grad_input")
@@ -26,6 +26,13 @@ PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 MAX_SIZE = 70
 MAX_KERNEL = 31
 MAX_PRODUCTS = 10_000_000  # that one pass of the oracle may form
+
+
+def planned(
+    geometry: ConvGeometry, direction: str, dtype: Any, algorithm: str = "auto", transposes: bool = True, **choices: Any
+) -> ConvPlan:
+    """The plan of a geometry; choices are options of the implementation."""
+    return make_plan(geometry, direction, np.dtype(dtype), algorithm, tuple(choices.items()), transposes=transposes)
 
 
 @dataclass(frozen=True)
@@ -87,8 +94,8 @@ class Case:
             geometry = ConvGeometry.from_arguments(self.input_size, self.weight_size, **self.options)
             other = geometry.transposed() if transposed else None
             if other is None:
-                return make_plan(geometry, direction, np.dtype(dtype), transposes=False, **choices)
-            return make_plan(other, "forward", np.dtype(dtype), **choices).as_grad_input(geometry)
+                return planned(geometry, direction, dtype, transposes=False, **choices)
+            return planned(other, "forward", dtype, **choices).as_grad_input(geometry)
         plan = nbfftconv.plan_conv2d(
             self.input_size, self.weight_size, **self.options, direction=direction, dtype=dtype, **choices
         )
@@ -230,9 +237,10 @@ def shared_steps(block_tiles: int | None = None, **choices: Any) -> Iterator[Non
     """
 
     def make_step_plan(geometry: ConvGeometry, dtype: np.dtype, algorithm: str, spectra_limit: int) -> StepPlan:
-        plans = [make_plan(geometry, direction, dtype, "fft", transposes=False, **choices) for direction in DIRECTIONS]
+        plans = [planned(geometry, direction, dtype, "fft", transposes=False, **choices) for direction in DIRECTIONS]
         return StepPlan(
             *(in_blocks(plan, block_tiles) for plan in plans),
+            seconds=0.0,
             shares_spectra=True,
             keeps_input_spectra=spectra_limit > 0,
         )

@@ -276,7 +276,7 @@ def planned(input_size: str = "[1, 1, 9, 9]", weight_size: str = "[1, 1, 3, 3]")
     sizes = json.loads(input_size), json.loads(weight_size)
     plans = [nbfftconv.plan_conv2d(*sizes, padding=2, weight_is_transformed=kept) for kept in (False, True)]
     return {
-        "choices": [(plan.algorithm, plan.transform, plan.tile) for plan in plans],
+        "choices": [(plan.algorithm, getattr(plan, "transform", None), getattr(plan, "tile", None)) for plan in plans],
         "reasons": [plan.reason for plan in plans],
         "counts": get_counts(),
         "machine": astuple(get_machine()),

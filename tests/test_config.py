@@ -94,6 +94,12 @@ def test_what_is_set_overrules_the_environment(tmp_path):
     assert found["cache_directory"][0] == str(tmp_path / "cache")
 
 
+def test_an_effort_that_is_set_is_set(tmp_path):
+    """Even to what it was."""
+    found = in_a_process('config.set_planning_effort("measure")', HOME=str(tmp_path))
+    assert found["planning_effort"] == ["measure", "set"]
+
+
 def test_counts_of_the_profile(tmp_path):
     """The profile hands its counts to the threads, which know nothing of it."""
     code = f"""
@@ -349,7 +355,7 @@ def test_threads_know_no_planner_and_no_profile():
                 inner = node.module.split(".")[1:2] or [alias.name for alias in node.names]
                 rest |= {each for each in inner if (package / f"{each}.py").exists()} - seen
     assert "jit" in seen and "store" in seen
-    assert not seen & {"profile", "planner", "plan", "machine", "measure", "config"}
+    assert not seen & {"profile", "planner", "plan", "machine", "autotune", "implementations", "config"}
 
 
 def test_counts_are_asked_for_once_and_when_they_are_needed(monkeypatch):

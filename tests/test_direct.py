@@ -151,9 +151,9 @@ def test_the_plan_tells_the_memory(filters):
             assert 0 < plan.scratch_bytes <= 2**19
             packed = direct.pack(plan.geometry, np.ones(case.weight_size, dtype)) if kernel < 100 else None
             if packed is not None:
-                assert plan.weight_spectra_bytes == packed.nbytes
+                assert plan.weight_bytes == packed.nbytes
             elif depthwise.fits(plan.geometry, plan.dtype):
-                assert plan.weight_spectra_bytes == 0
+                assert plan.weight_bytes == 0
             assert str(plan.scratch_bytes) in repr(plan)
 
 
@@ -282,7 +282,7 @@ def test_the_plan_of_grad_weight_tells_the_memory(size, kernel, filters, monkeyp
     borrow = scratch.borrow
     monkeypatch.setattr(scratch, "borrow", lambda nbytes, *rest: borrowed.append(nbytes) or borrow(nbytes, *rest))
     direct.grad_weight(plan.geometry, x, np.empty(case.weight_size, np.float32), g)
-    assert sum(borrowed) == slots * plan.scratch_bytes + plan.weight_spectra_bytes
+    assert sum(borrowed) == slots * plan.scratch_bytes + plan.weight_bytes
     assert (plan.scratch_bytes > 0) == (filters > 1)
 
 

@@ -43,6 +43,8 @@ KNOBS = (
 #: What they are given: of `plan_conv2d`, and what is in it.
 RECORDS = (
     "nbfftconv.geometry.ConvGeometry",
+    "nbfftconv.implementations.direct.DirectPlan",
+    "nbfftconv.passes.plan.FftPlan",
     "nbfftconv.plan.ConvPlan",
     "nbfftconv.tiling.AxisTiles",
     "nbfftconv.tiling.TileGrid",

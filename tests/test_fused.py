@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import nbfftconv
 from nbfftconv import simd
-from nbfftconv.plan import filters_of_share
+from nbfftconv.passes.plan import filters_of_block
 from nbfftconv.threads import get_counts
 
 TRANSFORMS = {"fftw": tiles, "codelet": codelet_tiles, "planar": planar_tiles}
@@ -74,11 +74,11 @@ def test_any_geometry(transform, data, dtype, rng):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("filters", [1, 15, 17, 39, 40])
 @pytest.mark.parametrize("depth", [1, 2, 6])
-def test_shares(transform, dtype, filters, depth, rng):
-    """Filters in one share or in several, of which the last is not full, in two groups; blocks that leave a rest."""
+def test_filter_blocks(transform, dtype, filters, depth, rng):
+    """Filters in one block or several, of which the last is not full, in two groups; a rest of tiles."""
     case = Case((2, 2 * depth, 61, 70), (2 * filters, depth, 3, 4), padding=1, groups=2)
-    share = filters_of_share(filters, depth, lanes_of(transform, dtype))
-    assert (share < filters) == (filters > 8 * max(depth, lanes_of(transform, dtype) // 8))
+    block = filters_of_block(filters, depth, lanes_of(transform, dtype))
+    assert (block < filters) == (filters > 8 * max(depth, lanes_of(transform, dtype) // 8))
     x, w, expected = case.operands_and_expected("forward", dtype, rng)
     tile = {"fftw": (24, 18), "codelet": (12, 16), "planar": PLANAR_TILES[0]}[transform]
     choices = {"transform": transform, "tile": tile, "block_tiles": 4 * lanes_of(transform, dtype)}

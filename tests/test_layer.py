@@ -11,14 +11,15 @@ import numpy as np
 import oracle
 import pytest
 from compare import assert_accurate, relative_error
-from geometries import Case, cases, generators
+from geometries import DIRECTIONS, Case, cases, generators
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nbfftconv import Conv2d, engine, kept_kernels, planner
+from nbfftconv import Conv2d, kept_kernels, planner
+from nbfftconv import layer as layer_module
 from nbfftconv.geometry import ConvGeometry
-from nbfftconv.passes.context import Spectra
-from nbfftconv.passes.to_spectra import TransformedWeight
+from nbfftconv.implementations import Kernels, direct, fft, registry
+from nbfftconv.plan import StepPlan
 from nbfftconv.transpose import transpose
 
 CASE = Case((2, 4, 25, 23), (6, 2, 7, 5), stride=(1, 2), padding=((2, 3), (1, 0)), dilation=(1, 2), groups=2)
@@ -186,8 +187,14 @@ def test_assigning_the_weight_renews_the_spectra(algorithm, operands):
 def test_kernels_are_transposed_once(algorithm, monkeypatch, rng):
     """Forward pass and gradient at the input with the same tile, and kernels of the same shape."""
     calls = []
-    monkeypatch.setattr(planner, "_shared_step", lambda *problem: None)
-    monkeypatch.setattr(engine, "transpose", lambda *arguments: calls.append(1) or transpose(*arguments))
+
+    def apart(geometry, dtype, algorithm, spectra_limit):
+        plans = (planner.make_plan(geometry, direction, dtype, algorithm) for direction in DIRECTIONS)
+        return StepPlan(*plans, seconds=0.0)
+
+    monkeypatch.setattr(layer_module, "make_step_plan", apart)
+    for module in (direct, fft):
+        monkeypatch.setattr(module, "transpose", lambda *arguments: calls.append(1) or transpose(*arguments))
     case = Case((2, 4, 24, 24), (4, 4, 5, 5), padding=2)
     x, w = case.operands("forward", np.float32, rng)
     layer = Conv2d(w, padding=2)
@@ -531,12 +538,15 @@ def test_weights_assigned_while_others_compute(rng):
 # Images of many sizes --------------------------------------------------------------------------------
 
 
-def without_work(plan, weight):
-    """Kernels of the size that the plan's would have, of no memory."""
-    array = np.broadcast_to(np.uint8(0), plan.weight_spectra_bytes)
-    if plan.grid is None:
-        return engine.Kernels(weight, packed=array)
-    return engine.Kernels(weight, TransformedWeight(weight, Spectra(array, 0, 0, 0), False, None))
+class NoWork(Kernels):
+    """Kernels of the size that a plan's would have, of no memory."""
+
+    def __init__(self, weight, plan):
+        super().__init__(weight)
+        object.__setattr__(self, "array", np.broadcast_to(np.uint8(0), plan.weight_bytes))
+
+    def arrays(self):
+        return self.weight, self.array
 
 
 @pytest.mark.parametrize("algorithm", ["auto", "fft"])
@@ -545,7 +555,8 @@ def without_work(plan, weight):
     [((256, 256, 3, 3), 1, 1), ((64, 64, 7, 7), 3, 1), ((64, 1, 31, 31), 15, 64), ((1, 1, 63, 63), 31, 1)],
 )
 def test_few_forms_serve_many_sizes(weight_size, padding, groups, algorithm, monkeypatch, rng):
-    monkeypatch.setattr(engine.Kernels, "of", without_work)
+    for implementation in registry.candidates():
+        monkeypatch.setattr(implementation, "prepare", lambda plan, weight: NoWork(weight, plan))
     kept = kept_kernels.KeptKernels(np.zeros(weight_size, np.float32))
     dtype, best_forms, forms, chosen = np.dtype(np.float32), set(), set(), {}
     for height, width in rng.integers(14, 200, (320, 2)).tolist():
@@ -566,13 +577,13 @@ def test_few_forms_serve_many_sizes(weight_size, padding, groups, algorithm, mon
 
 
 def test_sizes_share_spectra_and_results_stay(rng):
-    made, of = [], engine.Kernels.of
+    made, prepare = [], fft.IMPLEMENTATION.prepare
     w = rng.standard_normal((3, 2, 9, 8)).astype(np.float32)
     layer = Conv2d(w, padding="same")
     layer.algorithm, layer.training = "fft", False
     images = [rng.standard_normal((1, 2, *size)).astype(np.float32) for size in rng.integers(8, 120, (60, 2)).tolist()]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine.Kernels, "of", lambda plan, weight: made.append(plan.tile) or of(plan, weight))
+        patch.setattr(fft.IMPLEMENTATION, "prepare", lambda plan, w: made.append(plan.tile) or prepare(plan, w))
         first = [layer(x) for x in images]
         best = {planner.plan_conv2d(x.shape, w.shape, padding="same", algorithm="fft", weight_is_transformed=True).tile
                 for x in images}  # fmt: skip

@@ -10,13 +10,13 @@ import numpy as np
 import pyfftw
 import pytest
 from compare import assert_accurate, relative_error
-from geometries import DIRECTIONS, WAYS, Case, cases
+from geometries import DIRECTIONS, WAYS, Case, cases, planned
 from hypothesis import given
 
 import nbfftconv
-from nbfftconv import costs
 from nbfftconv.direct import depthwise
 from nbfftconv.geometry import ConvGeometry
+from nbfftconv.implementations import fft_costs
 from nbfftconv.passes.context import _numbers
 from nbfftconv.plan import ConvPlan
 from nbfftconv.planner import make_plan, make_step_plan
@@ -62,19 +62,16 @@ def test_attributes(direction, transposed):
     assert plan.tiles == (-(-256 // (64 - 30)), -(-width // (48 - 28)))
     assert 0 < plan.scratch_bytes <= get_scratch_limit()
     assert plan.reason
+    assert plan.choices == (("transform", "fftw"), ("tile", (64, 48))) and plan.summary == "fftw 64×48"
+    assert plan.uses_library
     assert isinstance(plan.geometry, ConvGeometry)
     assert plan.geometry.input_size == LARGE_KERNEL.input_size
     assert plan.geometry.weight_size == LARGE_KERNEL.weight_size
     assert plan.geometry.output_size == LARGE_KERNEL.output_size
 
     plan = LARGE_KERNEL.plan(direction, np.float64, algorithm="direct")
-    assert (plan.dtype, plan.algorithm, plan.transform, plan.tile, plan.tiles) == (
-        np.float64,
-        "direct",
-        None,
-        None,
-        None,
-    )
+    assert (plan.dtype, plan.algorithm, plan.choices, plan.summary) == (np.float64, "direct", (), "direct")
+    assert not {"transform", "grid", "tile", "tiles", "fused", "block_tiles"} & set(dir(plan))
 
 
 def test_a_plan_cannot_be_changed():
@@ -157,21 +154,20 @@ def test_a_transposed_problem_goes_back(case):
 @pytest.mark.parametrize("algorithm", ["auto", "fft", "direct"])
 def test_a_gradient_tells_whether_it_is_transposed(algorithm):
     plan = LARGE_KERNEL.plan("grad_input", np.float32, algorithm=algorithm)
-    inner = plan.transposed
-    assert "transposed" in repr(plan) and inner.direction == "forward"
-    assert inner.geometry == plan.geometry.transposed()
-    for name in ("algorithm", "transform", "grid", "fused", "block_tiles", "scratch_bytes", "weight_spectra_bytes"):
-        assert getattr(inner, name) == getattr(plan, name)
+    inner = plan.run_as
+    assert plan.is_transposed and "transposed" in repr(plan) and inner.direction == "forward"
+    assert inner.geometry == plan.geometry.transposed() and not inner.is_transposed
+    assert inner.as_grad_input(plan.geometry) == plan
     own = LARGE_KERNEL.plan("grad_input", np.float32, algorithm=algorithm, transposed=False)
-    assert own.transposed is None and "transposed" not in repr(own)
+    assert own.run_as is own and not own.is_transposed and "transposed" not in repr(own)
     for direction in ("forward", "grad_weight"):
-        assert LARGE_KERNEL.plan(direction, np.float32, algorithm=algorithm).transposed is None
+        assert not LARGE_KERNEL.plan(direction, np.float32, algorithm=algorithm).is_transposed
 
 
 def test_overlap_add_where_transposed_tiles_would_be_larger():
     sizes = (16, 128, 16, 16), (128, 128, 7, 7)
-    assert Case(*sizes).plan("grad_input", np.float32).transposed is None
-    assert Case(*sizes, padding="full").plan("grad_input", np.float32).transposed is not None
+    assert not Case(*sizes).plan("grad_input", np.float32).is_transposed
+    assert Case(*sizes, padding="full").plan("grad_input", np.float32).is_transposed
 
 
 # Costs -----------------------------------------------------------------------------------------------
@@ -191,7 +187,7 @@ def test_overlap_add_where_transposed_tiles_would_be_larger():
 )
 def test_the_cheapest_of_all_tiles_is_chosen(case, dtype, direction):
     plan = case.plan(direction, dtype, algorithm="fft")
-    geometry = plan.geometry if plan.transposed is None else plan.transposed.geometry
+    geometry = plan.run_as.geometry
     seconds = {}
     for transform in registry.candidates():
         for height, width in zip(*[(8, 9, 16, 24, 30, 32, 36, 40, 64, 80, 96, 128, 192)] * 2, strict=True):
@@ -208,8 +204,8 @@ def test_the_cheapest_of_all_tiles_is_chosen(case, dtype, direction):
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
 def test_a_plan_makes_nothing_for_the_tiles_that_it_does_not_choose(direction, monkeypatch):
-    calls, axis_tiles = [], costs.axis_tiles
-    monkeypatch.setattr(costs, "axis_tiles", lambda *arguments: calls.append(arguments) or axis_tiles(*arguments))
+    calls, axis_tiles = [], fft_costs.axis_tiles
+    monkeypatch.setattr(fft_costs, "axis_tiles", lambda *arguments: calls.append(arguments) or axis_tiles(*arguments))
     tables = depthwise._runs.cache_info().misses
     Case((1, 3, 1031, 577), (3, 1, 63, 61), groups=3).plan(direction, np.float32)
     assert len(calls) <= 8
@@ -240,7 +236,7 @@ def test_what_is_kept_of_shapes_is_bounded(rng):
             if i % 8 == 0:
                 make_step_plan(geometry, dtype, "auto", 2**28)
             if geometry.weight_size[2] > 1 and i % 4 == 0:
-                plan = make_plan(geometry, "grad_weight", np.dtype(np.float32), "fft", "fftw", (64, 64))
+                plan = planned(geometry, "grad_weight", np.float32, "fft", transform="fftw", tile=(64, 64))
                 _numbers(plan, geometry, transform, 1, 1)
             if geometry.groups > 1 and i % 4 == 0 and (record := depthwise._record(geometry, dtype)) is not None:
                 depthwise._runs(*(int(record[name]) for name in depthwise._OF_RUNS), dtype.itemsize)

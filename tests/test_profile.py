@@ -69,7 +69,8 @@ def automatic(direction="forward", dtype=np.float32, **keywords):
 
 
 def choice(plan):
-    return [plan.algorithm, plan.transform, plan.tile and list(plan.tile)]
+    choices = dict(plan.choices)
+    return [plan.algorithm, choices.get("transform"), list(choices["tile"]) if choices else None]
 
 
 @pytest.fixture(scope="module")

@@ -461,7 +461,7 @@ def test_plans_tell_the_memory_of_a_step(case, spectra_limit, scratch_limit, mon
     borrowed.clear()
     layer.backward(g)
     assert sum(n for name, n in borrowed if name != "weight_spectra") == step.grad_weight.scratch_bytes
-    assert sum(n for name, n in borrowed if name == "weight_spectra") == step.grad_weight.weight_spectra_bytes
+    assert sum(n for name, n in borrowed if name == "weight_spectra") == step.grad_weight.weight_bytes
     assert len(borrowed) == 3
 
 

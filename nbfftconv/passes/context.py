@@ -9,10 +9,10 @@ import numpy as np
 from nbfftconv import jit, scratch, threads
 from nbfftconv.accumulate import ROWS, Matrix, panel_bytes
 from nbfftconv.geometry import ConvGeometry
+from nbfftconv.passes.plan import FftPlan, filters_of_block
 from nbfftconv.passes.records import Record
 from nbfftconv.passes.views import View, input_view, output_view, weight_view
 from nbfftconv.passes.workspace import Strips, transform_numbers, workspace_numbers
-from nbfftconv.plan import ConvPlan, filters_of_share
 from nbfftconv.rounding import cdiv
 from nbfftconv.scratch import Memory
 from nbfftconv.transforms import COMPLEX_BYTES, TileTransform, registry, step_stride
@@ -86,7 +86,7 @@ class Numbers:
     """
 
     def __init__(
-        self, plan: ConvPlan, geometry: ConvGeometry, transform: TileTransform, workers: int, transform_workers: int
+        self, plan: FftPlan, geometry: ConvGeometry, transform: TileTransform, workers: int, transform_workers: int
     ) -> None:
         grid, layout, itemsize = plan.grid, transform.layout, plan.dtype.itemsize
         self.plan, self.transform = plan, transform  # whose addresses are in the records
@@ -120,7 +120,7 @@ class Numbers:
         written = {"forward": "output", "grad_weight": "weight"}.get(self.plan.direction)
         worker = end + (self.strips[written].nbytes if written is not None and self.lanes > 1 else 0)
         if self.plan.fused:
-            self.filter_block = filters_of_share(self.group_filters, self.group_depth, self.lanes)
+            self.filter_block = filters_of_block(self.group_filters, self.group_depth, self.lanes)
             self.fused_spectra = {}
             for name, channels in (("input", self.group_depth), ("output", min(ROWS, self.filter_block))):
                 lane_block = self.bins * step_stride(channels)
@@ -144,7 +144,7 @@ class Context(Numbers):
 
     Parameters
     ----------
-    plan : ConvPlan
+    plan : FftPlan
     geometry : ConvGeometry
         The plan's, or the same with the padding applied beforehand.
 
@@ -156,7 +156,7 @@ class Context(Numbers):
         Of the block of tiles under way, the first lane block, and how many there are.
     """
 
-    def __init__(self, plan: ConvPlan, geometry: ConvGeometry) -> None:
+    def __init__(self, plan: FftPlan, geometry: ConvGeometry) -> None:
         kind = registry.get(plan.transform)
         transform = kind.make(plan.dtype.type, *plan.tile)
         workers, library_workers = threads.get_slots()

@@ -19,6 +19,7 @@ from nbfftconv.passes.from_spectra import (
     is_streamed,
     lane_block_from_spectrum,
 )
+from nbfftconv.passes.plan import FftPlan
 from nbfftconv.passes.records import Record, RecordType, fields
 from nbfftconv.passes.to_spectra import (
     TO_SPECTRA,
@@ -29,7 +30,6 @@ from nbfftconv.passes.to_spectra import (
 )
 from nbfftconv.passes.views import SPECTRA
 from nbfftconv.passes.workspace import WORKSPACE, memory_of, point_to_strips
-from nbfftconv.plan import ConvPlan
 from nbfftconv.rounding import cdiv
 from nbfftconv.transforms import COMPLEX_BYTES
 
@@ -136,7 +136,7 @@ def _add_fused(
 
 
 def forward(
-    plan: ConvPlan,
+    plan: FftPlan,
     geometry: ConvGeometry,
     input: np.ndarray,
     weight: TransformedWeight,
@@ -149,7 +149,7 @@ def forward(
 
     Parameters
     ----------
-    plan : ConvPlan
+    plan : FftPlan
     geometry : ConvGeometry
         The plan's, or the same with the padding applied to `input` beforehand.
     input, output : numpy.ndarray

@@ -18,6 +18,7 @@ from nbfftconv.jit import njit
 from nbfftconv.passes.blank_windows import BlankWindows
 from nbfftconv.passes.context import Context, Numbers, Spectra
 from nbfftconv.passes.from_spectra import is_streamed
+from nbfftconv.passes.plan import FftPlan
 from nbfftconv.passes.records import Record, RecordType, fields
 from nbfftconv.passes.tiles import add_tile, write_rows
 from nbfftconv.passes.to_spectra import TransformedWeight, add_to_spectra
@@ -33,7 +34,6 @@ from nbfftconv.passes.views import (
     row_step,
 )
 from nbfftconv.passes.workspace import TRANSFORM, WORKSPACE, memory_of
-from nbfftconv.plan import ConvPlan
 from nbfftconv.rounding import cdiv, round_up
 from nbfftconv.simd import VECTOR_BYTES
 from nbfftconv.transforms import COMPLEX_BYTES
@@ -206,7 +206,7 @@ def add_tiles(
 
 
 def grad_input(
-    plan: ConvPlan,
+    plan: FftPlan,
     geometry: ConvGeometry,
     weight: TransformedWeight,
     grad_output: np.ndarray,

@@ -10,9 +10,9 @@ from nbfftconv.accumulate import conjugate_product, panel_product
 from nbfftconv.geometry import ConvGeometry
 from nbfftconv.passes.context import Context, Spectra
 from nbfftconv.passes.from_spectra import add_from_spectra
+from nbfftconv.passes.plan import FftPlan
 from nbfftconv.passes.to_spectra import add_to_spectra
 from nbfftconv.passes.unmet_weights import UnmetWeights
-from nbfftconv.plan import ConvPlan
 
 
 def add_products(context: Context, output_spectra: Spectra, input_spectra: Spectra, weight_spectra: Spectra) -> None:
@@ -38,7 +38,7 @@ def add_write(context: Context, weight_spectra: Spectra, result: np.ndarray) -> 
 
 
 def grad_weight(
-    plan: ConvPlan, geometry: ConvGeometry, input: np.ndarray, grad_output: np.ndarray, result: np.ndarray
+    plan: FftPlan, geometry: ConvGeometry, input: np.ndarray, grad_output: np.ndarray, result: np.ndarray
 ) -> bool:
     """Compute the gradient with respect to the kernels into `result`; tell whether there were outliers, taken as zero.
 

@@ -13,6 +13,7 @@ from nbfftconv import jit, simd
 from nbfftconv.jit import njit
 from nbfftconv.outliers import WORDS
 from nbfftconv.passes.context import Context, Numbers, Spectra
+from nbfftconv.passes.plan import FftPlan
 from nbfftconv.passes.records import Record, RecordType, fields
 from nbfftconv.passes.tiles import clear_outliers, copy_tiles, find_least, gather_tile, stream_steps
 from nbfftconv.passes.views import (
@@ -28,7 +29,6 @@ from nbfftconv.passes.views import (
     tiles_of,
 )
 from nbfftconv.passes.workspace import TRANSFORM, WORKSPACE, memory_of, point_to_array, point_to_tiles
-from nbfftconv.plan import ConvPlan
 from nbfftconv.rounding import cdiv
 from nbfftconv.simd import VECTOR_BYTES
 from nbfftconv.transforms import COMPLEX_BYTES
@@ -257,7 +257,7 @@ class TransformedWeight:
     has_zeros: np.ndarray | None
 
 
-def transform_weight(plan: ConvPlan, weight: np.ndarray) -> TransformedWeight:
+def transform_weight(plan: FftPlan, weight: np.ndarray) -> TransformedWeight:
     """Transform kernels, C-contiguous, of the plan's dtype and size, for the tiles of `plan`."""
     context = Context(plan, plan.geometry)
     spectra = context.weight_spectra(is_kept=True)

@@ -34,6 +34,7 @@ _DESTROY_INPUT = 1 << 0
 _RATE = 20 / 165 * min(32, simd.VECTOR_BYTES) / simd.VECTOR_BYTES
 
 _effort = "measure"
+_effort_source = "default"
 _lock = fork_safe_lock()  # FFTW's planner is one for the process
 _MOST_TRANSFORMS = 64  # that are kept though nobody uses them
 _transforms: dict[tuple, TileTransform] = {}  # what was used last is last
@@ -71,10 +72,10 @@ def set_planning_effort(effort: str) -> None:
     'patient'
     >>> fftw.set_planning_effort(before)
     """
-    global _effort
+    global _effort, _effort_source
     if effort not in _FLAGS:
         raise ValueError(f"planning effort must be one of {sorted(_FLAGS)}, got {effort!r}")
-    _effort = effort
+    _effort, _effort_source = effort, "set"
 
 
 def get_planning_effort() -> str:
@@ -92,6 +93,11 @@ def get_planning_effort() -> str:
     True
     """
     return _effort
+
+
+def planning_effort_source() -> str:
+    """Return where the planning effort comes from: "set" or "default"."""
+    return _effort_source
 
 
 def save_wisdom(path: str | os.PathLike) -> None:

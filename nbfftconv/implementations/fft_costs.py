@@ -1,6 +1,6 @@
-"""Cost model: what an FFT plan can choose from, and the seconds that each choice and direct convolution take.
+"""Cost model of FFTs: the tiles and blockings that a plan can choose from, and the seconds that each takes.
 
-Choices are counted in hundreds, so all of them are numbers in arrays.
+TileChoices are counted in hundreds, so all of them are numbers in arrays.
 
 In seconds of one core, whose rates are fractions of the figures of `nbfftconv.machine`:
 
@@ -10,11 +10,8 @@ In seconds of one core, whose rates are fractions of the figures of `nbfftconv.m
   micro-kernel, and reading the kernels' spectra once a block of tiles; lanes without a tile cost the same;
 - spectra that a stage leaves to the next one pass through the last-level cache, those of a fused pass do not;
 - kernels that are transposed, for dX to be a forward pass, are read and written once;
-- input and output are read and written once, the input once for every share of the filters if fused, and its gradient
-  as often as tiles overlap;
-- direct convolution costs 2 operations a multiply-add, lanes without a pixel included, and the arrays once; for
-  groups of many filters, also the pixels gathered for every tap, and packing the kernels; its gradients, a fixed time
-  for every row of pixels under every tap, or, with respect to the kernels of groups of many filters, what is gathered;
+- input and output are read and written once, the input once for every filter block if fused, and its gradient as often
+  as tiles overlap;
 - a call, a block of tiles, the call of a transform, a square of a panel that is transposed and, unless fused, a product
   of one of many groups at one frequency have fixed costs.
 
@@ -35,10 +32,9 @@ import numpy as np
 
 from nbfftconv import simd
 from nbfftconv.accumulate import COLUMNS, ROWS
-from nbfftconv.direct import dense_grad_weight, depthwise
 from nbfftconv.geometry import ConvGeometry
 from nbfftconv.machine import Machine
-from nbfftconv.plan import ConvPlan, filters_of_share
+from nbfftconv.passes.plan import FftPlan, filters_of_block
 from nbfftconv.tiling import AxisTiles, TileGrid, axis_tiles, problem_sizes
 from nbfftconv.transforms import COMPLEX_BYTES, Transform, step_stride
 
@@ -55,29 +51,15 @@ _CORE_BYTES = 1_300_000
 # Channels of a group up to which a fused pass is considered; beyond, it would read the kernels' spectra too often.
 _FUSED_DEPTH = 16
 
-# Fractions of the machine's `flops`, as measured where that is 165e9.
-_DENSE_RATE = 145 / 165
-_WINDOW_RATE = 115 / 165
-_GRADIENT_RATE = 9 / 165
-_GRAD_WEIGHT_RATE = 152 / 165
-# Scalars that direct convolution gathers or packs, as well.
-_GATHER_RATE = 5 / 165
-_GRAD_WEIGHT_GATHER_RATE = 3.7 / 165
-_PACK_RATE = 0.7 / 165
-# Fractions of its `bandwidth`, as measured where that is 25e9: of arrays read and written, of kernels' spectra written
-# past the caches, and read and written, of kernels transposed.
+# Fractions of the machine's `bandwidth`, as measured where that is 25e9: of arrays read and written, of kernels'
+# spectra written past the caches, and read and written, of kernels transposed.
 _READ_RATE = 6 / 25
 _WRITE_RATE = 10 / 25
 _KERNEL_RATE = 19 / 25
 _SUM_RATE = 15 / 25
 _TRANSPOSE_RATE = 11 / 25
-# Scalars of input and output of direct convolution.
-_DENSE_MOVE_RATE = 5 / 25
-_WINDOW_MOVE_RATE = 4 / 25
 # Seconds.
 _FFT_CALL = 150e-6
-_DIRECT_CALL = 60e-6
-_GRADIENT_ROW = 8e-9
 _BLOCK = 30e-6
 _GROUP_PRODUCT = 0.1e-6
 _SQUARE = 80e-9
@@ -157,16 +139,17 @@ def _tiles(
     geometry: ConvGeometry,
     dtype: np.dtype,
     transforms: tuple[Transform, ...],
+    is_asked: bool,
     tile: tuple[int, int] | None,
     machine: Machine,
 ) -> Tiles:
-    """Return the tiles to choose from; of one transform alone, a choice that there is not is an error."""
+    """Return the tiles to choose from; of a transform that was asked for, a choice that there is not is an error."""
     sizes, found = problem_sizes(geometry), []
     for index, transform in enumerate(transforms):
         known = transform.sides
         if tile is not None:
             if known and not set(tile) <= set(known):
-                if len(transforms) == 1:
+                if is_asked:
                     raise ValueError(f"the {transform.name} transform has tile sides {known}, not tile {tile}")
                 continue
             for axis, side in enumerate(tile):
@@ -175,12 +158,14 @@ def _tiles(
         else:
             sides = [known or _smooth_sides(taps) for _, taps in sizes]
             ranges = [_sides_for(of_axis, *size) for of_axis, size in zip(sides, sizes, strict=True)]
-            if len(transforms) == 1 and any(r.start >= len(s) for r, s in zip(ranges, sides, strict=True)):
+            if is_asked and any(r.start >= len(s) for r, s in zip(ranges, sides, strict=True)):
                 raise ValueError(
                     f"no {transform.name} tile, of sides {known}, holds the kernel {geometry.weight_size[2:]}"
                 )
         table = _table(index, transform, *sides, dtype, machine)
         found.append(table[:, ranges[0], ranges[1]].reshape(len(table), -1))
+    if not found:
+        raise ValueError(f"no transform has tiles of {tile}")
     return Tiles(*np.concatenate(found, axis=1))
 
 
@@ -209,7 +194,7 @@ def _sides_for(sides: tuple[int, ...], outputs: int, taps: int) -> slice:
 
 
 @dataclass(frozen=True)
-class Choices:
+class TileChoices:
     """Tiles to choose from for a pass, with their blocking and the memory that they take; numbers are arrays.
 
     Attributes
@@ -235,7 +220,7 @@ class Choices:
     fits : numpy.ndarray
         Whether a block of at least one unit fits the limits.
     fused : bool
-    shares : numpy.ndarray or int
+    filter_blocks : numpy.ndarray or int
         Parts of a group's filters for each of which the input is transformed anew.
     """
 
@@ -252,10 +237,12 @@ class Choices:
     block_units: np.ndarray | None = None
     fits: np.ndarray | None = None
     fused: bool = False
-    shares: np.ndarray | int = 1
+    filter_blocks: np.ndarray | int = 1
 
     @classmethod
-    def of(cls, geometry: ConvGeometry, dtype: np.dtype, transforms: tuple[Transform, ...], tiles: Tiles) -> "Choices":
+    def of(
+        cls, geometry: ConvGeometry, dtype: np.dtype, transforms: tuple[Transform, ...], tiles: Tiles
+    ) -> "TileChoices":
         """Return the choices with all but their blocking."""
         axes = (_axis(geometry, axis, sides) for axis, sides in enumerate((tiles.height, tiles.width)))
         grid = TileGrid(*axes, geometry.input_size[0])
@@ -278,7 +265,7 @@ class Choices:
         """Blocks of units."""
         return _ceil(self.units, self.block_units)
 
-    def staged(self, direction: str, limit: int) -> "Choices":
+    def staged(self, direction: str, limit: int) -> "TileChoices":
         """Stage after stage, each over as many units as fit the limits."""
         streamed = np.minimum(self.weight, _LARGEST_BLOCK_BYTES)
         if direction == "grad_weight":  # read and written with every block
@@ -289,41 +276,46 @@ class Choices:
         units = np.maximum(1, _ceil(self.units, blocks))
         return dataclasses.replace(self, direction=direction, block_units=units, fits=self.unit <= limit)
 
-    def fuse(self, limit: int) -> "Choices | None":
+    def fuse(self, limit: int) -> "TileChoices | None":
         """All stages of a block of a forward pass by one thread, where one fits a core's cache."""
         filters, channels = self.geometry.weight_size[0] // self.geometry.groups, self.geometry.weight_size[1]
         depth = channels * self.grid.channel_phases
         if depth > _FUSED_DEPTH:
             return None
-        share = filters_of_share(filters, depth, self.tiles.lanes)
-        unit = self.tiles.steps * (step_stride(depth) + step_stride(np.minimum(ROWS, share).astype(np.int64)))
+        block = filters_of_block(filters, depth, self.tiles.lanes)
+        unit = self.tiles.steps * (step_stride(depth) + step_stride(np.minimum(ROWS, block).astype(np.int64)))
         tiles = 2 * self.tiles.lanes * self.tiles.nbytes
         units = np.floor(np.minimum(_CORE_BYTES - tiles, limit) / unit)
         units = np.minimum(np.minimum(units, self.units), 2 * COLUMNS)
-        fits, units, shares = units >= 1, np.maximum(units, 1), _ceil(filters, share)
+        fits, units, filter_blocks = units >= 1, np.maximum(units, 1), _ceil(filters, block)
         return dataclasses.replace(
-            self, unit=unit, direction="forward", block_units=units, fits=fits, fused=True, shares=shares
+            self,
+            unit=unit,
+            direction="forward",
+            block_units=units,
+            fits=fits,
+            fused=True,
+            filter_blocks=filter_blocks,
         )
 
-    def plan(self, index: int, seconds: float, reason: str) -> ConvPlan:
+    def plan(self, index: int, reason: str, seconds: float) -> FftPlan:
         """Return the plan of one of the choices."""
         tile = int(self.tiles.height[index]), int(self.tiles.width[index])
         axes = (axis_tiles(self.geometry, axis, side) for axis, side in enumerate(tile))
         grid = TileGrid(*axes, self.geometry.input_size[0])
         block_units = int(self.block_units[index])
-        return ConvPlan(
-            self.geometry,
-            self.direction,
-            self.dtype,
-            "fft",
-            self.transforms[int(self.tiles.transform[index])].name,
-            grid,
-            self.fused,
-            max(1, min(grid.tiles, block_units * int(self.tiles.lanes[index]))),
-            block_units * int(self.unit[index]),
-            int(self.weight[index]),
-            reason,
-            seconds,
+        return FftPlan(
+            geometry=self.geometry,
+            direction=self.direction,
+            dtype=self.dtype,
+            scratch_bytes=block_units * int(self.unit[index]),
+            weight_bytes=int(self.weight[index]),
+            reason=reason,
+            seconds=seconds,
+            transform=self.transforms[int(self.tiles.transform[index])].name,
+            grid=grid,
+            fused=self.fused,
+            block_tiles=max(1, min(grid.tiles, block_units * int(self.tiles.lanes[index]))),
         )
 
 
@@ -345,7 +337,7 @@ def choices_of(
     transforms: tuple[Transform, ...],
     known: Iterable[tuple[str, tuple[int, int]]],
     machine: Machine,
-) -> Choices:
+) -> TileChoices:
     """Return some tiles, by the names of their transforms, that the planner may choose for images of any size."""
     sizes, found = problem_sizes(geometry), []
     indices = {transform.name: index for index, transform in enumerate(transforms)}
@@ -358,7 +350,7 @@ def choices_of(
             table = _table(indices[name], transform, *sides, dtype, machine)
             found.append(table[:, sides[0].index(tile[0]), sides[1].index(tile[1])])
     tiles = Tiles(*np.array(found).reshape(-1, len(Tiles._fields)).T)
-    return Choices.of(geometry, dtype, transforms, tiles)
+    return TileChoices.of(geometry, dtype, transforms, tiles)
 
 
 @functools.lru_cache(maxsize=4)
@@ -366,63 +358,23 @@ def choices_for(
     geometry: ConvGeometry,
     dtype: np.dtype,
     transforms: tuple[Transform, ...],
+    is_asked: bool,
     tile: tuple[int, int] | None,
     machine: Machine,
-) -> Choices:
+) -> TileChoices:
     """Return the choices with all but their blocking; kept for a moment, as the passes of a step come together."""
-    return Choices.of(geometry, dtype, transforms, _tiles(geometry, dtype, transforms, tile, machine))
+    return TileChoices.of(geometry, dtype, transforms, _tiles(geometry, dtype, transforms, is_asked, tile, machine))
 
 
-def blocked(choices: Choices, direction: str, limit: int) -> list[Choices]:
+def blocked(choices: TileChoices, direction: str, limit: int) -> list[TileChoices]:
     """Return the choices with their blocking: first fused passes, if there may be some."""
     fused = choices.fuse(limit) if direction == "forward" else None
     return [*([] if fused is None else [fused]), choices.staged(direction, limit)]
 
 
-def direct_cost(
-    geometry: ConvGeometry, direction: str, dtype: np.dtype, weight_is_packed: bool, machine: Machine
-) -> float:
-    """Return the seconds of direct convolution."""
-    flops, slow = machine.flops, dtype.itemsize / 4
-    images, filters, height, width = geometry.output_size
-    if direction == "grad_weight" and dense_grad_weight.fits(geometry, dtype):
-        products, gathered = dense_grad_weight.work(geometry, dtype)
-        return (
-            _DIRECT_CALL
-            + 2 * slow * products / (flops * _GRAD_WEIGHT_RATE)
-            + slow * gathered / (flops * _GRAD_WEIGHT_GATHER_RATE)
-            + dtype.itemsize * math.prod(geometry.weight_size) / (machine.bandwidth * _WRITE_RATE)
-        )
-    if direction != "forward":
-        rows = geometry.multiply_adds / width
-        return _DIRECT_CALL + slow * (2 * geometry.multiply_adds / (flops * _GRADIENT_RATE) + _GRADIENT_ROW * rows)
-    taps = math.prod(geometry.weight_size[1:])
-    lanes = simd.lanes(dtype.type)
-    moved = slow * (math.prod(geometry.input_size) + math.prod(geometry.output_size))
-    if depthwise.fits(geometry, dtype):
-        products = 2 * slow * images * filters * taps * _whole(height, 4) * _whole(width, lanes)
-        return _DIRECT_CALL + products / (flops * _WINDOW_RATE) + moved / (machine.bandwidth * _WINDOW_MOVE_RATE)
-    pixels = images * _whole(height * width, lanes)
-    products = 2 * slow * pixels * filters * taps
-    gathered = slow * pixels * geometry.groups * taps * (1 + lanes / width)
-    packed = 0 if weight_is_packed else slow * filters * taps
-    return (
-        _DIRECT_CALL
-        + products / (flops * _DENSE_RATE)
-        + gathered / (flops * _GATHER_RATE)
-        + packed / (flops * _PACK_RATE)
-        + moved / (machine.bandwidth * _DENSE_MOVE_RATE)
-    )
-
-
 def transposition_cost(geometry: ConvGeometry, dtype: np.dtype, machine: Machine) -> float:
     """Return the seconds of transposing kernels, for their gradient at the input to be a forward pass."""
     return 2 * dtype.itemsize * math.prod(geometry.weight_size) / (machine.bandwidth * _TRANSPOSE_RATE)
-
-
-def _whole(count: int, block: int) -> int:
-    """The multiple of `block` that is next to `count`, or `count`."""
-    return -(-count // block) * block
 
 
 class FftCost(NamedTuple):
@@ -434,7 +386,7 @@ class FftCost(NamedTuple):
     rest: np.ndarray
 
 
-def fft_cost(choices: Choices, weight_is_transformed: bool, machine: Machine) -> FftCost:
+def fft_cost(choices: TileChoices, weight_is_transformed: bool, machine: Machine) -> FftCost:
     """Return the seconds of every choice."""
     geometry, direction, grid, tiles = choices.geometry, choices.direction, choices.grid, choices.tiles
     itemsize = choices.dtype.itemsize
@@ -474,7 +426,8 @@ def fft_cost(choices: Choices, weight_is_transformed: bool, machine: Machine) ->
         blocks = blocks + _GROUP_PRODUCT * geometry.groups * tiles.steps * choices.blocks
     overlap = samples / (grid.vertical.core * grid.horizontal.core) if direction == "grad_input" else 1
     return FftCost(
-        choices.shares * both_ways(depth * geometry.groups, tiles.width, geometry.input_size, _READ_RATE, overlap),
+        choices.filter_blocks
+        * both_ways(depth * geometry.groups, tiles.width, geometry.input_size, _READ_RATE, overlap),
         both_ways(filters, grid.horizontal.core, geometry.output_size, _WRITE_RATE),
         weight,
         multiply_adds * tiles.product + transposed + choices.weight * choices.blocks * stream + blocks + _FFT_CALL,
