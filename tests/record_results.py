@@ -109,7 +109,7 @@ class Recorded:
                 *self.sizes, **self.options, **self.geometry["choices"], direction=way, dtype=dtype
             )
         forced = self.geometry.get("blocks")
-        if forced and plan.transposed is None:
+        if forced and not is_transposed(plan):
             units = simd.lanes(np.dtype(dtype).type) if plan.transform == "codelet" else 1
             block_tiles = min(forced["units"] * units, -(-plan.grid.tiles // units) * units)
             plan = replace(plan, fused=forced["fused"] and way == "forward", block_tiles=block_tiles)
@@ -147,9 +147,16 @@ class Recorded:
         yield layer(x)
 
 
+def is_transposed(plan: Any) -> bool:
+    """Whether a plan of the gradient at the input is run as a forward pass."""
+    if hasattr(plan, "is_transposed"):
+        return plan.is_transposed
+    return plan.transposed is not None  # in the recorded commit
+
+
 def describe(plan: Any) -> str:
     """What a plan is, as far as results depend on it."""
-    run = "transposed " if plan.transposed is not None else ""
+    run = "transposed " if is_transposed(plan) else ""
     if plan.algorithm == "direct":
         return f"{run}direct"
     fused = "fused " if plan.fused else ""
@@ -274,7 +281,7 @@ def draw_all() -> list[dict[str, Any]]:
             plan = Recorded(geometry).plan("float64", "forward")
             output_size = plan.geometry.output_size
             products = math.prod(output_size) * math.prod(geometry["weight_size"][1:])
-            if max(products / 5e8, math.prod(output_size) / 5e5, plan.weight_spectra_bytes / 5e7) > 1:
+            if max(products / 5e8, math.prod(output_size) / 5e5, plan.weight_bytes / 5e7) > 1:
                 continue
             if kind(geometry) != "direct" and "blocks" not in geometry and rng.random() < 0.4:
                 geometry = limited(geometry, rng)
