@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-import mmap
 import sys
 
 import numpy as np
@@ -11,6 +9,7 @@ import oracle
 import pytest
 from compare import assert_accurate, assert_accurate_where_finite
 from geometries import DIRECTIONS, Case, generators, paddings
+from guard import guarded
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -108,21 +107,6 @@ def test_a_padded_zero_times_an_infinite_weight(groups, stride, rng):
     x, w = case.operands("forward", np.float32, rng, positive=True)
     w[::3, 0, 0, 4] = np.inf
     assert_accurate_where_finite(run(case, x, w), case.expect("forward", x, w), np.float32)
-
-
-def guarded(array: np.ndarray, at_end: bool) -> np.ndarray:
-    """Copy to memory that ends, or begins, at a page which must not be touched."""
-    page = mmap.PAGESIZE
-    room = -(-array.nbytes // page) * page
-    memory = mmap.mmap(-1, room + 2 * page)
-    base = ctypes.addressof(ctypes.c_char.from_buffer(memory))
-    libc = ctypes.CDLL(None, use_errno=True)
-    for guard in (base, base + page + room):
-        assert libc.mprotect(ctypes.c_void_p(guard), ctypes.c_size_t(page), 0) == 0
-    offset = page + (room - array.nbytes if at_end else 0)
-    copy = np.frombuffer(memory, array.dtype, array.size, offset).reshape(array.shape)
-    copy[...] = array
-    return copy
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="protects pages")
