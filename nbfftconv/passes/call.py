@@ -184,7 +184,7 @@ class _Numbers:
         record["block_units"], record["units"] = units, self.all_units
         record["share"] = share = filters_of_block(self.group_filters, self.group_depth, self.lanes)
         rows = min(ROWS, share)
-        sizes = []
+        sizes: list[int] = []
         for name, channels in (("input", self.group_depth), ("output", rows)):
             record[f"slot_{name}"] = begin + sum(sizes)
             record[f"{name}_step_bytes"] = step_stride(channels)
