@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     args = _parser(arguments).parse_args(arguments)
     try:
-        code = args.run(args)
+        code = int(args.run(args))
         sys.stdout.flush()  # here, where a reader that is gone can be told
         return code
     except BrokenPipeError:  # as of `head`
@@ -155,7 +155,7 @@ def _add_cache(commands: _Parsers) -> None:
     actions = commands.add_parser("cache", help=text, description=text).add_subparsers(required=True, metavar="ACTION")
 
     def add(name: str, text: str, run: Callable[[argparse.Namespace], int]) -> argparse.ArgumentParser:
-        parser = actions.add_parser(name, help=text, description=text)
+        parser: argparse.ArgumentParser = actions.add_parser(name, help=text, description=text)
         parser.set_defaults(run=_on_cache, run_on_cache=run)
         return parser
 
@@ -174,7 +174,7 @@ def _on_cache(args: argparse.Namespace) -> int:
         return 1
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that a folder is not used is an error here
-        return args.run_on_cache(args)
+        return int(args.run_on_cache(args))
 
 
 def _print_path(args: argparse.Namespace) -> int:

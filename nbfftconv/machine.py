@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 
@@ -152,7 +153,7 @@ def _read_or_report(document: Document) -> Machine | None:
 
 def _read(document: Document) -> Machine:
     content = document.read_of_machine(_FORMAT)
-    figures = {name: content.get(name) for name in asdict(DEFAULT)}
+    figures: dict[str, Any] = {name: content.get(name) for name in asdict(DEFAULT)}
     for name, figure in figures.items():
         default = getattr(DEFAULT, name)
         if not isinstance(figure, float) or not default / _FACTOR <= figure <= default * _FACTOR:
@@ -190,7 +191,7 @@ def _product() -> tuple[threads.Task, list[np.ndarray]]:
 
     arrays = []
 
-    def matrix(entries: int, row: int, **lanes: object) -> accumulate.Matrix:
+    def matrix(entries: int, row: int, **lanes: Any) -> accumulate.Matrix:
         array, address = scratch.aligned(entries * COMPLEX_BYTES)
         array.view(np.float32)[...] = 0.5  # zeros and denormal numbers may have a speed of their own
         arrays.append(array)

@@ -506,7 +506,7 @@ def pause(typingctx: Any) -> Any:
 
 
 _yield_symbol = "nbfftconv_yield_cpu"
-_yield = ctypes.windll.kernel32.SwitchToThread if os.name == "nt" else ctypes.CDLL(None).sched_yield
+_yield = ctypes.windll.kernel32.SwitchToThread if os.name == "nt" else ctypes.CDLL(None).sched_yield  # type: ignore[attr-defined]
 llvmlite.binding.add_symbol(_yield_symbol, ctypes.cast(_yield, ctypes.c_void_p).value)
 
 
@@ -524,9 +524,9 @@ def yield_cpu(typingctx: Any) -> Any:
 
 _clock_symbol = "nbfftconv_clock"
 if os.name == "nt":
-    _clock = ctypes.windll.kernel32.QueryPerformanceCounter
+    _clock = ctypes.windll.kernel32.QueryPerformanceCounter  # type: ignore[attr-defined]
     _ticks = ctypes.c_int64()
-    ctypes.windll.kernel32.QueryPerformanceFrequency(ctypes.byref(_ticks))
+    ctypes.windll.kernel32.QueryPerformanceFrequency(ctypes.byref(_ticks))  # type: ignore[attr-defined]
     _TICKS = _ticks.value  # a second
 else:
     _clock = ctypes.CDLL(None).clock_gettime

@@ -225,13 +225,13 @@ def in_turns(stage: int, record: np.ndarray, items: int, slots: int, turns: int)
 
 
 @njit()
-def share(count, part, parts):
+def share(count: int, part: int, parts: int) -> tuple[int, int]:
     """Range of one of `parts` parts of `count`."""
     return count * part // parts, count * (part + 1) // parts
 
 
 @njit()
-def _work(table, count, slot, end):
+def _work(table: int, count: int, slot: int, end: int) -> None:
     """Do pieces of one task after the other; wait for those that other threads have taken before the next task.
 
     Come back when the clock has reached `end`. What nobody has taken by then is left to the next round.
@@ -271,18 +271,18 @@ def _work(table, count, slot, end):
 
 
 @njit()
-def _end(nanoseconds):
+def _end(nanoseconds: int) -> int:
     return _ENDLESS if nanoseconds == _ENDLESS else simd.nanoseconds() + nanoseconds
 
 
 @njit(parallel=True)
-def _run_parallel(table, count, slots, end):
+def _run_parallel(table: int, count: int, slots: int, end: int) -> None:
     for slot in numba.prange(slots):
         _work(table, count, slot, end)
 
 
 @njit()
-def _run_tasks(table, count, slots, threads, nanoseconds):
+def _run_tasks(table: int, count: int, slots: int, threads: int, nanoseconds: int) -> None:
     """Run on that many of Numba's threads. Compiled, since Numba's settings cost 10 us from Python."""
     mask = numba.get_num_threads()
     numba.set_num_threads(threads)
@@ -291,7 +291,7 @@ def _run_tasks(table, count, slots, threads, nanoseconds):
 
 
 @njit()
-def _run_serial(table, count, nanoseconds):
+def _run_serial(table: int, count: int, nanoseconds: int) -> None:
     _work(table, count, 0, _end(nanoseconds))
 
 
@@ -322,7 +322,7 @@ def _threading_layer() -> str:
     """Start Numba's pool, and return the name of its layer."""
     with _start_lock:
         _start_pool()
-    return numba.threading_layer()
+    return str(numba.threading_layer())
 
 
 def _start_pool() -> None:
@@ -347,22 +347,22 @@ def run(*tasks: Task) -> None:
     A signal handler that raises an exception in the main thread ends it between two rounds: no thread is at the tasks
     any more, and what they write is unfinished.
     """
-    tasks = [task for task in tasks if task.items > 0]
-    threads = max((min(task.slots, task.items) for task in tasks), default=0)
+    todo = [task for task in tasks if task.items > 0]
+    threads = max((min(task.slots, task.items) for task in todo), default=0)
     if threads < 1:
         return
     if threads > 1 and not _pool_is_my_parents:
         exclusive, used = _threading_layer() == "workqueue", min(threads, numba.config.NUMBA_NUM_THREADS)
     else:
         exclusive, used = False, 1
-    table = np.zeros((len(tasks), _ROW), np.int64)
-    for index, (stage, record, items, slots) in enumerate(tasks):
+    table = np.zeros((len(todo), _ROW), np.int64)
+    for index, (stage, record, items, slots) in enumerate(todo):
         pieces = min(items, _PIECES * slots) if used > 1 else 1
-        _NUMBERS.pack_into(table, index * _ROW * 8, stage, record.ctypes.data, items, slots, pieces)
-    address, count = table.ctypes.data, len(tasks)
+        _NUMBERS.pack_into(table.data, index * _ROW * 8, stage, record.ctypes.data, items, slots, pieces)
+    address, count = table.ctypes.data, len(todo)
     is_main = threading.get_ident() == threading.main_thread().ident
     round = _ROUND if is_main else _ENDLESS
-    while table[-1, _DONE] < tasks[-1].items:
+    while table[-1, _DONE] < todo[-1].items:
         if used == 1 or (exclusive and _workqueue_lock.locked()):
             _run_serial(address, count, round)
         elif exclusive:

@@ -303,7 +303,7 @@ def _axis(numbers: dict[str, int]) -> dict[str, int]:
 
 
 @functools.lru_cache(maxsize=256)
-def _record(geometry: ConvGeometry, dtype: np.dtype) -> np.ndarray | None:
+def _record(geometry: ConvGeometry, dtype: np.dtype) -> Any:
     """Return the record with all numbers, and no address; None where `gradients` is the way."""
     y, x = (_axis(geometry.axis_numbers(axis)) for axis in (0, 1))
     filters, channels = geometry.weight_size[0] // geometry.groups, geometry.weight_size[1]

@@ -60,14 +60,14 @@ class Strips(NamedTuple):
         Bytes from a row of a strip to the next.
     strip : int
         Bytes from a strip to the next.
-    count : int
+    total : int
         Strips of a lane block: a row of tiles each, the first of which may begin before it; one for lanes without a
         tile.
     """
 
     row: int
     strip: int
-    count: int
+    total: int
 
     @classmethod
     def of(cls, view: View, lanes: int, tile_row: int, itemsize: int) -> "Strips":
@@ -83,7 +83,7 @@ class Strips(NamedTuple):
     @property
     def nbytes(self) -> int:
         """Bytes of the strips of a lane block."""
-        return self.count * self.strip
+        return self.total * self.strip
 
 
 #: The record of `Strips`.
@@ -150,4 +150,4 @@ def point_to_strips(itemsize, v, r, memory, lane_block):
         if column == v.x.tiles:
             column, strip = 0, strip + 1
             at = strip * strips.strip
-        addresses[lane] = at if lane < count else (strips.count - 1) * strips.strip
+        addresses[lane] = at if lane < count else (strips.total - 1) * strips.strip
