@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 
 import numpy as np
-from process_worker import HANG, PLANS, WORK, digests
+from process_worker import HANG, WORK, digests
 
 import nbfftconv
 from nbfftconv import jit, scratch, simd, threads
@@ -77,22 +77,24 @@ def report(**findings: object) -> dict[str, object]:
     return {"interrupts": interrupts, "unraisable": unraisable, "within the limit": within, **findings}
 
 
-def all_passes(count: str, round: str) -> object:
-    """All kinds of passes, with many rounds a call: whatever comes to an end is right."""
+def all_passes(count: str, round: str, *names: str) -> object:
+    """All kinds of passes, or those of some work, with many rounds a call: whatever comes to an end is right."""
     nbfftconv.set_num_threads(int(count))
-    expected = in_another_thread(digests)  # in one round each
+    names = names or tuple(WORK)
+    prefixes = [f"{name}," for name in names]
+    expected = in_another_thread(lambda: digests(*prefixes))  # in one round each
     threads._ROUND = int(round)
-    rounds = digests()
+    rounds = digests(*prefixes)
     differing = set()
-    for name in WORK:
+    for name in names:
         want = {label: digest for label, digest in expected.items() if label.startswith(f"{name},")}
         for _ in range(3):
             found = {}
             for label in want:
                 found |= interrupted(lambda label=label: digests(label), longest=0.004)
             differing |= {label for label in want if found[label] != want[label]}
-    after = in_another_thread(digests)
-    return report(plans=len(PLANS), rounds=rounds == expected, differing=sorted(differing), after=after == expected)
+    after = in_another_thread(lambda: digests(*prefixes))
+    return report(plans=len(expected), rounds=rounds == expected, differing=sorted(differing), after=after == expected)
 
 
 _RECORD = np.dtype([("done", np.int64)])

@@ -118,7 +118,7 @@ def sizes():
         yield 1 + (rows + columns // 2) % 2 if rows <= 40 else 1, rows, columns, depth
 
 
-@pytest.mark.parametrize("real", [np.float32, np.float64])
+@pytest.mark.parametrize("real", [np.float32, pytest.param(np.float64, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("in_lanes", [False, True])
 @pytest.mark.parametrize("slots", [1, 2])  # threads: half of the sizes each
 class TestProducts:

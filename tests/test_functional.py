@@ -68,7 +68,13 @@ def test_any_geometry_with_codelets(direction, data, dtype, rng):
 
 @pytest.mark.parametrize(("direction", "transposed"), WAYS)
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("height", "width"), sorted({*CODELET_TILES, *zip(SIDES, SIDES, strict=True)}))
+@pytest.mark.parametrize(
+    ("height", "width"),
+    [
+        *CODELET_TILES,
+        *(pytest.param(side, side, marks=pytest.mark.slow) for side in SIDES if (side, side) not in CODELET_TILES),
+    ],
+)
 def test_every_codelet(height, width, dtype, direction, transposed, rng):
     """More filters, channels and tiles than a vector has lanes, and numbers that leave a rest."""
     case = Case((3, 5, 2 * height + 1, 3 * width - 2), (19, 5, 3, 4), padding=1)
@@ -92,7 +98,10 @@ def test_any_geometry_with_planar_transforms(direction, data, dtype, rng):
 
 @pytest.mark.parametrize(("direction", "transposed"), WAYS)
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("height", "width"), PLANAR_TILES)
+@pytest.mark.parametrize(
+    ("height", "width"),
+    [*PLANAR_TILES[:2], *(pytest.param(*tile, marks=pytest.mark.slow) for tile in PLANAR_TILES[2:])],
+)
 def test_planar_tiles(height, width, dtype, direction, transposed, rng):
     """More filters and channels than a fused pass takes, and a kernel nearly as large as the tile."""
     for kernel in ((3, 4), (height - 2, width - 1)):
@@ -104,6 +113,7 @@ def test_planar_tiles(height, width, dtype, direction, transposed, rng):
         assert_accurate(case.run(direction, a, b, plan), expected, dtype)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", range(len(PLANAR_SIDES)), ids=lambda number: str(PLANAR_SIDES[number]))
 def test_every_planar_side(number, rng):
     """Of columns and of rows: next to the last side, since each length is compiled."""

@@ -20,6 +20,7 @@ def run(name, *arguments, **environment):
     return run_scenario(name, *arguments, worker=WORKER, **environment)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("count", "round"), [(1, 20_000), (2, 20_000), (2, 1), (2, 50_000_000)])
 def test_all_passes_at_random_times(count, round):
     found = run("all_passes", count, round)
@@ -27,14 +28,21 @@ def test_all_passes_at_random_times(count, round):
     assert found == {"rounds": True, "differing": [], "after": True, "unraisable": [], "within the limit": True}
 
 
-@pytest.mark.parametrize("slots", [1, 2, 5])
-@pytest.mark.parametrize("layer", [None, "workqueue"])
+def test_some_passes_at_random_times():
+    found = run("all_passes", 2, 20_000, "fused", "direct")
+    assert found.pop("plans") > 10 and found.pop("interrupts") > 3
+    assert found == {"rounds": True, "differing": [], "after": True, "unraisable": [], "within the limit": True}
+
+
+@pytest.mark.parametrize("slots", [1, pytest.param(2, marks=pytest.mark.slow), 5])
+@pytest.mark.parametrize("layer", [None, pytest.param("workqueue", marks=pytest.mark.slow)])
 def test_a_long_call_ends_before_its_work_is_done(slots, layer):
     """Nothing runs on afterwards, and no item was done twice."""
     found = run("long_call", slots, NUMBA_THREADING_LAYER=layer, NUMBA_NUM_THREADS="2")
     assert found == {"found": [[True, 1, True]] * 2, "afterwards": True}
 
 
+@pytest.mark.slow
 def test_a_storm_of_exceptions():
     found = run("storm", 6)
     assert found.pop("interrupts") > 500
@@ -48,6 +56,7 @@ def test_handlers_that_call_the_package():
     assert found == {"interrupts": 0, "unraisable": [], "within the limit": True, "right": True}
 
 
+@pytest.mark.slow
 def test_interrupted_compilation(tmp_path):
     cache = tmp_path / "cache"
     cache.mkdir(mode=0o700)

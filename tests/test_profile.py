@@ -361,9 +361,9 @@ def test_tune_threads(tmp_path, file):
         ["no-layer"],
         ["no-file.json"],
         ["1x2x9x9,2x3x5x5"],
-        ["1x2x9x9,2x2x5x5,colour=3"],
-        ["k31", "--threads", "0"],
-        ["k31", "--measure"],
+        pytest.param(["1x2x9x9,2x2x5x5,colour=3"], marks=pytest.mark.slow),
+        pytest.param(["k31", "--threads", "0"], marks=pytest.mark.slow),
+        pytest.param(["k31", "--measure"], marks=pytest.mark.slow),
     ],
 )
 def test_tune_threads_refuses(arguments):

@@ -243,7 +243,9 @@ def interrupt(*tasks):
     raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("text", ["512MB", "-1", "0", "1e9", "1" * 5000, "eight"])
+@pytest.mark.parametrize(
+    "text", ["512MB", *(pytest.param(text, marks=pytest.mark.slow) for text in ("-1", "0", "1e9", "1" * 5000, "eight"))]
+)
 @pytest.mark.parametrize("action", ["always", "error"])
 def test_a_limit_that_makes_no_sense_is_reported(text, action):
     command = [sys.executable, "-W", action, "-c", "from nbfftconv import scratch; print(scratch.get_scratch_limit())"]

@@ -615,7 +615,9 @@ WAYS = {
 }
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(
+    "way", ["files", *(pytest.param(way, marks=pytest.mark.slow) for way in WAYS if way != "files")]
+)
 def test_two_releases_have_two_stamps(tmp_path, way):
     stamps = []
     for changed in (False, True):
@@ -666,6 +668,7 @@ print(jit._STAMP)
 """
 
 
+@pytest.mark.slow
 def test_frozen_packages(tmp_path):
     """Where modules can be listed, two releases have two stamps; where not, nothing is kept."""
     stamps = []

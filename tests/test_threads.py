@@ -19,12 +19,20 @@ import nbfftconv
 from nbfftconv import jit, scratch, simd, threads
 
 LAYERS = {"default": None, "workqueue": "workqueue"}
+#: Results of process_worker.py by each transform and direct, fused and in stages.
+SOME = tuple(f"{name}, float32" for name in ("many blocks", "codelets in stages", "planar", "fused", "direct"))
+ALL = ()
+layers_and_results = pytest.mark.parametrize(
+    ("layer", "prefixes"),
+    [("default", SOME), *(pytest.param(layer, ALL, marks=pytest.mark.slow) for layer in LAYERS)],
+    ids=["default-some", *(f"{layer}-all" for layer in LAYERS)],
+)
 
 
-@pytest.fixture(scope="module")
-def expected():
+@functools.cache
+def expected(*prefixes):
     """Digests of one process with one thread."""
-    return run_scenario("once", NUMBA_THREADING_LAYER=None, NUMBA_NUM_THREADS="1")
+    return run_scenario("once", *prefixes, NUMBA_THREADING_LAYER=None, NUMBA_NUM_THREADS="1")
 
 
 def assert_same(found, expected):
@@ -34,42 +42,51 @@ def assert_same(found, expected):
         assert differing == [], f"result {position} of {len(found)}"
 
 
-@pytest.mark.parametrize("layer", LAYERS)
-@pytest.mark.parametrize("workers", [None, "4"])
-def test_any_thread_count_gives_the_same_bytes(layer, workers, expected):
-    found = run_scenario("thread_counts", NUMBA_THREADING_LAYER=LAYERS[layer], NUMBA_NUM_THREADS=workers)
+@layers_and_results
+@pytest.mark.parametrize("workers", [None, pytest.param("4", marks=pytest.mark.slow)])
+def test_any_thread_count_gives_the_same_bytes(layer, prefixes, workers):
+    found = run_scenario("thread_counts", *prefixes, NUMBA_THREADING_LAYER=LAYERS[layer], NUMBA_NUM_THREADS=workers)
     assert len(found) == 5
-    assert_same(found, expected)
+    assert_same(found, expected(*prefixes))
 
 
-@pytest.mark.parametrize("layer", LAYERS)
-def test_eight_python_threads_at_once(layer, expected):
-    found = run_scenario("python_threads", NUMBA_THREADING_LAYER=LAYERS[layer])
+@layers_and_results
+def test_eight_python_threads_at_once(layer, prefixes):
+    found = run_scenario("python_threads", *prefixes, NUMBA_THREADING_LAYER=LAYERS[layer])
     assert len(found) == 17
-    assert_same(found, expected)
+    assert_same(found, expected(*prefixes))
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
-@pytest.mark.parametrize("layer", LAYERS)
+@layers_and_results
 @pytest.mark.parametrize(
-    "scenario", ["forked", "forked_first", "forked_while_busy", "threads_in_a_child", "process_pool"]
+    "scenario",
+    [
+        "forked",
+        "forked_first",
+        pytest.param("forked_while_busy", marks=pytest.mark.slow),
+        pytest.param("threads_in_a_child", marks=pytest.mark.slow),
+        "process_pool",
+    ],
 )
-def test_forks(scenario, layer, expected):
-    found = run_scenario(scenario, NUMBA_THREADING_LAYER=LAYERS[layer])
+def test_forks(scenario, layer, prefixes):
+    found = run_scenario(scenario, *prefixes, NUMBA_THREADING_LAYER=LAYERS[layer])
     assert len(found) >= 3
-    assert_same(found, expected)
+    assert_same(found, expected(*prefixes))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
-def test_forked_while_busy_with_nothing_compiled(tmp_path, expected):
+def test_forked_while_busy_with_nothing_compiled(tmp_path):
     """Threads compile and plan in their first calls; children forked meanwhile find no lock held."""
     environment = {"NUMBA_THREADING_LAYER": None, "NBFFTCONV_CACHE_DIR": str(tmp_path)}
     found = run_scenario("forked_while_busy", *FEW, **environment)
     # A cache of its own has wisdom of its own, and so perhaps other last bits, the same in all processes.
-    assert found[0].keys() == {name for name in expected if name.startswith(FEW)}
+    assert found[0].keys() == set(FEW)
     assert_same(found, found[-1])
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 def test_forked_beside_threads_that_use_llvm():
     assert run_scenario("forked_beside_llvm") == [2] * 8
