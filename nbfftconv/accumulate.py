@@ -19,19 +19,35 @@ from nbfftconv import jit, simd, threads
 from nbfftconv.rounding import cdiv, round_up
 from nbfftconv.scratch import Memory
 from nbfftconv.simd import VECTOR_BYTES
+from nbfftconv.target import TARGET, WIDEST_VECTOR_BYTES, power_of_two
 from nbfftconv.transforms import COMPLEX_BYTES
 
-# Rows and columns of the block of C in registers: 2 vectors each, and 2 for every column's B.
-ROWS, COLUMNS = (4, 3) if simd.REGISTERS == 32 else (2, 2)
+
+def _register_block(registers: int) -> tuple[int, int]:
+    """Rows and columns of the block of C in registers, for the fewest loads a product.
+
+    C has 2 vectors an entry, B 2 a column, and an entry of A takes 2 more.
+    """
+    sides = range(1, registers // 2)
+    blocks = [(i, j) for i in sides for j in sides if 2 * (i * j + j + 1) <= registers]
+    return min(blocks, key=lambda block: 1 / block[0] + 1 / block[1])
+
+
+ROWS, COLUMNS = _register_block(TARGET.registers)
 #: Rows of a block of one column: enough chains of additions to hide their latency.
 TALL_ROWS = 2 * ROWS
-#: Channels, or tiles, summed before the next block: three columns of B stay in the first-level cache.
-_DEPTH = 88
-#: Rows of C in one work item, so that one group and few frequencies still feed all threads.
-_ITEM_ROWS = 128
-
-#: Vectors of a transposed panel, at most: with their tiles, a part of the second-level cache.
-_PANEL_VECTORS = 16
+# What stays in caches is reckoned for the widest vectors and their block of C.
+_WIDEST = 2 * WIDEST_VECTOR_BYTES
+_WIDEST_ROWS, _WIDEST_COLUMNS = _register_block(32)
+#: Channels, or tiles, summed before the next block, in eights: the block's columns of B, and C, take three quarters of
+#: the first-level cache. The rest is for A, which streams past.
+_DEPTH = (TARGET.l1_bytes * 3 // 4 // _WIDEST - _WIDEST_ROWS * _WIDEST_COLUMNS) // _WIDEST_COLUMNS // 8 * 8
+#: Rows of C in one work item, in vectors of filters: their A of one depth takes at most three quarters of the
+#: second-level cache. No more, so that one group and few frequencies still feed all threads.
+_ITEM_ROWS = TARGET.l2_bytes * 3 // 4 // (_DEPTH * _WIDEST) // 16 * 16
+#: Vectors of a transposed panel, at most, a power of two as numbers of filters are: with the tiles that it is made of,
+#: a quarter of the second-level cache.
+_PANEL_VECTORS = power_of_two(TARGET.l2_bytes // 4 // (2 * round_up(_DEPTH, 16) * _WIDEST))
 
 _OPERAND = np.dtype(
     [

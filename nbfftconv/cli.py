@@ -116,11 +116,13 @@ def _info(args: argparse.Namespace) -> int:
     import platform
     from importlib.metadata import version
 
-    from nbfftconv import __version__, config, simd, threads
+    from nbfftconv import __version__, config, threads
     from nbfftconv.store import fingerprint
+    from nbfftconv.target import TARGET
 
     packages = (f"{name} {version(name)}" for name in ("numpy", "numba", "llvmlite", "pyfftw"))
-    vectors = f"vectors of {8 * simd.VECTOR_BYTES} bits, {simd.REGISTERS} registers"
+    masked = "with" if TARGET.has_masked_loads else "without"
+    vectors = f"vectors of {8 * TARGET.vector_bytes} bits, {TARGET.registers} registers, {masked} masked loads"
     rows = [
         ("nbfftconv", f"{__version__}, {Path(__file__).parent}"),
         ("python", f"{platform.python_version()}, {platform.platform()}"),

@@ -18,44 +18,12 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from nbfftconv.numba_internals import cgutils, config
+from nbfftconv.numba_internals import cgutils
+from nbfftconv.target import TARGET
 
-_AVX512_CPUS = (
-    "skylake-avx512",
-    "cascadelake",
-    "cooperlake",
-    "cannonlake",
-    "icelake",
-    "tigerlake",
-    "rocketlake",
-    "sapphirerapids",
-    "emeraldrapids",
-    "graniterapids",
-    "diamondrapids",
-    "knl",
-    "knm",
-    "x86-64-v4",
-    "znver4",
-    "znver5",
-)
-
-
-def _vector_bytes() -> int:
-    """Bytes of a vector register; ``NUMBA_CPU_NAME`` may hold Numba to less than the host has."""
-    features = llvmlite.binding.get_host_cpu_features()
-    name = config.CPU_NAME
-    if name == "generic":
-        return 16
-    if features.get("avx512f") and (name is None or name.startswith(_AVX512_CPUS)):
-        return 64
-    return 32 if features.get("avx2") else 16
-
-
-VECTOR_BYTES = _vector_bytes()
+VECTOR_BYTES = TARGET.vector_bytes
 _TRIPLE = llvmlite.binding.get_default_triple()
 _WORD = ir.IntType(64)
-#: Vector registers: 32 with AVX-512 and on AArch64, else 16.
-REGISTERS = 32 if VECTOR_BYTES == 64 or _TRIPLE.startswith(("aarch64", "arm64")) else 16
 
 
 def lanes(real: type) -> int:

@@ -17,16 +17,20 @@ from nbfftconv.direct.gather import clear_lanes, gather_lanes
 from nbfftconv.geometry import AXIS_NUMBERS, ConvGeometry
 from nbfftconv.rounding import cdiv, round_up
 from nbfftconv.simd import VECTOR_BYTES
+from nbfftconv.target import TARGET, WIDEST_VECTOR_BYTES, power_of_two
 from nbfftconv.threads import in_turns, share
 
-# The block of Y in registers: filters, and vectors of pixels. X takes as many registers, and a weight one.
-_ROWS, _VECTORS = (8, 3) if simd.REGISTERS == 32 else (4, 3)
-#: Along i, as much of X under one block of pixels as the L1 cache holds, with the kernels that stream past it.
-_DEPTH = 192
+# The block of Y in registers: vectors of pixels, and filters, a power of two as their numbers are. X takes as many
+# registers as there are vectors, and a weight one.
+_VECTORS = 3
+_ROWS = power_of_two((TARGET.registers - _VECTORS - 1) // _VECTORS)
+#: Along i, X under one block of pixels takes three quarters of the L1 cache, past which the kernels stream.
+_DEPTH = TARGET.l1_bytes * 3 // 4 // (_VECTORS * WIDEST_VECTOR_BYTES)
 #: Blocks of pixels in a strip: for each, the kernels are read once more, the first time from beyond the L2 cache.
 _STRIP_BLOCKS = 2
-#: Filters of a work item: more share the gathered pixels, until their kernels leave the L2 cache; ...
-_MOST_FILTERS = 1024
+#: Filters of a work item: more share the gathered pixels, until their kernels, in float64, take more than three
+#: quarters of the L2 cache; ...
+_MOST_FILTERS = power_of_two(TARGET.l2_bytes * 3 // 4 // (_DEPTH * 8))
 #: ... as few as this where there would not be as many work items as _ITEMS, enough for many threads.
 _FEWEST_FILTERS = 64
 _ITEMS = 24

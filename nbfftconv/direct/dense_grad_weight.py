@@ -20,22 +20,26 @@ from nbfftconv.direct.gather import clear_lanes, gather_lanes
 from nbfftconv.geometry import AXIS_NUMBERS, ConvGeometry
 from nbfftconv.rounding import cdiv, round_up
 from nbfftconv.simd import VECTOR_BYTES
+from nbfftconv.target import TARGET, WIDEST_VECTOR_BYTES, power_of_two
 from nbfftconv.threads import in_turns, share
 
-# The block of dW in registers: taps, and vectors of filters. G takes as many registers, and a pixel one.
-_TAPS, _VECTORS = (9, 3) if simd.REGISTERS == 32 else (4, 3)
-#: Pixels of a block: as much of G under one block of filters as the L1 cache holds.
-_PIXELS = 128
-#: Taps of a work item, at most: more share the transposed gradient, until their sums leave the L2 cache; ...
-_MOST_TAPS = 576
-#: ... and blocks of filters, which share the gathered input; as few as this for as many items as _ITEMS, enough for
-#: many threads.
+# The block of dW in registers: vectors of filters, and taps. G takes as many registers as there are vectors, and a
+# pixel one.
+_VECTORS = 3
+_TAPS = (TARGET.registers - _VECTORS - 1) // _VECTORS
+#: Pixels of a block: G under one block of filters takes half of the L1 cache.
+_PIXELS = TARGET.l1_bytes // 2 // (_VECTORS * WIDEST_VECTOR_BYTES)
+#: Blocks of filters of a work item, at most, which share the gathered input; as few as this for as many items as
+#: _ITEMS, enough for many threads.
 _MOST_BLOCKS, _FEWEST_BLOCKS = 4, 2
 _ITEMS = 24
-#: The input under a band is meant to take so many bytes, and is so many columns of the output wide, at most, ...
-_WINDOW_BYTES, _COLUMNS = 2**19, 128
-#: ... and where the smallest band's would take more than this, because of a large dilation, `gradients` is the way.
-_MOST_BYTES = 2**21
+#: Taps of a work item, at most: more share the transposed gradient, until their sums take more than a quarter of the L2
+#: cache. They are those of a power of two of channels of 3×3 kernels.
+_MOST_TAPS = 9 * power_of_two(TARGET.l2_bytes // 4 // (9 * _MOST_BLOCKS * _VECTORS * WIDEST_VECTOR_BYTES))
+#: The input under a band is meant to take a quarter of the L2 cache, and is at most as wide as a block of pixels, ...
+_WINDOW_BYTES, _COLUMNS = TARGET.l2_bytes // 4, _PIXELS
+#: ... and where the smallest band's would not fit that cache, because of a large dilation, `gradients` is the way.
+_MOST_BYTES = TARGET.l2_bytes
 #: A band of a work item has so many products, at most.
 _BAND_PRODUCTS = 2 * MOST_PRODUCTS
 #: So it is for groups of fewer filters, whose lanes would be empty, and of fewer weights, for which little is gained

@@ -22,21 +22,24 @@ from nbfftconv.direct.gather import clear_lanes, gather_lanes
 from nbfftconv.geometry import AXIS_NUMBERS, ConvGeometry
 from nbfftconv.rounding import cdiv, round_up
 from nbfftconv.simd import VECTOR_BYTES
+from nbfftconv.target import TARGET, power_of_two
 from nbfftconv.threads import in_turns, share
 
-#: Registers hold the sums of this many rows and vectors of a row, ...
-_ROWS, _VECTORS = 8, (2 if simd.REGISTERS == 32 else 1)
-#: ... and the weights of a run of this many taps.
+#: Registers hold the weights of a run of this many taps, ...
 _RUN = 4
+#: ... a vector of pixels, and the sums of this many rows and vectors of a row, a power of two as widths are.
+_ROWS = 8
+_VECTORS = power_of_two((TARGET.registers - _RUN - 1) // _ROWS)
 #: More filters in a group, and more than so many for every tap of a channel, are left to `dense`, which gathers for
 #: every tap, but only once for all filters.
 _MOST_FILTERS, _FILTERS_PER_TAP = 4, 1.5
 #: So are larger strides, for which most of a window would be gathered in vain, ...
 _MOST_STRIDE = 4
-#: ... and kernels with dilation so large that the smallest tile's window would take more bytes, ...
-_MOST_BYTES = 2**19
-#: ... while windows are meant to take as much.
-_WINDOW_BYTES = 2**16
+#: ... and kernels with dilation so large that the smallest tile's window would take more than a quarter of the L2
+#: cache.
+_MOST_BYTES = TARGET.l2_bytes // 4
+#: Windows are meant to take far less: each is read once for every filter, while what comes next is fetched.
+_WINDOW_BYTES = TARGET.l2_bytes // 32
 #: Columns of a tile, at most.
 _COLUMNS = 1024
 #: Tiles are cut smaller for as many work items, enough for many threads.
