@@ -15,7 +15,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from nbfftconv import direct, simd
+from nbfftconv import direct, rates, simd
 from nbfftconv.direct import dense_grad_weight, depthwise
 from nbfftconv.geometry import ConvGeometry
 from nbfftconv.implementations import Candidates, Implementation, Kernels, Request
@@ -24,22 +24,10 @@ from nbfftconv.plan import ConvPlan
 from nbfftconv.rounding import round_up
 from nbfftconv.transpose import transpose
 
-# Fractions of the machine's `flops`, as measured where that is 165e9.
-_DENSE_RATE = 145 / 165
-_WINDOW_RATE = 115 / 165
-_GRADIENT_RATE = 9 / 165
-_GRAD_WEIGHT_RATE = 152 / 165
-# Scalars that are gathered or packed, as well.
-_GATHER_RATE = 5 / 165
-_GRAD_WEIGHT_GATHER_RATE = 3.7 / 165
-_PACK_RATE = 0.7 / 165
-# Fractions of its `bandwidth`, as measured where that is 25e9: of input and output, and of a gradient that is written.
-_DENSE_MOVE_RATE = 5 / 25
-_WINDOW_MOVE_RATE = 4 / 25
-_WRITE_RATE = 10 / 25
-# Seconds.
-_CALL = 60e-6
-_GRADIENT_ROW = 8e-9
+# Fractions of the machine's `flops`: of products for groups of many filters (`dense`), for depthwise windows and in
+# gradients, and of scalars that are gathered or packed. Fractions of its `bandwidth`: of input and output, which are
+# moved, and a gradient that is written. Seconds of a call, and of a row of pixels under a tap.
+_RATES = rates.of("direct")
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -197,30 +185,32 @@ def cost(geometry: ConvGeometry, direction: str, dtype: np.dtype, weight_is_pack
     if direction == "grad_weight" and dense_grad_weight.fits(geometry, dtype):
         products, gathered = dense_grad_weight.work(geometry, dtype)
         return (
-            _CALL
-            + 2 * slow * products / (flops * _GRAD_WEIGHT_RATE)
-            + slow * gathered / (flops * _GRAD_WEIGHT_GATHER_RATE)
-            + dtype.itemsize * math.prod(geometry.weight_size) / (machine.bandwidth * _WRITE_RATE)
+            _RATES["call"]
+            + 2 * slow * products / (flops * _RATES["grad_weight"])
+            + slow * gathered / (flops * _RATES["grad_weight_gather"])
+            + dtype.itemsize * math.prod(geometry.weight_size) / (machine.bandwidth * _RATES["write"])
         )
     if direction != "forward":
         rows = geometry.multiply_adds / width
-        return _CALL + slow * (2 * geometry.multiply_adds / (flops * _GRADIENT_RATE) + _GRADIENT_ROW * rows)
+        products = 2 * geometry.multiply_adds / (flops * _RATES["gradient"])
+        return _RATES["call"] + slow * (products + _RATES["gradient_row"] * rows)
     taps = math.prod(geometry.weight_size[1:])
     lanes = simd.lanes(dtype.type)
     moved = slow * (math.prod(geometry.input_size) + math.prod(geometry.output_size))
     if depthwise.fits(geometry, dtype):
         products = 2 * slow * images * filters * taps * round_up(height, 4) * round_up(width, lanes)
-        return _CALL + products / (flops * _WINDOW_RATE) + moved / (machine.bandwidth * _WINDOW_MOVE_RATE)
+        moving = moved / (machine.bandwidth * _RATES["window_move"])
+        return _RATES["call"] + products / (flops * _RATES["window"]) + moving
     pixels = images * round_up(height * width, lanes)
     products = 2 * slow * pixels * filters * taps
     gathered = slow * pixels * geometry.groups * taps * (1 + lanes / width)
     packed = 0 if weight_is_packed else slow * filters * taps
     return (
-        _CALL
-        + products / (flops * _DENSE_RATE)
-        + gathered / (flops * _GATHER_RATE)
-        + packed / (flops * _PACK_RATE)
-        + moved / (machine.bandwidth * _DENSE_MOVE_RATE)
+        _RATES["call"]
+        + products / (flops * _RATES["dense"])
+        + gathered / (flops * _RATES["gather"])
+        + packed / (flops * _RATES["pack"])
+        + moved / (machine.bandwidth * _RATES["dense_move"])
     )
 
 

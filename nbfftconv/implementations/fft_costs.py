@@ -15,8 +15,7 @@ In seconds of one core, whose rates are fractions of the figures of `nbfftconv.m
 - a call, a block of tiles, the call of a transform, a square of a panel that is transposed and, unless fused, a product
   of one of many groups at one frequency have fixed costs.
 
-Rates are fitted to 780 plans of the layers of `perf/layers.py`, measured on one thread, stage by stage. Those of a
-transform alone are in its file.
+Rates are fitted by `perf/fit_costs.py` to plans that it measured, and are in `rates.json`.
 """
 
 import bisect
@@ -30,7 +29,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from nbfftconv import simd
+from nbfftconv import rates, simd
 from nbfftconv.accumulate import COLUMNS, ROWS
 from nbfftconv.geometry import ConvGeometry
 from nbfftconv.machine import Machine
@@ -51,19 +50,10 @@ _CORE_BYTES = 1_300_000
 # Channels of a group up to which a fused pass is considered; beyond, it would read the kernels' spectra too often.
 _FUSED_DEPTH = 16
 
-# Fractions of the machine's `bandwidth`, as measured where that is 25e9: of arrays read and written, of kernels'
-# spectra written past the caches, and read and written, of kernels transposed.
-_READ_RATE = 6 / 25
-_WRITE_RATE = 10 / 25
-_KERNEL_RATE = 19 / 25
-_SUM_RATE = 15 / 25
-_TRANSPOSE_RATE = 11 / 25
-# Seconds.
-_FFT_CALL = 150e-6
-_BLOCK = 30e-6
-_GROUP_PRODUCT = 0.1e-6
-_SQUARE = 80e-9
-_TRANSFORM_CALL = 0.1e-6
+# Fractions of the machine's `bandwidth`: of arrays that are read, of those that are written, of kernels' spectra
+# written past the caches (`kernels`) or read and written (`sums`), of kernels transposed. Seconds of a call, a block of
+# tiles, a product of one of many groups, a square of a panel that is transposed, and the call of a transform.
+_RATES = rates.of("fft")
 
 
 #: An array, or one number for all.
@@ -122,7 +112,7 @@ def _table(
     frequencies: Numbers = layout.steps * simd.lanes(dtype.type)
     operations = transform.operations(height, width, frequencies)
     base, column, row = (slow * of_tile / machine.flops for of_tile in operations)
-    base = base + _TRANSFORM_CALL / layout.lanes + (0 if transform.skips_rows else transform.row * height)
+    base = base + _RATES["transform_call"] / layout.lanes + (0 if transform.skips_rows else transform.row * height)
     tiles = Tiles(
         transform=index,
         height=height,
@@ -390,7 +380,7 @@ def blocked(choices: TileChoices, direction: str, limit: int) -> list[BlockedCho
 
 def transposition_cost(geometry: ConvGeometry, dtype: np.dtype, machine: Machine) -> float:
     """Return the seconds of transposing kernels, for their gradient at the input to be a forward pass."""
-    return 2 * dtype.itemsize * math.prod(geometry.weight_size) / (machine.bandwidth * _TRANSPOSE_RATE)
+    return 2 * dtype.itemsize * math.prod(geometry.weight_size) / (machine.bandwidth * _RATES["transposed"])
 
 
 class FftCost(NamedTuple):
@@ -433,23 +423,23 @@ def fft_cost(choices: BlockedChoices, weight_is_transformed: bool, machine: Mach
         is_panel = tiles.lanes > 1  # panels, whose lanes are filters
         panels = tiles.steps * choices.lane_filters
         multiply_adds = np.where(is_panel, panels * grid.tiles * depth, multiply_adds)
-        transposed = np.where(is_panel, panels * choices.units / lanes * _SQUARE, 0.0)
-    stream = 1 / (machine.bandwidth * _SUM_RATE) if direction == "grad_weight" else tiles.stream
+        transposed = np.where(is_panel, panels * choices.units / lanes * _RATES["square"], 0.0)
+    stream = 1 / (machine.bandwidth * _RATES["sums"]) if direction == "grad_weight" else tiles.stream
     weight: Numbers = 0.0
     taps = grid.horizontal.taps
     if direction == "grad_weight":
         weight = choices.lane_filters * depth * transform(taps) + choices.weight * tiles.spectra
     elif not weight_is_transformed:
         kernel = transform(taps, grid.vertical.taps)
-        weight = choices.lane_filters * depth * kernel + choices.weight / (machine.bandwidth * _KERNEL_RATE)
-    blocks = _BLOCK * (1 if choices.fused else choices.blocks)
+        weight = choices.lane_filters * depth * kernel + choices.weight / (machine.bandwidth * _RATES["kernels"])
+    blocks = _RATES["block"] * (1 if choices.fused else choices.blocks)
     if geometry.groups > 1 and not choices.fused:
-        blocks = blocks + _GROUP_PRODUCT * geometry.groups * tiles.steps * choices.blocks
+        blocks = blocks + _RATES["group_product"] * geometry.groups * tiles.steps * choices.blocks
     overlap = samples / (grid.vertical.core * grid.horizontal.core) if direction == "grad_input" else 1
     return FftCost(
         choices.filter_blocks
-        * both_ways(depth * geometry.groups, tiles.width, geometry.input_size, _READ_RATE, overlap),
-        both_ways(filters, grid.horizontal.core, geometry.output_size, _WRITE_RATE),
+        * both_ways(depth * geometry.groups, tiles.width, geometry.input_size, _RATES["read"], overlap),
+        both_ways(filters, grid.horizontal.core, geometry.output_size, _RATES["write"]),
         weight,
-        multiply_adds * tiles.product + transposed + choices.weight * choices.blocks * stream + blocks + _FFT_CALL,
+        multiply_adds * tiles.product + transposed + choices.weight * choices.blocks * stream + blocks + _RATES["call"],
     )

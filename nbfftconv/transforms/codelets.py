@@ -10,7 +10,7 @@ import math
 
 import numpy as np
 
-from nbfftconv import simd
+from nbfftconv import rates, simd
 from nbfftconv.jit import Callback
 from nbfftconv.rounding import cdiv, round_up
 from nbfftconv.transforms import (
@@ -34,11 +34,8 @@ from nbfftconv.transforms.butterflies import (
 #: The tile sides that there is a transform for.
 SIDES = (8, 9, 10, 12, 13, 14, 15, 16, 18, 20, 24, 28, 30, 32)
 
-# Fractions of the machine's `flops`, as measured where that is 165e9, of transforms of each length.
-_RATES = {
-    8: 96 / 165, 9: 91 / 165, 10: 98 / 165, 12: 96 / 165, 13: 58 / 165, 14: 75 / 165, 15: 77 / 165, 16: 92 / 165,
-    18: 60 / 165, 20: 61 / 165, 24: 60 / 165, 28: 51 / 165, 30: 47 / 165, 32: 63 / 165,
-}  # fmt: skip
+# `length_8` and so on, beside those of `Transform`: fractions of the machine's `flops` of transforms of each length.
+_RATES = rates.of("codelet")
 
 
 def rows_forward(length):
@@ -221,7 +218,7 @@ def codelet(real: type, height: int, width: int) -> TileTransform:
 
 def _operations(height, width, frequencies):
     # rows are transformed before the columns are
-    logarithms = np.array([math.log2(side) / _RATES[side] for side in SIDES])
+    logarithms = np.array([math.log2(side) / _RATES[f"length_{side}"] for side in SIDES])
     of_sides = (logarithms[np.searchsorted(SIDES, sides)] for sides in (height, width))
     operations = 2.5 * height * width * sum(of_sides)
     return Operations(operations / 2, 0.0, operations / (2 * height))
@@ -229,5 +226,6 @@ def _operations(height, width, frequencies):
 
 TRANSFORM = Transform(
     "codelet", codelet, layout, SIDES, _operations,
-    product_rate=165 / 165, spectra_rate=35 / 25, stream_rate=33 / 25, row=1.3e-9, skips_rows=True,
+    product_rate=_RATES["product"], spectra_rate=_RATES["spectra"], stream_rate=_RATES["stream"], row=_RATES["row"],
+    skips_rows=True,
 )  # fmt: skip

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pyfftw
 
-from nbfftconv import simd
+from nbfftconv import rates, simd
 from nbfftconv.forking import fork_safe_lock
 from nbfftconv.jit import Callback
 from nbfftconv.report import report
@@ -31,8 +31,8 @@ _PREFIX: dict[type, str] = {np.float32: "fftwf_", np.float64: "fftw_"}
 _FLAGS = {"measure": 0, "estimate": 1 << 6, "patient": 1 << 5, "exhaustive": 1 << 3}
 _DESTROY_INPUT = 1 << 0
 
-# Fraction of the machine's `flops`, as measured where that is 165e9; pyFFTW's FFTW has vectors of 32 bytes.
-_RATE = 20 / 165 * min(32, simd.VECTOR_BYTES) / simd.VECTOR_BYTES
+# `transform`, beside those of `Transform`: fraction of the machine's `flops`; pyFFTW's FFTW has vectors of 32 bytes.
+_RATES = rates.of("fftw")
 
 _effort = "measure"
 _effort_source = "default"
@@ -320,7 +320,8 @@ _inverse = Callback(_inverse_factory, signature(_CONTEXT, arguments=7))
 
 def _operations(height, width, frequencies):
     samples = height * width
-    return Operations(2.5 * samples * np.log2(samples + 1) / _RATE, 0.0, 0.0)
+    rate = _RATES["transform"] * min(32, simd.VECTOR_BYTES) / simd.VECTOR_BYTES
+    return Operations(2.5 * samples * np.log2(samples + 1) / rate, 0.0, 0.0)
 
 
 def _is_available() -> bool:
@@ -331,6 +332,6 @@ def _is_available() -> bool:
 
 TRANSFORM = Transform(
     "fftw", fftw, layout, None, _operations,
-    product_rate=125 / 165, spectra_rate=8 / 25, stream_rate=13 / 25, row=3e-9,
+    product_rate=_RATES["product"], spectra_rate=_RATES["spectra"], stream_rate=_RATES["stream"], row=_RATES["row"],
     is_library=True, is_available=_is_available(),
 )  # fmt: skip

@@ -12,7 +12,7 @@ import math
 
 import numpy as np
 
-from nbfftconv import simd
+from nbfftconv import rates, simd
 from nbfftconv.jit import Callback
 from nbfftconv.rounding import cdiv, round_up
 from nbfftconv.transforms import (
@@ -34,9 +34,9 @@ STEPS = {
 }  # fmt: skip
 SIDES = tuple(STEPS)
 
-# Fractions of the machine's `flops`, as measured where that is 165e9; also of columns of more rows than that: their
-# samples are on too many pages.
-_RATE, _TALL_RATE = 54 / 165, 45 / 165
+# `transform` and `tall`, beside those of `Transform`: fractions of the machine's `flops`, the latter of columns of more
+# rows than that, whose samples are on too many pages.
+_RATES = rates.of("planar")
 _TALL = 200
 
 
@@ -342,11 +342,11 @@ def planar(real: type, height: int, width: int) -> TileTransform:
 
 def _operations(height, width, frequencies):
     # vectors are full of what is transformed twice: columns, then frequencies
-    column = 2.5 * height * np.log2(height) / np.where(height > _TALL, _TALL_RATE, _RATE)
-    return Operations(5 * frequencies * np.log2(width) / _RATE, column, 0.0)
+    column = 2.5 * height * np.log2(height) / np.where(height > _TALL, _RATES["tall"], _RATES["transform"])
+    return Operations(5 * frequencies * np.log2(width) / _RATES["transform"], column, 0.0)
 
 
 TRANSFORM = Transform(
     "planar", planar, layout, SIDES, _operations,
-    product_rate=125 / 165, spectra_rate=8 / 25, stream_rate=13 / 25, row=3e-9,
+    product_rate=_RATES["product"], spectra_rate=_RATES["spectra"], stream_rate=_RATES["stream"], row=_RATES["row"],
 )  # fmt: skip
