@@ -46,7 +46,7 @@ class Value:
         kind = self.llvm.type
         return ir.Constant(kind, [other] * kind.count if isinstance(kind, ir.VectorType) else other)
 
-    def _emit(self, instruction: Callable[..., ir.Value], *operands: "Operand") -> "Value":
+    def _emit(self, instruction: Callable[..., ir.Value], *operands: "Operand") -> Any:
         return type(self)(self._builder, instruction(*map(self._operand, operands)))
 
     def _compare(self, relation: str, other: "Operand") -> "Mask":
@@ -120,7 +120,8 @@ class Mask(Value):
     """One bit for each lane."""
 
 
-Operand = Value | float
+#: A `Value`, or a Python number.
+Operand = Any
 
 
 class Emitter:
