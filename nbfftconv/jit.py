@@ -235,9 +235,9 @@ class Callback:
 
 
 def stage(record: np.dtype) -> Callable[[Callable], Callback]:
-    """Return the decorator for a step of a pass: ``void (record, slot, begin, end)``, as `threads.run` calls it.
+    """Return the decorator for a step of a pass: ``void (record, worker, begin, end)``, as `threads.run` calls it.
 
-    It does the work items ``begin <= item < end``, with the scratch memory of `slot` to itself.
+    It does the work items ``begin <= item < end``, with the scratch memory of `worker` to itself.
     """
     signature = types.void(numba.from_dtype(record), types.intp, types.intp, types.intp)
     return functools.partial(Callback, signature=signature)

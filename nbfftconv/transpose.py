@@ -26,7 +26,7 @@ _stage = jit.stage(_RECORD)
 def _transpose(real):
     itemsize = np.dtype(real).itemsize
 
-    def transpose_kernels(r, slot, begin, end):
+    def transpose_kernels(r, worker, begin, end):
         kernel = r.taps * itemsize
         for item in range(begin, end):
             first_filter = item % r.filter_blocks * _BLOCK
@@ -55,5 +55,5 @@ def transpose(weight: np.ndarray, groups: int) -> np.ndarray:
     record["filter_blocks"], record["channel_blocks"] = cdiv(filters, _BLOCK), cdiv(channels, _BLOCK)
     items = groups * int(record["filter_blocks"]) * int(record["channel_blocks"])
     stage = _transpose_kernels.address(weight.dtype.type)
-    threads.run(threads.Task(stage, record, items, threads.get_slots()[0]))
+    threads.run(threads.Task(stage, record, items, threads.get_workers()[0]))
     return result

@@ -34,7 +34,7 @@ CASES = {
     "long padding": Case((1, 2, 5, 3), (2, 2, 4, 5), padding=((30, 0), (2, 40))),
 }
 #: Sides that other tests compile anyway.
-TILES = {"codelet": ((8, 8), (12, 16)), "planar": ((30, 40), (36, 30)), "fftw": ((9, 11), (12, 16))}
+TILES = {"codelet": ((8, 8), (12, 16)), "four_step": ((30, 40), (36, 30)), "fftw": ((9, 11), (12, 16))}
 
 
 def tiles_of(name: str) -> tuple[tuple[int, int], ...]:

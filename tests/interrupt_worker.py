@@ -101,7 +101,7 @@ _RECORD = np.dtype([("done", np.int64)])
 
 
 def _spin(real):
-    def spin(r, slot, begin, end):
+    def spin(r, worker, begin, end):
         done = simd.pointer(np.int64, r.done)
         for item in range(begin, end):
             until = simd.nanoseconds() + 1_000_000
@@ -115,17 +115,17 @@ def _spin(real):
 _SPIN = jit.stage(_RECORD)(_spin)
 
 
-def spinning(items: int, slots: int) -> tuple[np.ndarray, threads.Task]:
+def spinning(items: int, workers: int) -> tuple[np.ndarray, threads.Task]:
     """Counts of what was done of items that take a millisecond each, and the task."""
     record, done = np.zeros((), _RECORD), np.zeros(items, np.int64)
     record["done"] = done.ctypes.data
-    return done, threads.Task(_SPIN.address(np.float64), record, items, slots)
+    return done, threads.Task(_SPIN.address(np.float64), record, items, workers)
 
 
-def long_call(slots: str) -> object:
+def long_call(workers: str) -> object:
     """A call of some seconds that is interrupted at its beginning, and once more, by Ctrl-C."""
-    done, task = spinning(4000, int(slots))
-    _, short = spinning(10, int(slots))
+    done, task = spinning(4000, int(workers))
+    _, short = spinning(10, int(workers))
     threads.run(short)
     found = []
     for _ in range(2):
@@ -138,7 +138,7 @@ def long_call(slots: str) -> object:
         first = done.copy()
         time.sleep(0.05)
         found.append([int(first.sum()) < len(done), int(first.max()), bool((first == done).all())])
-    short_done, short = spinning(50, int(slots))
+    short_done, short = spinning(50, int(workers))
     threads.run(short)
     return {"found": found, "afterwards": short_done.tolist() == [1] * 50}
 
@@ -146,7 +146,7 @@ def long_call(slots: str) -> object:
 def storm(seconds: str) -> object:
     """A handler that raises every millisecond, whatever is under way, beside another thread that computes."""
     set_scratch_limit(40 * MIB)
-    nothing = in_another_thread(lambda: digests("planar, float32"))
+    nothing = in_another_thread(lambda: digests("four_step, float32"))
     end = time.monotonic() + float(seconds)
     overlaps, wrong = [], []
 
@@ -166,7 +166,7 @@ def storm(seconds: str) -> object:
 
     def beside() -> str:
         while time.monotonic() < end:
-            if digests("planar, float32") != nothing:
+            if digests("four_step, float32") != nothing:
                 wrong.append("beside")
         return "done"
 
@@ -176,7 +176,7 @@ def storm(seconds: str) -> object:
     other.start()
     interrupted(loop, repeating=0.001, longest=0.001)
     other.join(HANG)
-    again = in_another_thread(lambda: digests("planar, float32")) == nothing
+    again = in_another_thread(lambda: digests("four_step, float32")) == nothing
     return report(overlaps=overlaps, wrong=wrong, other="hangs" if other.is_alive() else "ended", again=again)
 
 
@@ -208,7 +208,7 @@ def reentered() -> object:
 
 def compiling() -> object:
     """The first calls of a process with nothing compiled."""
-    label = "planar, float32, forward"
+    label = "four_step, float32, forward"
     found = interrupted(lambda: digests(label), longest=0.3)
     after = in_another_thread(lambda: digests(label, "direct, float32, forward"))
     return report(right=after[label] == found[label], after=len(after))

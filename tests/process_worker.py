@@ -54,14 +54,14 @@ WORK = {
         {"algorithm": "fft", "transform": "codelet", "tile": (12, 16), "fused": False},
         512 << 10,
     ),
-    "planar": (
+    "four_step": (
         Case((1, 3, 130, 90), (5, 3, 5, 5), padding=2),
-        {"algorithm": "fft", "transform": "planar", "tile": (60, 36), "fused": False},
+        {"algorithm": "fft", "transform": "four_step", "tile": (60, 36), "fused": False},
         512 << 10,
     ),
     "fused": (
         Case((2, 4, 130, 90), (40, 2, 7, 5), groups=2),
-        {"algorithm": "fft", "transform": "planar", "tile": (60, 36), "fused": True, "block_tiles": 5},
+        {"algorithm": "fft", "transform": "four_step", "tile": (60, 36), "fused": True, "block_tiles": 5},
         None,
     ),
     "one tile": (Case((1, 24, 20, 19), (16, 24, 9, 9)), {"algorithm": "fft", "tile": (32, 32)}, None),

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 import nbfftconv
 from nbfftconv import direct, scratch, threads
 from nbfftconv.direct import dense, dense_grad_weight, depthwise, gradients
-from nbfftconv.threads import get_slots
+from nbfftconv.threads import get_workers
 
 DTYPES = (np.float32, np.float64)
 
@@ -258,7 +258,7 @@ def test_grad_weight_touches_nothing_beyond_its_arrays(stride, filters, at_end, 
 @pytest.mark.parametrize(("size", "kernel"), [((3, 8, 30, 20), 3), ((1, 8, 300, 200), 1), ((1, 300, 9, 9), 5)])
 def test_the_plan_of_grad_weight_tells_the_memory(size, kernel, filters, monkeypatch, rng):
     nbfftconv.set_num_threads(3)
-    slots, _ = get_slots()
+    workers, _ = get_workers()
     case = Case(size, (4 * filters, size[1] // 4, kernel, kernel), groups=4)
     x, g = case.operands("grad_weight", np.float32, rng)
     plan = case.plan("grad_weight", np.float32, algorithm="direct")
@@ -266,7 +266,7 @@ def test_the_plan_of_grad_weight_tells_the_memory(size, kernel, filters, monkeyp
     borrow = scratch.borrow
     monkeypatch.setattr(scratch, "borrow", lambda nbytes, *rest: borrowed.append(nbytes) or borrow(nbytes, *rest))
     direct.grad_weight(plan.geometry, x, np.empty(case.weight_size, np.float32), g)
-    assert sum(borrowed) == slots * plan.scratch_bytes + plan.weight_bytes
+    assert sum(borrowed) == workers * plan.scratch_bytes + plan.weight_bytes
     assert (plan.scratch_bytes > 0) == (filters > 1)
 
 

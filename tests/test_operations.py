@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from numpy_emitter import NumpyEmitter
 
-from nbfftconv.transforms import codelets, planar
+from nbfftconv.transforms import codelets, four_step
 from nbfftconv.transforms.butterflies import Complex, complex_transform, real_inverse, real_transform
 
 ARITHMETIC = "add", "subtract", "multiply", "fma"  # a change of sign is part of what follows
@@ -42,13 +42,13 @@ def of_columns(n):
 
 
 def in_two_steps(n):
-    """Instructions of a planar transform of `n` complex values."""
-    n1, n2 = planar.STEPS[n]
+    """Instructions of a four-step transform of `n` complex values."""
+    n1, n2 = four_step.STEPS[n]
 
     def compute(v, values):
         factors = v.put(np.ones(2 * n1))
         for _ in range(n2):
-            yield from planar._times_factors(v, complex_transform(values(n1), -1), factors, 1)
+            yield from four_step._times_factors(v, complex_transform(values(n1), -1), factors, 1)
         for _ in range(n1):
             yield from complex_transform(values(n2), -1)
 
@@ -77,11 +77,11 @@ def test_rates_of_codelets_follow_from_counts(length):
     assert efficiency == pytest.approx(0.65 if length <= 16 else 0.45, rel=0.25)
 
 
-@pytest.mark.parametrize("length", planar.SIDES)
+@pytest.mark.parametrize("length", four_step.SIDES)
 def test_the_rate_of_planar_transforms_follows_from_counts(length):
     """One rate for all lengths is 0.44 of what arithmetic alone would do, within a quarter."""
     counted = nominal(length) / in_two_steps(length)  # of two columns at once
-    assert planar._RATE / counted == pytest.approx(0.44, rel=0.25)
+    assert four_step._RATE / counted == pytest.approx(0.44, rel=0.25)
 
 
 def test_nominal_operations_are_those_of_the_cost_model():
@@ -89,9 +89,9 @@ def test_nominal_operations_are_those_of_the_cost_model():
     operations = codelets.TRANSFORM.operations(sides, sides, None)
     for side, base, row in zip(sides, operations.base, operations.row, strict=True):
         assert base + side * row == pytest.approx(2 * side * nominal(side) / codelets._RATES[side])
-    sides = np.array(planar.SIDES)
-    operations = planar.TRANSFORM.operations(sides, sides, 1.0)
+    sides = np.array(four_step.SIDES)
+    operations = four_step.TRANSFORM.operations(sides, sides, 1.0)
     for side, base, column in zip(sides, operations.base, operations.column, strict=True):
-        rate = planar._TALL_RATE if side > planar._TALL else planar._RATE
+        rate = four_step._TALL_RATE if side > four_step._TALL else four_step._RATE
         assert column == pytest.approx(nominal(side) / rate)
-        assert side * base == pytest.approx(2 * nominal(side) / planar._RATE)
+        assert side * base == pytest.approx(2 * nominal(side) / four_step._RATE)

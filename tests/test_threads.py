@@ -20,7 +20,7 @@ from nbfftconv import jit, scratch, simd, threads
 
 LAYERS = {"default": None, "workqueue": "workqueue"}
 #: Results of process_worker.py by each transform and direct, fused and in stages.
-SOME = tuple(f"{name}, float32" for name in ("many blocks", "codelets in stages", "planar", "fused", "direct"))
+SOME = tuple(f"{name}, float32" for name in ("many blocks", "codelets in stages", "four_step", "fused", "direct"))
 ALL = ()
 layers_and_results = pytest.mark.parametrize(
     ("layer", "prefixes"),
@@ -96,7 +96,7 @@ _RECORD = np.dtype([("source", np.int64), ("target", np.int64), ("size", np.int6
 
 
 def _neighbours(real):
-    def add_neighbours(r, slot, begin, end):
+    def add_neighbours(r, worker, begin, end):
         source, target = simd.pointer(real, r.source), simd.pointer(real, r.target)
         for i in range(begin, end):
             target[i] = source[i] + source[(i + r.size // 2) % r.size]
@@ -107,17 +107,17 @@ def _neighbours(real):
 _add_neighbours = jit.stage(_RECORD)(_neighbours)
 
 
-@pytest.mark.parametrize("slots", [(1,), (2,), (7,), (1, 3), (3, 1)])
+@pytest.mark.parametrize("workers", [(1,), (2,), (7,), (1, 3), (3, 1)])
 @pytest.mark.parametrize("size", [1, 2, 5, 1000])
-def test_a_task_finds_what_the_one_before_it_has_done(size, slots):
-    """Each task reads what other threads wrote in the one before, with more slots than threads or fewer."""
+def test_a_task_finds_what_the_one_before_it_has_done(size, workers):
+    """Each task reads what other threads wrote in the one before, with more workers than threads or fewer."""
     values = [np.ones(size), np.zeros(size)]
     tasks = []
     for number in range(40):
         record = np.zeros((), _RECORD)
         record["source"], record["target"] = values[number % 2].ctypes.data, values[1 - number % 2].ctypes.data
         record["size"] = size
-        tasks.append(threads.Task(_add_neighbours.address(np.float64), record, size, slots[number % len(slots)]))
+        tasks.append(threads.Task(_add_neighbours.address(np.float64), record, size, workers[number % len(workers)]))
     nothing = threads.Task(tasks[0].stage, tasks[0].record, 0, 2)
     threads.run(nothing, *tasks, nothing)
     assert (values[0] == 2.0**40).all()
@@ -203,7 +203,7 @@ def test_the_limit_of_openmp_is_not_for_counts_that_were_set(restore_threads, mo
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
-@pytest.mark.parametrize("choice", ["fftw", "codelet", "planar", "direct"])
+@pytest.mark.parametrize("choice", ["fftw", "codelet", "four_step", "direct"])
 def test_there_is_scratch_memory_for_no_more_threads_than_there_are(
     choice, direction, restore_threads, monkeypatch, rng
 ):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy_emitter import NumpyEmitter
 
-from nbfftconv.transforms import codelets, planar
+from nbfftconv.transforms import codelets, four_step
 from nbfftconv.transforms.butterflies import Complex, complex_transform, real_inverse, real_transform
 
 LENGTHS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 18, 20, 21, 24, 28, 30, 32)
@@ -139,23 +139,23 @@ class TestCodelets:
 
 
 def frequencies(length):
-    """The frequencies of a planar transform in the order in which its two steps leave them."""
-    n1, n2 = planar.STEPS[length]
+    """The frequencies of a four-step transform in the order in which its two steps leave them."""
+    n1, n2 = four_step.STEPS[length]
     return (np.arange(n1)[:, None] + n1 * np.arange(n2)).ravel()
 
 
 def half_frequencies(length):
     """Those of a real column: of every k and N - k the first."""
-    _, n2 = planar.STEPS[length]
+    _, n2 = four_step.STEPS[length]
     order = frequencies(length)
     places = [0, *range(1, n2 // 2 + 1), *range(n2, n2 + (length - n2 + 1) // 2)]
     return order[places]
 
 
-@pytest.mark.parametrize("length", planar.SIDES)
+@pytest.mark.parametrize("length", four_step.SIDES)
 class TestPlanar:
     def factors(self, v, length, sign, scale):
-        return v.put(planar._factors(v.real, length, sign, scale))
+        return v.put(four_step._factors(v.real, length, sign, scale))
 
     def test_every_frequency_of_a_real_column_is_there(self, v, length):
         found = half_frequencies(length)
@@ -170,7 +170,7 @@ class TestPlanar:
         buffer, columns = v.reserve(length, 2, v.lanes), v.reserve(6, half + 1, 2, v.lanes)
         needed = 2 * v.lanes + 1
         factors = self.factors(v, length, -1, 0.5)
-        planar.columns_forward(length)(v, tile, pitch, columns, vector, buffer, factors, needed)
+        four_step.columns_forward(length)(v, tile, pitch, columns, vector, buffer, factors, needed)
         expected = np.fft.fft(samples, axis=0)[half_frequencies(length)].reshape(half, 6, v.lanes).transpose(1, 0, 2)
         result = get_split(v, columns, 6, half + 1)
         assert_close(result[:4, :half], expected[:4])
@@ -179,7 +179,7 @@ class TestPlanar:
 
         back = v.reserve(*samples.shape)
         factors = self.factors(v, length, 1, 1.0)
-        planar.columns_inverse(length)(v, back, pitch, columns, vector, buffer, factors, needed)
+        four_step.columns_inverse(length)(v, back, pitch, columns, vector, buffer, factors, needed)
         result = v.get(back, *samples.shape)
         assert_close(result[:, : 4 * v.lanes], length * samples[:, : 4 * v.lanes])
         assert np.isnan(result[:, 4 * v.lanes :]).all()
@@ -198,14 +198,14 @@ class TestPlanar:
         stride = 3 * 2 * v.vector_bytes
         spectrum = v.reserve(length, 3, 2, v.lanes)
         factors = self.factors(v, length, -1, 1.0)
-        planar.rows_forward(length)(v, columns, vector, spectrum, stride, buffer, factors, needed)
+        four_step.rows_forward(length)(v, columns, vector, spectrum, stride, buffer, factors, needed)
         channels = get_split(v, spectrum, length, 3)
         assert_close(channels[:, 0], np.fft.fft(z[:, :length], axis=1)[:, frequencies(length)].T)
         assert np.isnan(channels[:, 1:]).all()
 
         back = v.reserve(column_vectors, v.lanes, 2, v.lanes)
         factors = self.factors(v, length, 1, 1.0)
-        planar.rows_inverse(length)(v, back, vector, spectrum, stride, buffer, factors, needed)
+        four_step.rows_inverse(length)(v, back, vector, spectrum, stride, buffer, factors, needed)
         result = get_split(v, back, column_vectors, v.lanes).transpose(1, 0, 2).reshape(z.shape)
         written = 2 * v.lanes * -(-needed // (2 * v.lanes))
         expected = length * z[:, :written]

@@ -37,7 +37,7 @@ _ITEMS = 24
 
 _RECORD = np.dtype(
     [
-        *((name, np.int64) for name in ("input", "weight", "packed", "output", "bias", "zeros", "scratch", "slot")),
+        *((name, np.int64) for name in ("input", "weight", "packed", "output", "bias", "zeros", "scratch", "worker")),
         # channels and filters of a group; taps of all its channels; gathered at once
         *((name, np.int64) for name in ("groups", "channels", "filters", "taps", "depth", "relu", "turn", "turns")),
         # vectors of pixels of an image, in blocks, in strips; blocks of filters of a group, in chunks
@@ -104,8 +104,8 @@ def _gather_vector(real, itemsize, lanes, r, image, begin, end, p, target, pitch
 def _forward(real):
     itemsize, lanes = np.dtype(real).itemsize, simd.lanes(real)
 
-    def dense_forward(r, slot, begin, end):
-        x = r.scratch + slot * r.slot
+    def dense_forward(r, worker, begin, end):
+        x = r.scratch + worker * r.worker
         pixels = r.y_output * r.x_output
         for item in range(begin, end):
             chunk = item % r.chunks
@@ -145,7 +145,7 @@ def _forward(real):
 
 
 def _pack(real):
-    def dense_pack(r, slot, begin, end):
+    def dense_pack(r, worker, begin, end):
         for item in range(begin, end):
             group, block = item // r.filter_blocks, item % r.filter_blocks
             k = block * _ROWS
@@ -208,7 +208,7 @@ def pack(geometry: ConvGeometry, w: np.ndarray) -> np.ndarray:
     record = jit.copy_record(_numbers(geometry, w.dtype))
     record["weight"], record["packed"] = w.ctypes.data, packed.ctypes.data
     items = geometry.groups * int(record["filter_blocks"])
-    threads.run(threads.Task(_pack_blocks.address(w.dtype.type), record, items, threads.get_slots()[0]))
+    threads.run(threads.Task(_pack_blocks.address(w.dtype.type), record, items, threads.get_workers()[0]))
     return packed
 
 
@@ -216,16 +216,16 @@ def forward(
     geometry: ConvGeometry, x: np.ndarray, packed: np.ndarray, bias: np.ndarray | None, relu: bool, y: np.ndarray
 ) -> None:
     """Convolve `x` into `y` with the kernels that `pack` returned."""
-    slots = threads.get_slots()[0]
+    workers = threads.get_workers()[0]
     record = jit.copy_record(_numbers(geometry, x.dtype))
     zeros = np.zeros(geometry.weight_size[0], x.dtype)
-    memory = scratch.borrow(slots * scratch_bytes())
+    memory = scratch.borrow(workers * scratch_bytes())
     for name, array in (("input", x), ("packed", packed), ("output", y), ("zeros", zeros)):
         record[name] = array.ctypes.data
     record["scratch"] = memory.address
     record["bias"] = record["zeros"] if bias is None else bias.ctypes.data
-    record["slot"], record["relu"] = scratch_bytes(), relu
+    record["worker"], record["relu"] = scratch_bytes(), relu
     items = geometry.input_size[0] * int(record["groups"] * record["strips"] * record["chunks"])
     pixels = _STRIP_BLOCKS * _VECTORS * simd.lanes(x.dtype.type)
     products = pixels * cdiv(int(record["filter_blocks"]), int(record["chunks"])) * _ROWS * int(record["taps"])
-    threads.run(*in_turns(_forward_items.address(x.dtype.type), record, items, slots, cdiv(products, MOST_PRODUCTS)))
+    threads.run(*in_turns(_forward_items.address(x.dtype.type), record, items, workers, cdiv(products, MOST_PRODUCTS)))

@@ -48,14 +48,14 @@ _FEWEST_FILTERS, _FEWEST_WEIGHTS = 2, 32
 
 _RECORD = np.dtype(
     [
-        *((name, np.int64) for name in ("input", "weight", "output", "scratch", "slot")),
+        *((name, np.int64) for name in ("input", "weight", "output", "scratch", "worker")),
         # channels, filters and taps of a group; sums of a part of all items, and of an item
         *((name, np.int64) for name in ("images", "groups", "channels", "filters", "taps", "sums", "part", "item")),
         # vectors of filters, in blocks, in chunks; blocks of taps, in chunks; parts of the bands
         *((name, np.int64) for name in ("vectors", "filter_blocks", "filter_chunks", "tap_blocks", "tap_chunks")),
         *((name, np.int64) for name in ("turn", "turns", "bands", "parts")),
         *((name, np.int64) for name in ("image_core", "y_core", "x_core", "y_count", "x_count")),
-        # bytes of the window's rows, channels and images, and where what follows it in a slot begins
+        # bytes of the window's rows, channels and images, and where what follows it in a worker begins
         *((name, np.int64) for name in ("row", "plane", "image", "gradient", "pixel_table", "tap_table", "slot_sums")),
         # every so many pixels of the input are in the window, in which strides and dilations are divided by that
         *((f"{axis}_{name}", np.int64) for axis in "yx" for name in (*AXIS_NUMBERS, "step")),
@@ -222,8 +222,8 @@ def _add_up(real, itemsize, lanes, r, item, sums, part, parts):
 def _grad_weight(real):
     itemsize, lanes = np.dtype(real).itemsize, simd.lanes(real)
 
-    def dense_grad_weight(r, slot, begin, end):
-        window = r.scratch + slot * r.slot
+    def dense_grad_weight(r, worker, begin, end):
+        window = r.scratch + worker * r.worker
         gradient, pixel_table, tap_table = window + r.gradient, window + r.pixel_table, window + r.tap_table
         tap_places = simd.pointer(np.int64, tap_table)
         kernel = r.y_kernel * r.x_kernel
@@ -287,7 +287,7 @@ def _grad_weight(real):
 def _add_parts(real):
     itemsize, lanes = np.dtype(real).itemsize, simd.lanes(real)
 
-    def add_parts(r, slot, begin, end):
+    def add_parts(r, worker, begin, end):
         for item in range(begin, end):
             _add_up(real, itemsize, lanes, r, item, r.sums + item * r.item, r.part, r.parts)
 
@@ -365,7 +365,7 @@ def _record(geometry: ConvGeometry, dtype: np.dtype) -> Any:
     fields["pixel_table"] = fields["gradient"] + (block + lanes) * _VECTORS * VECTOR_BYTES
     fields["tap_table"] = fields["pixel_table"] + 8 * block
     fields["slot_sums"] = round_up(fields["tap_table"] + 8 * item_taps, VECTOR_BYTES)
-    fields["slot"] = fields["slot_sums"] + (fields["item"] if parts == fields["turns"] == 1 else 0)
+    fields["worker"] = fields["slot_sums"] + (fields["item"] if parts == fields["turns"] == 1 else 0)
     fields |= {f"{name}_{number}": value for name, axis in (("y", y), ("x", x)) for number, value in axis.items()}
     record = np.zeros((), _RECORD)
     for name, value in fields.items():
@@ -380,7 +380,7 @@ def fits(geometry: ConvGeometry, dtype: np.dtype) -> bool:
 
 def scratch_bytes(geometry: ConvGeometry, dtype: np.dtype) -> int:
     """Bytes of scratch memory of each thread."""
-    return int(_record(geometry, dtype)["slot"])
+    return int(_record(geometry, dtype)["worker"])
 
 
 def sums_bytes(geometry: ConvGeometry, dtype: np.dtype) -> int:
@@ -402,15 +402,15 @@ def work(geometry: ConvGeometry, dtype: np.dtype) -> tuple[int, int]:
 
 def grad_weight(geometry: ConvGeometry, x: np.ndarray, dw: np.ndarray, g: np.ndarray) -> None:
     """Compute the gradient with respect to the kernels into `dw`."""
-    slots = threads.get_slots()[0]
+    workers = threads.get_workers()[0]
     record = _record(geometry, x.dtype).copy()
-    memory, sums = scratch.borrow(slots * int(record["slot"])), scratch.borrow(sums_bytes(geometry, x.dtype))
+    memory, sums = scratch.borrow(workers * int(record["worker"])), scratch.borrow(sums_bytes(geometry, x.dtype))
     for name, array in (("input", x), ("weight", dw), ("output", g)):
         record[name] = array.ctypes.data
     record["scratch"], record["sums"] = memory.address, sums.address
     items = int(record["groups"] * record["filter_chunks"] * record["tap_chunks"])
     parts, turns = int(record["parts"]), int(record["turns"])
-    tasks = in_turns(_grad_weight_items.address(x.dtype.type), record, items * parts, slots, turns)
+    tasks = in_turns(_grad_weight_items.address(x.dtype.type), record, items * parts, workers, turns)
     if parts > 1 or turns > 1:
-        tasks.append(threads.Task(_add_part_items.address(x.dtype.type), record, items, slots))
+        tasks.append(threads.Task(_add_part_items.address(x.dtype.type), record, items, workers))
     threads.run(*tasks)

@@ -47,7 +47,7 @@ _ITEMS = 24
 
 _RECORD = np.dtype(
     [
-        *((name, np.int64) for name in ("input", "weight", "output", "bias", "zeros", "scratch", "slot")),
+        *((name, np.int64) for name in ("input", "weight", "output", "bias", "zeros", "scratch", "worker")),
         # channels and filters of a group, in chunks; channels gathered at once
         *((name, np.int64) for name in ("groups", "channels", "filters", "chunks", "depth", "relu", "turn", "turns")),
         # runs of 4, 3, 2 and 1 taps in the table
@@ -124,8 +124,8 @@ def _gather_window(real, itemsize, lanes, r, plane, y, x, window):
 def _forward(real):
     itemsize, lanes = np.dtype(real).itemsize, simd.lanes(real)
 
-    def depthwise_forward(r, slot, begin, end):
-        window = r.scratch + slot * r.slot
+    def depthwise_forward(r, worker, begin, end):
+        window = r.scratch + worker * r.worker
         width = r.x_output
         w_channel = r.y_kernel * r.x_kernel * itemsize
         first_depth, last_depth = share(cdiv(r.channels, r.depth), r.turn, r.turns)
@@ -232,7 +232,7 @@ def _record(geometry: ConvGeometry, dtype: np.dtype) -> Any:
         "rows": rows, "vectors": vectors, "phase": phase, "row": row, "window": window,
         "row_step": y["stride"] * y_phases * row, "tap_step": tap_phases * x["kernel"] * itemsize,
         "y_phases": y_phases, "y_core": y_core, "x_core": x_core, "y_count": y_count, "x_count": x_count,
-        "slot": depth * window, "turns": turns,
+        "worker": depth * window, "turns": turns,
     }  # fmt: skip
     for name, value in fields.items():
         record[name] = value
@@ -274,18 +274,18 @@ def fits(geometry: ConvGeometry, dtype: np.dtype) -> bool:
 
 def scratch_bytes(geometry: ConvGeometry, dtype: np.dtype) -> int:
     """Bytes of scratch memory of each thread."""
-    return int(_record(geometry, dtype)["slot"])
+    return int(_record(geometry, dtype)["worker"])
 
 
 def forward(
     geometry: ConvGeometry, x: np.ndarray, w: np.ndarray, bias: np.ndarray | None, relu: bool, y: np.ndarray
 ) -> None:
     """Convolve `x` into `y`."""
-    slots = threads.get_slots()[0]
+    workers = threads.get_workers()[0]
     record = jit.copy_record(_record(geometry, x.dtype))
     table, counts = _runs(*(int(record[name]) for name in _OF_RUNS), x.dtype.itemsize)
     zeros = np.zeros(geometry.weight_size[0], x.dtype)
-    memory = scratch.borrow(slots * int(record["slot"]))
+    memory = scratch.borrow(workers * int(record["worker"]))
     arrays = {"input": x, "weight": w, "output": y, "zeros": zeros, "table": table}
     for name, array in arrays.items():
         record[name] = array.ctypes.data
@@ -295,4 +295,4 @@ def forward(
     for length, count in enumerate(counts, 1):
         record[f"runs{length}"] = count
     items = geometry.input_size[0] * int(record["groups"] * record["y_count"] * record["x_count"] * record["chunks"])
-    threads.run(*in_turns(_forward_tiles.address(x.dtype.type), record, items, slots, int(record["turns"])))
+    threads.run(*in_turns(_forward_tiles.address(x.dtype.type), record, items, workers, int(record["turns"])))

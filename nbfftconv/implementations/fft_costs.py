@@ -35,7 +35,7 @@ from nbfftconv.geometry import ConvGeometry
 from nbfftconv.machine import Machine
 from nbfftconv.passes.plan import FftPlan, filters_of_block
 from nbfftconv.tiling import AxisTiles, TileGrid, axis_tiles, problem_sizes
-from nbfftconv.transforms import COMPLEX_BYTES, Transform, step_stride
+from nbfftconv.transforms import COMPLEX_BYTES, Transform, bin_stride
 
 # The spectra of a block of tiles are about this large, in bytes: what one stage writes is then still in the last-level
 # cache for the next. If those of the kernels, read once a block, are larger, as large, but not more than the limit.
@@ -69,7 +69,7 @@ class Tiles(NamedTuple):
         Index in the transforms that are chosen from.
     height, width : numpy.ndarray
         Sides.
-    lanes, steps : numpy.ndarray
+    lanes, bins : numpy.ndarray
         As of their layout.
     nbytes : numpy.ndarray
         Bytes of a tile in memory.
@@ -85,7 +85,7 @@ class Tiles(NamedTuple):
     height: Numbers
     width: Numbers
     lanes: Numbers
-    steps: Numbers
+    bins: Numbers
     nbytes: Numbers
     base: Numbers
     column: Numbers
@@ -109,7 +109,7 @@ def _table(
     # floating-point numbers: large sizes cannot overflow, and those below 2^52 are exact
     height, width = np.meshgrid(np.array(vertical, float), np.array(horizontal, float), indexing="ij")
     layout = transform.layout(dtype.type, height, width)
-    frequencies: Numbers = layout.steps * simd.lanes(dtype.type)
+    frequencies: Numbers = layout.bins * simd.lanes(dtype.type)
     operations = transform.operations(height, width, frequencies)
     base, column, row = (slow * of_tile / machine.flops for of_tile in operations)
     base = base + _RATES["transform_call"] / layout.lanes + (0 if transform.skips_rows else transform.row * height)
@@ -118,7 +118,7 @@ def _table(
         height=height,
         width=width,
         lanes=layout.lanes,
-        steps=layout.steps,
+        bins=layout.bins,
         nbytes=height * layout.pitch * dtype.itemsize,
         base=base,
         column=column,
@@ -201,10 +201,10 @@ class TileChoices:
     tiles : Tiles
     grid : TileGrid
         Of arrays.
-    units : numpy.ndarray
-        Units of tiles.
-    unit : numpy.ndarray
-        Bytes of the spectra of one unit, input and output.
+    lane_blocks : numpy.ndarray
+        Lane blocks of tiles.
+    lane_block : numpy.ndarray
+        Bytes of the spectra of one lane_block, input and output.
     weight : numpy.ndarray
         Bytes of the kernels' spectra.
     lane_filters : numpy.ndarray
@@ -216,8 +216,8 @@ class TileChoices:
     transforms: tuple[Transform, ...]
     tiles: Tiles
     grid: TileGrid
-    units: np.ndarray
-    unit: np.ndarray
+    lane_blocks: np.ndarray
+    lane_block: np.ndarray
     weight: np.ndarray
     lane_filters: np.ndarray
 
@@ -231,28 +231,30 @@ class TileChoices:
         grid = TileGrid(vertical, horizontal, geometry.input_size[0])
         filters, channels = geometry.weight_size[:2]
         depth = channels * grid.channel_phases
-        units = _ceil(grid.tiles, tiles.lanes)
-        unit = tiles.steps * (step_stride(depth * geometry.groups) + step_stride(filters))
+        lane_blocks = _ceil(grid.tiles, tiles.lanes)
+        lane_block = tiles.bins * (bin_stride(depth * geometry.groups) + bin_stride(filters))
         lane_filters = geometry.groups * _ceil(filters // geometry.groups, tiles.lanes) * tiles.lanes
-        weight = lane_filters / tiles.lanes * tiles.steps * step_stride(depth)
-        return cls(geometry, dtype, transforms, tiles, grid, units, unit, weight, lane_filters)
+        weight = lane_filters / tiles.lanes * tiles.bins * bin_stride(depth)
+        return cls(geometry, dtype, transforms, tiles, grid, lane_blocks, lane_block, weight, lane_filters)
 
     @property
     def input_bytes(self) -> np.ndarray:
         """Bytes of the input's spectra, of all tiles."""
         depth = self.geometry.input_size[1] * self.grid.channel_phases
-        return self.units * self.tiles.steps * step_stride(depth)
+        return self.lane_blocks * self.tiles.bins * bin_stride(depth)
 
     def staged(self, direction: str, limit: int) -> "BlockedChoices":
-        """Stage after stage, each over as many units as fit the limits."""
+        """Stage after stage, each over as many lane_blocks as fit the limits."""
         streamed = np.minimum(self.weight, _LARGEST_BLOCK_BYTES)
         if direction == "grad_weight":  # read and written with every block
             streamed = np.minimum(4 * self.weight, _LARGEST_SUMMED_BYTES)
         size = np.minimum(limit, np.maximum(_BLOCK_BYTES, streamed))
-        units = np.maximum(1, np.minimum(self.units, np.floor(size / self.unit)))
-        blocks = np.maximum(1, _ceil(self.units, units))
-        units = np.maximum(1, _ceil(self.units, blocks))
-        return BlockedChoices(**vars(self), direction=direction, block_units=units, fits=self.unit <= limit)
+        lane_blocks = np.maximum(1, np.minimum(self.lane_blocks, np.floor(size / self.lane_block)))
+        blocks = np.maximum(1, _ceil(self.lane_blocks, lane_blocks))
+        lane_blocks = np.maximum(1, _ceil(self.lane_blocks, blocks))
+        return BlockedChoices(
+            **vars(self), direction=direction, block_lane_blocks=lane_blocks, fits=self.lane_block <= limit
+        )
 
     def fuse(self, limit: int) -> "BlockedChoices | None":
         """All stages of a block of a forward pass by one thread, where one fits a core's cache."""
@@ -261,15 +263,15 @@ class TileChoices:
         if depth > _FUSED_DEPTH:
             return None
         block = filters_of_block(filters, depth, self.tiles.lanes)
-        unit = self.tiles.steps * (step_stride(depth) + step_stride(np.minimum(ROWS, block).astype(np.int64)))
+        lane_block = self.tiles.bins * (bin_stride(depth) + bin_stride(np.minimum(ROWS, block).astype(np.int64)))
         tiles = 2 * self.tiles.lanes * self.tiles.nbytes
-        units = np.floor(np.minimum(_CORE_BYTES - tiles, limit) / unit)
-        units = np.minimum(np.minimum(units, self.units), 2 * COLUMNS)
-        fits, units, filter_blocks = units >= 1, np.maximum(units, 1), _ceil(filters, block)
+        lane_blocks = np.floor(np.minimum(_CORE_BYTES - tiles, limit) / lane_block)
+        lane_blocks = np.minimum(np.minimum(lane_blocks, self.lane_blocks), 2 * COLUMNS)
+        fits, lane_blocks, filter_blocks = lane_blocks >= 1, np.maximum(lane_blocks, 1), _ceil(filters, block)
         return BlockedChoices(
-            **(vars(self) | {"unit": unit}),
+            **(vars(self) | {"lane_block": lane_block}),
             direction="forward",
-            block_units=units,
+            block_lane_blocks=lane_blocks,
             fits=fits,
             fused=True,
             filter_blocks=filter_blocks,
@@ -284,51 +286,51 @@ class BlockedChoices(TileChoices):
     ----------
     direction : str
         The pass.
-    block_units : numpy.ndarray
-        Units whose spectra are in memory at once; of a thread, if fused.
+    block_lane_blocks : numpy.ndarray
+        Lane blocks whose spectra are in memory at once; of a thread, if fused.
     fits : numpy.ndarray
-        Whether a block of at least one unit fits the limits.
+        Whether a block of at least one lane_block fits the limits.
     fused : bool
     filter_blocks : numpy.ndarray or int
         Parts of a group's filters for each of which the input is transformed anew.
     """
 
     direction: str
-    block_units: np.ndarray
+    block_lane_blocks: np.ndarray
     fits: np.ndarray
     fused: bool = False
     filter_blocks: np.ndarray | int = 1
 
     @property
     def blocks(self) -> np.ndarray:
-        """Blocks of units."""
-        return _ceil(self.units, self.block_units)
+        """Blocks of lane_blocks."""
+        return _ceil(self.lane_blocks, self.block_lane_blocks)
 
     def plan(self, index: int, reason: str, seconds: float) -> FftPlan:
         """Return the plan of one of the choices."""
         tile = int(self.tiles.height[index]), int(self.tiles.width[index])
         vertical, horizontal = (axis_tiles(self.geometry, axis, side) for axis, side in enumerate(tile))
         grid = TileGrid(vertical, horizontal, self.geometry.input_size[0])
-        block_units = int(self.block_units[index])
+        block_lane_blocks = int(self.block_lane_blocks[index])
         return FftPlan(
             geometry=self.geometry,
             direction=self.direction,
             dtype=self.dtype,
-            scratch_bytes=block_units * int(self.unit[index]),
+            scratch_bytes=block_lane_blocks * int(self.lane_block[index]),
             weight_bytes=int(self.weight[index]),
             reason=reason,
             seconds=seconds,
             transform=self.transforms[int(self.tiles.transform[index])].name,
             grid=grid,
             fused=self.fused,
-            block_tiles=max(1, min(grid.tiles, block_units * int(self.tiles.lanes[index]))),
+            block_tiles=max(1, min(grid.tiles, block_lane_blocks * int(self.tiles.lanes[index]))),
         )
 
 
 def _axis(geometry: ConvGeometry, axis: int, outputs: int, taps: int, sides: np.ndarray) -> AxisTiles:
     """Cover the outputs along an axis as `axis_tiles` does, by tiles of an array of sides."""
-    core = sides - (taps - 1)
-    tiles: Any = {"tile": sides, "core": core, "count": _ceil(outputs, core)}  # arrays, where a plan has numbers
+    gained = sides - (taps - 1)
+    tiles: Any = {"tile": sides, "outputs": gained, "count": _ceil(outputs, gained)}  # arrays, where a plan has numbers
     return dataclasses.replace(axis_tiles(geometry, axis, taps), **tiles)
 
 
@@ -406,9 +408,9 @@ def fft_cost(choices: BlockedChoices, weight_is_transformed: bool, machine: Mach
     ) -> np.ndarray:  # of a tile of which so many are needed
         return tiles.base + tiles.column * (_ceil(columns, 2 * lanes) * 2 * lanes) + tiles.row * rows
 
-    count = choices.units * tiles.lanes
-    spectrum = tiles.steps * COMPLEX_BYTES  # of a unit
-    through_cache = 0 if choices.fused else choices.units * spectrum * tiles.spectra
+    count = choices.lane_blocks * tiles.lanes
+    spectrum = tiles.bins * COMPLEX_BYTES  # of a lane_block
+    through_cache = 0 if choices.fused else choices.lane_blocks * spectrum * tiles.spectra
 
     def both_ways(
         channels: int, columns: Numbers, size: tuple[int, ...], rate: float, times: Numbers = 1
@@ -416,14 +418,14 @@ def fft_cost(choices: BlockedChoices, weight_is_transformed: bool, machine: Mach
         moved = times * (itemsize * math.prod(size) / (machine.bandwidth * rate))
         return channels * (count * transform(columns) + through_cache) + moved
 
-    # one unit of tiles leaves registers empty
-    multiply_adds = tiles.steps * lanes * choices.units * filters * depth * (1 + 0.2 / choices.block_units)
+    # one lane_block of tiles leaves registers empty
+    multiply_adds = tiles.bins * lanes * choices.lane_blocks * filters * depth * (1 + 0.2 / choices.block_lane_blocks)
     transposed: Numbers = 0.0
     if direction == "grad_weight":
         is_panel = tiles.lanes > 1  # panels, whose lanes are filters
-        panels = tiles.steps * choices.lane_filters
+        panels = tiles.bins * choices.lane_filters
         multiply_adds = np.where(is_panel, panels * grid.tiles * depth, multiply_adds)
-        transposed = np.where(is_panel, panels * choices.units / lanes * _RATES["square"], 0.0)
+        transposed = np.where(is_panel, panels * choices.lane_blocks / lanes * _RATES["square"], 0.0)
     stream = 1 / (machine.bandwidth * _RATES["sums"]) if direction == "grad_weight" else tiles.stream
     weight: Numbers = 0.0
     taps = grid.horizontal.taps
@@ -434,12 +436,12 @@ def fft_cost(choices: BlockedChoices, weight_is_transformed: bool, machine: Mach
         weight = choices.lane_filters * depth * kernel + choices.weight / (machine.bandwidth * _RATES["kernels"])
     blocks = _RATES["block"] * (1 if choices.fused else choices.blocks)
     if geometry.groups > 1 and not choices.fused:
-        blocks = blocks + _RATES["group_product"] * geometry.groups * tiles.steps * choices.blocks
-    overlap = samples / (grid.vertical.core * grid.horizontal.core) if direction == "grad_input" else 1
+        blocks = blocks + _RATES["group_product"] * geometry.groups * tiles.bins * choices.blocks
+    overlap = samples / (grid.vertical.outputs * grid.horizontal.outputs) if direction == "grad_input" else 1
     return FftCost(
         choices.filter_blocks
         * both_ways(depth * geometry.groups, tiles.width, geometry.input_size, _RATES["read"], overlap),
-        both_ways(filters, grid.horizontal.core, geometry.output_size, _RATES["write"]),
+        both_ways(filters, grid.horizontal.outputs, geometry.output_size, _RATES["write"]),
         weight,
         multiply_adds * tiles.product + transposed + choices.weight * choices.blocks * stream + blocks + _RATES["call"],
     )

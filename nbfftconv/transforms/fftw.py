@@ -265,13 +265,13 @@ def _make(real: type, height: int, width: int, flags: int) -> TileTransform:
         [real_part, imaginary_part, tile.ctypes.data], flags,
     )  # fmt: skip
     execute = _execute(real, "execute_split_dft_r2c"), _execute(real, "execute_split_dft_c2r")
-    context = np.array((*execute, forward, inverse, shape.steps), _CONTEXT)
+    context = np.array((*execute, forward, inverse, shape.bins), _CONTEXT)
     return TileTransform(
         _forward.address(real),
         _inverse.address(real),
         context.ctypes.data,
         shape,
-        work_items=2 * shape.steps * simd.lanes(real),
+        work_items=2 * shape.bins * simd.lanes(real),
         kept=context,
     )
 
@@ -280,8 +280,8 @@ def _execute(real: type, name: str) -> int:
     return ctypes.cast(getattr(_library, _PREFIX[real] + name), ctypes.c_void_p).value  # type: ignore[return-value]
 
 
-# Addresses of FFTW's functions, of the plans that they execute, and the steps of a spectrum.
-_CONTEXT = np.dtype([(name, np.intp) for name in ("execute_forward", "execute_inverse", "forward", "inverse", "steps")])
+# Addresses of FFTW's functions, of the plans that they execute, and the bins of a spectrum.
+_CONTEXT = np.dtype([(name, np.intp) for name in ("execute_forward", "execute_inverse", "forward", "inverse", "bins")])
 
 
 def _forward_factory(real):
@@ -289,9 +289,9 @@ def _forward_factory(real):
 
     def forward(c, tile, work, spectrum, stride, rows, columns):
         simd.call(c.execute_forward, (c.forward, tile, work, work + itemsize))
-        for step in range(c.steps):
-            interleaved = simd.pointer(real, work + step * COMPLEX_BYTES)
-            parts = simd.pointer(real, spectrum + step * stride)
+        for index in range(c.bins):
+            interleaved = simd.pointer(real, work + index * COMPLEX_BYTES)
+            parts = simd.pointer(real, spectrum + index * stride)
             for lane in range(lanes):
                 parts[lane] = interleaved[2 * lane]
                 parts[lanes + lane] = interleaved[2 * lane + 1]
@@ -303,9 +303,9 @@ def _inverse_factory(real):
     itemsize, lanes = np.dtype(real).itemsize, simd.lanes(real)
 
     def inverse(c, tile, work, spectrum, stride, rows, columns):
-        for step in range(c.steps):
-            interleaved = simd.pointer(real, work + step * COMPLEX_BYTES)
-            parts = simd.pointer(real, spectrum + step * stride)
+        for index in range(c.bins):
+            interleaved = simd.pointer(real, work + index * COMPLEX_BYTES)
+            parts = simd.pointer(real, spectrum + index * stride)
             for lane in range(lanes):
                 interleaved[2 * lane] = parts[lane]
                 interleaved[2 * lane + 1] = parts[lanes + lane]
