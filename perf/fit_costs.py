@@ -35,7 +35,8 @@ from nbfftconv import autotune, rates, simd, threads
 from nbfftconv.geometry import ConvGeometry
 from nbfftconv.implementations import Request, direct
 from nbfftconv.implementations.fft import costed_choices
-from nbfftconv.machine import Machine, get_machine
+from nbfftconv.machine import Machine, set_machine
+from nbfftconv.machine import measure as measure_machine
 from nbfftconv.plan import DIRECTIONS, ConvPlan
 from nbfftconv.planner import make_plan, promising_plans
 from nbfftconv.scratch import get_scratch_limit
@@ -99,6 +100,8 @@ class Measured:
 def measure(layers: list[Layer], tiles: int) -> dict[str, Any]:
     """Return the document of costs.json: of each transform, at most so many tiles are measured."""
     stages = clock_stages()
+    machine = measure_machine()  # those on disk may be of a busy hour
+    set_machine(machine)
     threads.set_num_threads(1)
     problems, start = [], time.perf_counter()
     for layer in layers:
@@ -115,7 +118,7 @@ def measure(layers: list[Layer], tiles: int) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "commit": commit(),
-        "machine": asdict(get_machine()),
+        "machine": asdict(machine),
         "vector_bytes": simd.VECTOR_BYTES,
         "problems": problems,
     }
