@@ -30,14 +30,14 @@ class _Choice(NamedTuple):
         return cls(plan.algorithm, plan.choices)
 
 
-class _Times(NamedTuple):
+class Times(NamedTuple):
     """Seconds of a pass that prepares the kernels, and of one that finds them prepared."""
 
     preparing: float
     prepared: float
 
     @classmethod
-    def medians(cls, samples: Iterable["_Times"]) -> "_Times":
+    def medians(cls, samples: Iterable["Times"]) -> "Times":
         """Return the medians."""
         return cls(*map(statistics.median, zip(*samples, strict=True)))
 
@@ -66,10 +66,10 @@ def find_winners(candidates: dict[Problem, list[ConvPlan]]) -> dict[Problem, Win
     return winners
 
 
-def _measure(plans: dict[_Choice, ConvPlan]) -> dict[_Choice, _Times]:
+def _measure(plans: dict[_Choice, ConvPlan]) -> dict[_Choice, Times]:
     """Return the medians."""
-    arrays = _operands(next(iter(plans.values())))
-    runs = {choice: _runner(plan, arrays) for choice, plan in plans.items()}
+    arrays = operands_of(next(iter(plans.values())))
+    runs = {choice: runner(plan, arrays) for choice, plan in plans.items()}
     for run in runs.values():
         run()  # compiles, plans FFTW's transforms, touches the memory
     start = time.perf_counter()
@@ -81,10 +81,10 @@ def _measure(plans: dict[_Choice, ConvPlan]) -> dict[_Choice, _Times]:
             break
         for choice in racing:
             samples[choice].append(runs[choice]())
-    return {choice: _Times.medians(times) for choice, times in samples.items()}
+    return {choice: Times.medians(times) for choice, times in samples.items()}
 
 
-class _Operands(NamedTuple):
+class Operands(NamedTuple):
     """An input, kernels and an output, all of them random: each is an operand of some pass."""
 
     input: np.ndarray
@@ -92,14 +92,16 @@ class _Operands(NamedTuple):
     output: np.ndarray
 
 
-def _operands(plan: ConvPlan) -> _Operands:
+def operands_of(plan: ConvPlan) -> Operands:
+    """Return operands of a plan's sizes."""
     rng = np.random.default_rng(0)
     geometry = plan.geometry
     sizes = geometry.input_size, geometry.weight_size, geometry.output_size
-    return _Operands(*(rng.random(size, dtype=plan.dtype) - plan.dtype.type(0.5) for size in sizes))
+    return Operands(*(rng.random(size, dtype=plan.dtype) - plan.dtype.type(0.5) for size in sizes))
 
 
-def _runner(plan: ConvPlan, operands: _Operands) -> Callable[[], _Times]:
+def runner(plan: ConvPlan, operands: Operands) -> Callable[[], Times]:
+    """Return what runs a pass twice, preparing the kernels and with these; a gradient at the kernels once."""
     x, w, y = operands
     geometry, implementation = plan.geometry, registry.get(plan.algorithm)
 
@@ -110,16 +112,16 @@ def _runner(plan: ConvPlan, operands: _Operands) -> Callable[[], _Times]:
         else:
             implementation.grad_input(plan, geometry, kernels, y, scratch.result(x.shape, x.dtype))
 
-    def run() -> _Times:
+    def run() -> Times:
         start = time.perf_counter()
         if plan.direction == "grad_weight":
             implementation.grad_weight(plan, geometry, x, y, scratch.result(w.shape, w.dtype))
             seconds = time.perf_counter() - start
-            return _Times(seconds, seconds)
+            return Times(seconds, seconds)
         kernels = implementation.prepare(plan, w)
         convolve(kernels)
         middle = time.perf_counter()
         convolve(kernels)  # finds in the caches what a layer with kept spectra finds
-        return _Times(middle - start, time.perf_counter() - middle)
+        return Times(middle - start, time.perf_counter() - middle)
 
     return run

@@ -135,7 +135,7 @@ def _read_or_measure() -> Machine:
     with document.locked() as is_locked:  # others would measure each other's noise
         machine = _read_or_report(document)
         if machine is None and is_locked:
-            machine = _measure()
+            machine = measure()
             with contextlib.suppress(OSError):
                 document.replace_of_machine(_FORMAT, asdict(machine))
         return machine or DEFAULT
@@ -161,7 +161,8 @@ def _read(document: Document) -> Machine:
     return Machine(**figures)
 
 
-def _measure() -> Machine:
+def measure() -> Machine:
+    """Measure the figures, whatever is on disk, and return them rounded."""
     measured = {"flops": _measure_flops(), "bandwidth": _measure_bandwidth()}
     return Machine(**{name: _rounded(figure, getattr(DEFAULT, name)) for name, figure in measured.items()})
 

@@ -144,14 +144,16 @@ def plan_conv2d(
 def _measure(geometry: ConvGeometry, direction: str, dtype: np.dtype) -> None:
     """Measure what is promising, and remember the winners."""
     candidates = {
-        profile.Problem.of(geometry, direction, dtype, is_kept): _promising(geometry, direction, dtype, is_kept)
+        profile.Problem.of(geometry, direction, dtype, is_kept): promising_plans(geometry, direction, dtype, is_kept)
         for is_kept in (False, True)
     }
     if any(len(plans) > 1 for plans in candidates.values()):
         profile.remember(winners=autotune.find_winners(candidates))
 
 
-def _promising(geometry: ConvGeometry, direction: str, dtype: np.dtype, weight_is_transformed: bool) -> list[ConvPlan]:
+def promising_plans(
+    geometry: ConvGeometry, direction: str, dtype: np.dtype, weight_is_transformed: bool
+) -> list[ConvPlan]:
     """Return the plans that are worth measuring, first what the cost model chooses."""
     request = Request(*_fields(geometry, direction, dtype, (), False, weight_is_transformed, True))
     found, _ = _offers(request, registry.candidates())

@@ -30,6 +30,7 @@ from typing import Any
 import numpy as np
 from layers import KINDS, LAYERS, Layer
 from rounds import TURN, difference, hold_threads, medians, new_process, race, seconds_of, table
+from stages import clock_stages
 
 OURS = "nbfftconv"
 TOLERANCE = {"float32": 1e-5, "float64": 1e-12}  # of the difference between two engines, in the 2-norm
@@ -108,25 +109,10 @@ def operations(engine: str, layer: Layer, dtype: str, threads: int) -> dict[str,
 
 def measure_stages(layer: Layer, dtype: str, threads: int) -> dict[str, Any]:
     """Return the plan, seconds, operations and bytes of each stage of this engine, and the machine's rates now."""
-    from nbfftconv import jit, planner
-    from nbfftconv import threads as loops
+    from nbfftconv import planner
     from nbfftconv.geometry import ConvGeometry
 
-    names: dict[int, str] = {}
-    call_seconds: dict[str, float] = defaultdict(float)
-    address_of, run = jit.Callback.address, loops.run
-
-    def note_name(callback: jit.Callback, real: type) -> int:
-        address = address_of(callback, real)
-        function = callback._compiled[real].__wrapped__
-        names[address] = f"{function.__module__.rpartition('.')[2]}.{function.__name__}"
-        return address
-
-    def timed_run(*tasks: loops.Task) -> None:
-        for task in tasks:
-            call_seconds[names[task.stage]] += seconds_of(lambda task=task: run(task))
-
-    jit.Callback.address, loops.run = note_name, timed_run  # type: ignore
+    call_seconds = clock_stages()
     convolve = this_engine(layer, *layer.arrays(dtype), threads)
     calls = 3 + min(20, int(TURN / seconds_of(convolve)))
     samples = defaultdict(list)

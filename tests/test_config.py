@@ -114,7 +114,7 @@ profile.remember(threads=(1, 1))
 def test_measured_figures(tmp_path):
     code = """
 from nbfftconv import machine
-machine._measure = lambda: config.Machine(1e11, 2e10)
+machine.measure = lambda: config.Machine(1e11, 2e10)
 config.get_machine()
 """
     for each in (code, ""):  # and those that are on disk, without reading them for good

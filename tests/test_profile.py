@@ -389,7 +389,7 @@ FAKE = machine.Machine(machine.DEFAULT.flops / 2, machine.DEFAULT.bandwidth * 2)
 
 def test_figures_are_measured_once(cache, monkeypatch):
     measured = []
-    monkeypatch.setattr(machine, "_measure", lambda: measured.append(1) or FAKE)
+    monkeypatch.setattr(machine, "measure", lambda: measured.append(1) or FAKE)
     for _ in range(2):
         assert machine.get_machine() == FAKE
         machine.set_machine(None)  # as in the next process
@@ -412,7 +412,7 @@ def test_figures_are_measured_once(cache, monkeypatch):
     ],
 )
 def test_damaged_figures(damage, cache, monkeypatch):
-    monkeypatch.setattr(machine, "_measure", lambda: FAKE)
+    monkeypatch.setattr(machine, "measure", lambda: FAKE)
     machine.get_machine()
     good = cache.read_text()
     bad = damage(good)
@@ -426,7 +426,7 @@ def test_damaged_figures(damage, cache, monkeypatch):
 
 def test_figures_that_cannot_be_kept_are_not_measured(cache, monkeypatch):
     cache.parent.write_text("a file")
-    monkeypatch.setattr(machine, "_measure", lambda: pytest.fail("measured"))
+    monkeypatch.setattr(machine, "measure", lambda: pytest.fail("measured"))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         assert machine.get_machine() == machine.DEFAULT
@@ -434,10 +434,10 @@ def test_figures_that_cannot_be_kept_are_not_measured(cache, monkeypatch):
 
 
 def test_figures_on_a_read_only_disk_are_used(cache, monkeypatch):
-    monkeypatch.setattr(machine, "_measure", lambda: FAKE)
+    monkeypatch.setattr(machine, "measure", lambda: FAKE)
     machine.get_machine()
     machine.set_machine(None)
-    monkeypatch.setattr(machine, "_measure", lambda: pytest.fail("measured"))
+    monkeypatch.setattr(machine, "measure", lambda: pytest.fail("measured"))
     monkeypatch.setattr(store.Folder, "locked", lambda folder, name: pytest.fail("locked"))  # which may take seconds
     assert machine.get_machine() == FAKE
 
@@ -493,8 +493,8 @@ def test_the_best_time_is_that_without_noise(monkeypatch):
 def test_figures_are_rounded_and_bounded(figure, rounded, monkeypatch):
     monkeypatch.setattr(machine, "_measure_flops", lambda: figure * machine.DEFAULT.flops)
     monkeypatch.setattr(machine, "_measure_bandwidth", lambda: machine.DEFAULT.bandwidth)
-    assert machine._measure().flops == pytest.approx(rounded * machine.DEFAULT.flops, rel=1e-12)
-    assert machine._measure().bandwidth == machine.DEFAULT.bandwidth
+    assert machine.measure().flops == pytest.approx(rounded * machine.DEFAULT.flops, rel=1e-12)
+    assert machine.measure().bandwidth == machine.DEFAULT.bandwidth
 
 
 @pytest.mark.parametrize("figure", ["flops", "bandwidth"])

@@ -41,7 +41,7 @@ from nbfftconv.transpose import transpose
 _MEASURED_TILES = 8
 
 
-class _Costed(NamedTuple):
+class CostedChoices(NamedTuple):
     """Choices for a pass, what each costs, and the sum of that in seconds, infinite where it does not fit."""
 
     choices: BlockedChoices
@@ -49,7 +49,7 @@ class _Costed(NamedTuple):
     seconds: np.ndarray
 
     @classmethod
-    def of(cls, choices: BlockedChoices, fixed: float, request: Request) -> "_Costed":
+    def of(cls, choices: BlockedChoices, fixed: float, request: Request) -> "CostedChoices":
         """Return the choices with their costs, on top of `fixed` seconds."""
         cost = fft_cost(choices, request.weight_is_transformed, request.machine)
         fits = choices.fits if request.is_asked else choices.fits & (choices.weight <= WEIGHT_LIMIT)
@@ -57,7 +57,7 @@ class _Costed(NamedTuple):
 
 
 @functools.lru_cache(maxsize=4)
-def _costed(request: Request) -> list[_Costed]:
+def costed_choices(request: Request) -> list[CostedChoices]:
     """Return all that there is to choose from, last the stages of the pass itself; kept for a moment, for a step."""
     options = dict(request.choices)
     transforms, is_named = request.transforms, "transform" in options
@@ -70,7 +70,7 @@ def _costed(request: Request) -> list[_Costed]:
         fixed = 0.0 if is_free else transposition_cost(request.geometry, request.dtype, request.machine)
         passes.insert(0, (transposed, "forward", fixed))
     return [
-        _Costed.of(choices, fixed, request)
+        CostedChoices.of(choices, fixed, request)
         for geometry, direction, fixed in passes
         for choices in blocked(
             choices_for(geometry, request.dtype, transforms, is_named, options.get("tile"), request.machine),
@@ -83,7 +83,7 @@ def _costed(request: Request) -> list[_Costed]:
 class FftCandidates(Candidates):
     """Tiles of a request in their blockings; of the best one, and of what is worth measuring, plans are made."""
 
-    def __init__(self, request: Request, costed: list[_Costed]) -> None:
+    def __init__(self, request: Request, costed: list[CostedChoices]) -> None:
         self._request, self._costed = request, costed
         each = [(of_pass, int(of_pass.seconds.argmin())) for of_pass in costed if len(of_pass.seconds)]
         self._cheapest = min(each, key=lambda place: place[0].seconds[place[1]], default=(None, 0))
@@ -151,7 +151,7 @@ class Fft(Implementation[FftPlan, FftKernels]):
         """Return the tiles to choose from."""
         if not request.is_asked and request.geometry.weight_size[2:] == (1, 1):
             raise Inapplicable("an FFT cannot save anything with a 1x1 kernel")
-        candidates = FftCandidates(request, _costed(request))
+        candidates = FftCandidates(request, costed_choices(request))
         if candidates.seconds < math.inf:
             return candidates
         if not request.is_asked:
@@ -178,7 +178,7 @@ class Fft(Implementation[FftPlan, FftKernels]):
         if not tiles:
             return None
         choices = choices_of(geometry, dtype, request.transforms, tiles, request.machine)
-        costed = [_Costed.of(each, 0.0, request) for each in blocked(choices, request.direction, request.limit)]
+        costed = [CostedChoices.of(each, 0.0, request) for each in blocked(choices, request.direction, request.limit)]
         candidates = FftCandidates(request, costed)
         return candidates if candidates.seconds < math.inf else None
 
@@ -186,7 +186,7 @@ class Fft(Implementation[FftPlan, FftKernels]):
         """Return the best step of passes of one tile grid."""
         if not requests[0].is_asked and requests[0].geometry.weight_size[2:] == (1, 1):
             return None
-        forward, grad_weight, grad_input = step = [_costed(request)[-1] for request in requests]
+        forward, grad_weight, grad_input = step = [costed_choices(request)[-1] for request in requests]
         keeps = forward.choices.input_bytes <= spectra_limit
         shared = grad_weight.cost.output + grad_input.cost.weight + keeps * grad_weight.cost.input
         seconds = forward.seconds + grad_weight.seconds + grad_input.seconds - shared
