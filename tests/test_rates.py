@@ -40,7 +40,7 @@ GEOMETRIES = [
 ]
 TILES = {
     "codelet": [(side, side) for side in transforms.get("codelet").sides],
-    "planar": [(30, 36), (64, 64), (240, 60), (60, 240)],
+    "four_step": [(30, 36), (64, 64), (240, 60), (60, 240)],
     "fftw": [(16, 24), (64, 48), (128, 128)],
 }
 
@@ -106,7 +106,7 @@ def test_every_rate_is_asked_for(design):
     """And all that are asked for are there: the model would not have run."""
     unused = [p for p, term in zip(design.parameters, design.terms.T, strict=True) if not term.any()]
     assert not unused
-    assert {p.owner for p in design.parameters} == {"fft", "direct", "fftw", "codelet", "planar"}
+    assert {p.owner for p in design.parameters} == {"fft", "direct", "fftw", "codelet", "four_step"}
     assert set(rates.RATES) == {*implementations.algorithms(), *transforms.names()} - {"auto"}
 
 
