@@ -153,7 +153,7 @@ def half_frequencies(length):
 
 
 @pytest.mark.parametrize("length", four_step.SIDES)
-class TestPlanar:
+class TestFourStep:
     def factors(self, v, length, sign, scale):
         return v.put(four_step._factors(v.real, length, sign, scale))
 
