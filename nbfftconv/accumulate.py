@@ -1,7 +1,7 @@
 """Spectral channel accumulation: at every frequency, the complex matrix product that each pass comes down to.
 
 Per frequency, C[i, j] = sum over r of A[i, r] · B[j, r], with A conjugated or not. What a vector lane is depends on
-the transform that made the spectra. With FFTW and the planar transforms a lane is a frequency: A, B and C are vectors,
+the transform that made the spectra. With FFTW and four-step transforms a lane is a frequency: A, B and C are vectors,
 so matrices of any shape, down to 1×1 for depthwise layers, fill them. With the codelets a lane is a tile of B and C, or
 a filter of A, whose entries are broadcast; where the sum is over tiles, a panel of A is transposed, its lanes become
 those of C, and the entries of B are broadcast.
@@ -19,19 +19,35 @@ from nbfftconv import jit, simd, threads
 from nbfftconv.rounding import cdiv, round_up
 from nbfftconv.scratch import Memory
 from nbfftconv.simd import VECTOR_BYTES
+from nbfftconv.target import TARGET, WIDEST_VECTOR_BYTES, power_of_two
 from nbfftconv.transforms import COMPLEX_BYTES
 
-# Rows and columns of the block of C in registers: 2 vectors each, and 2 for every column's B.
-ROWS, COLUMNS = (4, 3) if simd.REGISTERS == 32 else (2, 2)
+
+def _register_block(registers: int) -> tuple[int, int]:
+    """Rows and columns of the block of C in registers, for the fewest loads a product.
+
+    C has 2 vectors an entry, B 2 a column, and an entry of A takes 2 more.
+    """
+    sides = range(1, registers // 2)
+    blocks = [(i, j) for i in sides for j in sides if 2 * (i * j + j + 1) <= registers]
+    return min(blocks, key=lambda block: 1 / block[0] + 1 / block[1])
+
+
+ROWS, COLUMNS = _register_block(TARGET.registers)
 #: Rows of a block of one column: enough chains of additions to hide their latency.
 TALL_ROWS = 2 * ROWS
-#: Channels, or tiles, summed before the next block: three columns of B stay in the first-level cache.
-_DEPTH = 88
-#: Rows of C in one work item, so that one group and few frequencies still feed all threads.
-_ITEM_ROWS = 128
-
-#: Vectors of a transposed panel, at most: with their tiles, a part of the second-level cache.
-_PANEL_VECTORS = 16
+# What stays in caches is reckoned for the widest vectors and their block of C.
+_WIDEST = 2 * WIDEST_VECTOR_BYTES
+_WIDEST_ROWS, _WIDEST_COLUMNS = _register_block(32)
+#: Channels, or tiles, summed before the next block, in eights: the block's columns of B, and C, take three quarters of
+#: the first-level cache. The rest is for A, which streams past.
+_DEPTH = (TARGET.l1_bytes * 3 // 4 // _WIDEST - _WIDEST_ROWS * _WIDEST_COLUMNS) // _WIDEST_COLUMNS // 8 * 8
+#: Rows of C in one work item, in vectors of filters: their A of one depth takes at most three quarters of the
+#: second-level cache. No more, so that one group and few frequencies still feed all threads.
+_ITEM_ROWS = TARGET.l2_bytes * 3 // 4 // (_DEPTH * _WIDEST) // 16 * 16
+#: Vectors of a transposed panel, at most, a power of two as numbers of filters are: with the tiles that it is made of,
+#: a quarter of the second-level cache.
+_PANEL_VECTORS = power_of_two(TARGET.l2_bytes // 4 // (2 * round_up(_DEPTH, 16) * _WIDEST))
 
 _OPERAND = np.dtype(
     [
@@ -63,8 +79,8 @@ class Matrix:
         From a group's matrix to the next one's.
     row, column : int
         Along i (of A and C) or j (of B), and along r (of A and B) or j (of C).
-    step : int
-        From one step of the spectra to the next.
+    bin : int
+        From one bin of the spectra to the next.
     lane_axis : {None, "row", "column"}
         The index, if any, whose neighbours are the lanes of a vector, so that an entry is a scalar.
     vectors : int
@@ -76,7 +92,7 @@ class Matrix:
     group: int
     row: int
     column: int
-    step: int
+    bin: int
     lane_axis: str | None = None
     vectors: int = 0
 
@@ -188,7 +204,7 @@ def _stage(variant: _Variant):
     def factory(real):
         lanes = simd.lanes(real)
 
-        def product(p, slot, begin, end):
+        def product(p, worker, begin, end):
             row_items = cdiv(p.rows, _ITEM_ROWS)
             depth = block_depth(lanes, p.depth)
             # Groups are next to each other in memory, bins follow.
@@ -266,7 +282,7 @@ def _panel_stage():
     def factory(real):
         lanes, itemsize = simd.lanes(real), np.dtype(real).itemsize
 
-        def panel_product(p, slot, begin, end):
+        def panel_product(p, worker, begin, end):
             vectors = cdiv(p.rows, lanes)
             panels = cdiv(vectors, _PANEL_VECTORS)
             column_items = cdiv(p.columns, _ITEM_ROWS)
@@ -274,7 +290,7 @@ def _panel_stage():
             a_following, b_following, c_following = p.a.bin, p.b.bin, p.c.bin
             if p.groups > 1:
                 a_following, b_following, c_following = p.a.group, p.b.group, p.c.group
-            panel = p.panels + slot * _PANEL_VECTORS * block_depth(lanes, _DEPTH) * COMPLEX_BYTES
+            panel = p.panels + worker * _PANEL_VECTORS * block_depth(lanes, _DEPTH) * COMPLEX_BYTES
             for item in range(begin, end):
                 first_column = item % column_items * _ITEM_ROWS
                 last_column = min(first_column + _ITEM_ROWS, p.columns)
@@ -302,7 +318,7 @@ def _panel_stage():
                     b_next += first_column * p.b.row
                     a_chunks = cdiv((last_vector - first_vector) * lanes, tiles)
                     b_chunks = cdiv(last_column - first_column, tiles)
-                    units = cdiv(tiles, lanes)
+                    lane_blocks = cdiv(tiles, lanes)
                     fetched = 0
                     vector = first_vector
                     while vector < last_vector:
@@ -317,11 +333,15 @@ def _panel_stage():
                             a = b_start + r // lanes * p.b.columns + column * p.b.row
                             b = panel + (vector - first_vector) * depth * COMPLEX_BYTES
                             ahead, index = b, fetched // 2
-                            if index < units * a_chunks:
-                                ahead = a_next + index % units * p.a.columns + index // units * tiles * p.a.row
-                            elif index < units * (a_chunks + b_chunks):
-                                index -= units * a_chunks
-                                ahead = b_next + index % units * p.b.columns + index // units * tiles * p.b.row
+                            if index < lane_blocks * a_chunks:
+                                ahead = (
+                                    a_next + index % lane_blocks * p.a.columns + index // lane_blocks * tiles * p.a.row
+                                )
+                            elif index < lane_blocks * (a_chunks + b_chunks):
+                                index -= lane_blocks * a_chunks
+                                ahead = (
+                                    b_next + index % lane_blocks * p.b.columns + index // lane_blocks * tiles * p.b.row
+                                )
                             ahead += fetched % 2 * VECTOR_BYTES
                             fetched += 1
                             multiply(real, (
@@ -353,7 +373,7 @@ def _operand(m: Matrix) -> tuple[int, ...]:
     lanes = simd.lanes(m.real)
     rows = m.vectors if m.lane_axis == "row" else lanes * m.row
     columns = m.vectors if m.lane_axis == "column" else lanes * m.column
-    return m.address, m.group, m.row, rows, m.column, columns, m.step
+    return m.address, m.group, m.row, rows, m.column, columns, m.bin
 
 
 def _record(a: Matrix, b: Matrix, c: Matrix, shape: tuple[int, ...], add: bool, panels: int = 0) -> np.ndarray:
@@ -363,14 +383,14 @@ def _record(a: Matrix, b: Matrix, c: Matrix, shape: tuple[int, ...], add: bool, 
 
 
 def _task(
-    name: str, a: Matrix, b: Matrix, c: Matrix, shape: tuple[int, ...], slots: int, add: bool = False
+    name: str, a: Matrix, b: Matrix, c: Matrix, shape: tuple[int, ...], workers: int, add: bool = False
 ) -> threads.Task:
     groups, rows, _, _, bins = shape
     items = groups * cdiv(rows, _ITEM_ROWS) * bins
-    return threads.Task(_STAGES[name].address(c.real), _record(a, b, c, shape, add), items, slots)
+    return threads.Task(_STAGES[name].address(c.real), _record(a, b, c, shape, add), items, workers)
 
 
-def product(a: Matrix, b: Matrix, c: Matrix, shape: tuple[int, ...], slots: int) -> threads.Task:
+def product(a: Matrix, b: Matrix, c: Matrix, shape: tuple[int, ...], workers: int) -> threads.Task:
     """Return the task C = A · B, for every group and bin of the spectra.
 
     Parameters
@@ -379,25 +399,25 @@ def product(a: Matrix, b: Matrix, c: Matrix, shape: tuple[int, ...], slots: int)
         The entries of A may be lanes along r.
     shape : tuple of int
         (groups, rows i, columns j, depth r, bins of the spectra).
-    slots : int
+    workers : int
         Threads to use at most.
     """
-    return _task("product" if a.lane_axis is None else "nested_scalar_product", a, b, c, shape, slots)
+    return _task("product" if a.lane_axis is None else "nested_scalar_product", a, b, c, shape, workers)
 
 
 def conjugate_product(
-    a: Matrix, b: Matrix, c: Matrix, shape: tuple[int, ...], slots: int, add: bool = False
+    a: Matrix, b: Matrix, c: Matrix, shape: tuple[int, ...], workers: int, add: bool = False
 ) -> threads.Task:
     """Return the task C = conj(A) · B, or C += conj(A) · B.
 
     Parameters are as in `product`, but the entries of A may be lanes along i.
     """
     name = "conjugate_product" if a.lane_axis is None else "scalar_conjugate_product"
-    return _task(name, a, b, c, shape, slots, add)
+    return _task(name, a, b, c, shape, workers, add)
 
 
 def panel_product(
-    a: Matrix, b: Matrix, c: Matrix, shape: tuple[int, ...], panels: Memory, slots: int, add: bool = False
+    a: Matrix, b: Matrix, c: Matrix, shape: tuple[int, ...], panels: Memory, workers: int, add: bool = False
 ) -> threads.Task:
     """Return the task C = conj(A) · B, or C += conj(A) · B, where entries of A and B are lanes along r, of C along i.
 
@@ -408,4 +428,4 @@ def panel_product(
     vectors = cdiv(rows, simd.lanes(real))
     items = groups * cdiv(columns, _ITEM_ROWS) * cdiv(vectors, _PANEL_VECTORS) * bins
     record = _record(a, b, c, shape, add, panels.address)
-    return threads.Task(_panel_product.address(real), record, items, slots)
+    return threads.Task(_panel_product.address(real), record, items, workers)

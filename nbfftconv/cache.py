@@ -152,7 +152,7 @@ def _files_in(kind_of: Callable[[str], str | None], *names: str) -> Iterator[tup
             for name in folder.names():
                 kind = kind_of(name)
                 nbytes = folder.size(name) if kind else None
-                if nbytes is not None:
+                if kind and nbytes is not None:
                     yield folder, name, kind, nbytes
     except Refused:
         raise

@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     args = _parser(arguments).parse_args(arguments)
     try:
-        code = args.run(args)
+        code = int(args.run(args))
         sys.stdout.flush()  # here, where a reader that is gone can be told
         return code
     except BrokenPipeError:  # as of `head`
@@ -116,11 +116,13 @@ def _info(args: argparse.Namespace) -> int:
     import platform
     from importlib.metadata import version
 
-    from nbfftconv import __version__, config, simd, threads
+    from nbfftconv import __version__, config, threads
     from nbfftconv.store import fingerprint
+    from nbfftconv.target import TARGET
 
     packages = (f"{name} {version(name)}" for name in ("numpy", "numba", "llvmlite", "pyfftw"))
-    vectors = f"vectors of {8 * simd.VECTOR_BYTES} bits, {simd.REGISTERS} registers"
+    masked = "with" if TARGET.has_masked_loads else "without"
+    vectors = f"vectors of {8 * TARGET.vector_bytes} bits, {TARGET.registers} registers, {masked} masked loads"
     rows = [
         ("nbfftconv", f"{__version__}, {Path(__file__).parent}"),
         ("python", f"{platform.python_version()}, {platform.platform()}"),
@@ -155,7 +157,7 @@ def _add_cache(commands: _Parsers) -> None:
     actions = commands.add_parser("cache", help=text, description=text).add_subparsers(required=True, metavar="ACTION")
 
     def add(name: str, text: str, run: Callable[[argparse.Namespace], int]) -> argparse.ArgumentParser:
-        parser = actions.add_parser(name, help=text, description=text)
+        parser: argparse.ArgumentParser = actions.add_parser(name, help=text, description=text)
         parser.set_defaults(run=_on_cache, run_on_cache=run)
         return parser
 
@@ -174,7 +176,7 @@ def _on_cache(args: argparse.Namespace) -> int:
         return 1
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that a folder is not used is an error here
-        return args.run_on_cache(args)
+        return int(args.run_on_cache(args))
 
 
 def _print_path(args: argparse.Namespace) -> int:

@@ -168,14 +168,16 @@ def run_forward(
     b = None if bias is None else compact(bias, dtype)
     x = padding_modes.pad(compact(x, dtype), geometry, padding_mode)
     target = None if out is None else np.asarray(out)  # of a subclass, its memory
-    is_written_directly = target is not None and is_usable_out(target, x, kernels.weight, b)
-    result = target if is_written_directly else scratch.result(geometry.output_size, dtype)
+    if target is not None and is_usable_out(target, x, kernels.weight, b):
+        result = target
+    else:
+        result = scratch.result(geometry.output_size, dtype)
     kept = registry.get(plan.algorithm).forward(
         plan, padding_modes.pass_geometry(geometry, padding_mode), x, kernels, b, activation == "relu", result, keep
     )
-    if target is None:
+    if out is None or target is None:
         return result, kept
-    if not is_written_directly:
+    if result is not target:
         target[...] = result
     return out, kept
 

@@ -72,12 +72,12 @@ def size4(name: str, value: Any, dimensions: Mapping[str, int]) -> tuple[int, in
         raise TypeError(f"{name} must be a sequence of 4 integers, got {value!r}")
     if len(items) != 4:
         raise ValueError(f"{name} must have 4 dimensions, {', '.join(dimensions)}, got {value!r}")
-    numbers = tuple(
+    a, b, c, d = (
         integer(f"{name} {items!r}: {dimension}", item, least)
         for item, (dimension, least) in zip(items, dimensions.items(), strict=True)
     )
-    check_bytes(name, numbers)
-    return numbers
+    check_bytes(name, (a, b, c, d))
+    return a, b, c, d
 
 
 def unchanging(value: Any) -> Any:
@@ -308,12 +308,13 @@ class ConvGeometry:
         ConvGeometry or None
             The transposed problem.
         """
-        filters, channels, *kernel = self.weight_size
-        extent = (d * (k - 1) for d, k in zip(self.dilation, kernel, strict=True))
-        padding = tuple((e - before, e - after) for e, (before, after) in zip(extent, self.padding, strict=True))
+        filters, channels, height, width = self.weight_size
+        (top, bottom), (left, right) = self.padding
+        rows, columns = self.dilation[0] * (height - 1), self.dilation[1] * (width - 1)
+        padding = (rows - top, rows - bottom), (columns - left, columns - right)
         if self.stride != (1, 1) or min(map(min, padding)) < 0:
             return None
-        weight_size = (channels * self.groups, filters // self.groups, *kernel)
+        weight_size = channels * self.groups, filters // self.groups, height, width
         return replace(self, input_size=self.output_size, weight_size=weight_size, padding=padding)
 
     @property

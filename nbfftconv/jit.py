@@ -16,7 +16,6 @@ import marshal
 import pkgutil
 import sys
 from collections.abc import Callable, Iterator
-from importlib.machinery import ModuleSpec
 from types import FunctionType
 from typing import Any
 
@@ -35,7 +34,7 @@ _compile_lock = fork_safe_lock()
 apart.finish_at_exit(_compile_lock)
 
 
-def _modules(spec: ModuleSpec) -> Iterator[tuple[str, bytes]]:
+def _modules(spec: Any) -> Iterator[tuple[str, bytes]]:
     """Names and contents of a package and of all modules in it, wherever they are imported from."""
     try:
         content = spec.loader.get_data(spec.origin)
@@ -43,7 +42,7 @@ def _modules(spec: ModuleSpec) -> Iterator[tuple[str, bytes]]:
         content = marshal.dumps(spec.loader.get_code(spec.name), 2)  # later versions depend on more than the code
     yield spec.name, content
     for module in pkgutil.iter_modules(spec.submodule_search_locations or [], f"{spec.name}."):
-        yield from _modules(module.module_finder.find_spec(module.name))
+        yield from _modules(module.module_finder.find_spec(module.name, None))
 
 
 def _package_stamp() -> str | None:
@@ -211,7 +210,7 @@ class Callback:
     compiled at first use, for `signature`.
     """
 
-    def __init__(self, factory: Callable[[type], Callable], signature: Any) -> None:
+    def __init__(self, factory: Callable[[type], Any], signature: Any) -> None:
         self._factory = factory
         self._signature = signature
         self._compiled: dict[type, CFunc] = {}
@@ -236,9 +235,9 @@ class Callback:
 
 
 def stage(record: np.dtype) -> Callable[[Callable], Callback]:
-    """Return the decorator for a step of a pass: ``void (record, slot, begin, end)``, as `threads.run` calls it.
+    """Return the decorator for a step of a pass: ``void (record, worker, begin, end)``, as `threads.run` calls it.
 
-    It does the work items ``begin <= item < end``, with the scratch memory of `slot` to itself.
+    It does the work items ``begin <= item < end``, with the scratch memory of `worker` to itself.
     """
     signature = types.void(numba.from_dtype(record), types.intp, types.intp, types.intp)
     return functools.partial(Callback, signature=signature)

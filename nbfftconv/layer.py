@@ -50,17 +50,17 @@ def _with_the_others(layer: "Conv2d", name: str, value: Any) -> Any:
     return unchanging(value)
 
 
-def _padding_mode(layer: "Conv2d", name: str, value: Any) -> str:
+def _padding_mode(layer: "Conv2d", name: str, value: Any) -> Any:
     padding_modes.check_mode(value)
     return value
 
 
-def _activation(layer: "Conv2d", name: str, value: Any) -> str | None:
+def _activation(layer: "Conv2d", name: str, value: Any) -> Any:
     check_activation(value)
     return value
 
 
-def _algorithm(layer: "Conv2d", name: str, value: Any) -> str:
+def _algorithm(layer: "Conv2d", name: str, value: Any) -> Any:
     check_algorithm(value)
     return value
 
@@ -177,6 +177,10 @@ class Conv2d:
     # With which the first weight is checked, and then each of them as it is set.
     _stride, _padding, _dilation, _groups = 1, 0, 1, 1
     _bias: np.ndarray | None = None
+    # What the settings keep.
+    _padding_mode: str
+    _activation: str | None
+    _algorithm: str
 
     def __init__(
         self,
@@ -408,12 +412,12 @@ class Conv2d:
             grad_input, self.weight_grad, grad_bias = run_backward(
                 step.grad_weight, x, kept, transformed, g, padding_mode
             )
+            self.bias_grad = grad_bias if has_bias else None
         else:
             grad_input = run_grad_input(step.grad_input, transformed, g, padding_mode)
             self.weight_grad = run_grad_weight(step.grad_weight, x, g, padding_mode)
             with np.errstate(all="ignore"):  # inf - inf is NaN
-                grad_bias = g.sum(axis=(0, 2, 3)) if has_bias else None
-        self.bias_grad = grad_bias if has_bias else None
+                self.bias_grad = g.sum(axis=(0, 2, 3)) if has_bias else None
         return grad_input
 
     def _step(self, geometry: ConvGeometry, dtype: np.dtype) -> StepPlan:

@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 
@@ -152,7 +153,7 @@ def _read_or_report(document: Document) -> Machine | None:
 
 def _read(document: Document) -> Machine:
     content = document.read_of_machine(_FORMAT)
-    figures = {name: content.get(name) for name in asdict(DEFAULT)}
+    figures: dict[str, Any] = {name: content.get(name) for name in asdict(DEFAULT)}
     for name, figure in figures.items():
         default = getattr(DEFAULT, name)
         if not isinstance(figure, float) or not default / _FACTOR <= figure <= default * _FACTOR:
@@ -182,34 +183,34 @@ def _best_seconds(function: Callable[[], object], repetitions: int) -> float:
     return best
 
 
-_PRODUCT = 32, 12, 64, 16  # rows, columns, depth, steps
+_PRODUCT = 32, 12, 64, 16  # rows, columns, depth, bins
 
 
 def _product() -> tuple[threads.Task, list[np.ndarray]]:
     """Return the product that is timed, and the operands, which must outlive it."""
-    rows, columns, depth, steps = _PRODUCT
+    rows, columns, depth, bins = _PRODUCT
 
     arrays = []
 
-    def matrix(entries: int, row: int, **lanes: object) -> accumulate.Matrix:
+    def matrix(entries: int, row: int, **lanes: Any) -> accumulate.Matrix:
         array, address = scratch.aligned(entries * COMPLEX_BYTES)
         array.view(np.float32)[...] = 0.5  # zeros and denormal numbers may have a speed of their own
         arrays.append(array)
         # No step from frequency to frequency: they all find their operands in the cache.
-        return accumulate.Matrix(np.float32, address, group=0, row=row, column=COMPLEX_BYTES, step=0, **lanes)
+        return accumulate.Matrix(np.float32, address, group=0, row=row, column=COMPLEX_BYTES, bin=0, **lanes)
 
     a = matrix(rows * depth, 4, lane_axis="row", vectors=depth * COMPLEX_BYTES)
     b = matrix(columns * depth, depth * COMPLEX_BYTES)
     c = matrix(rows * columns, columns * COMPLEX_BYTES)
-    shape = 1, rows, columns, depth, steps
+    shape = 1, rows, columns, depth, bins
     return accumulate.conjugate_product(a, b, c, shape, 1), arrays
 
 
 def _measure_flops() -> float:
-    rows, columns, depth, steps = _PRODUCT
+    rows, columns, depth, bins = _PRODUCT
     task, _operands = _product()
     seconds = _best_seconds(lambda: threads.run(task), 60)
-    return 8 * rows * columns * depth * steps * simd.lanes(np.float32) / seconds
+    return 8 * rows * columns * depth * bins * simd.lanes(np.float32) / seconds
 
 
 def _measure_bandwidth() -> float:

@@ -49,7 +49,7 @@ _PRODUCTS = np.dtype(
 def _count(real):
     itemsize, largest = np.dtype(real).itemsize, real(_LARGEST[real])
 
-    def count_outliers(r, slot, begin, end):
+    def count_outliers(r, worker, begin, end):
         counts = simd.pointer(np.int64, r.counts)
         for plane in range(begin, end):
             values = simd.pointer(real, r.array + plane * r.plane * itemsize)
@@ -64,7 +64,7 @@ def _count(real):
 def _list(real):
     itemsize, largest = np.dtype(real).itemsize, real(_LARGEST[real])
 
-    def list_outliers(r, slot, begin, end):
+    def list_outliers(r, worker, begin, end):
         ends, places = simd.pointer(np.int64, r.counts), simd.pointer(np.int64, r.places)
         for plane in range(begin, end):
             values = simd.pointer(real, r.array + plane * r.plane * itemsize)
@@ -89,7 +89,7 @@ def _search(stage: jit.Callback, array: np.ndarray, counts: np.ndarray, places: 
     record["array"], record["counts"] = array.ctypes.data, counts.ctypes.data
     record["places"] = 0 if places is None else places.ctypes.data
     record["planes"], record["width"], record["plane"] = array.shape[1], array.shape[3], math.prod(array.shape[2:])
-    threads.run(threads.Task(stage.address(array.dtype.type), record, len(counts), threads.get_slots()[0]))
+    threads.run(threads.Task(stage.address(array.dtype.type), record, len(counts), threads.get_workers()[0]))
 
 
 @njit()
@@ -204,7 +204,7 @@ def _add_output(real, largest, r, n, k, oy, ox, index):
 def _products(real):
     largest = real(_LARGEST[real])
 
-    def add_products(r, slot, begin, end):
+    def add_products(r, worker, begin, end):
         found = simd.pointer(np.int64, r.found)
         parts = r.images if r.operand == _WEIGHT else 1  # each outlier's products, image by image
         first, last = share(r.count * parts, r.turn, r.turns)
@@ -281,7 +281,7 @@ class Corrections:
             if self._products(operand):  # none in an empty batch
                 _search(_list_outliers, array, self._ends[operand], found)
                 turns = cdiv(self._products(operand), _MOST_PRODUCTS)
-                threads.run(*in_turns(stage, record, items, threads.get_slots()[0], turns))
+                threads.run(*in_turns(stage, record, items, threads.get_workers()[0], turns))
             record["added"] = operand
 
 

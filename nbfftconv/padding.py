@@ -1,11 +1,13 @@
 """Padding modes: the padded input, and the adjoint that folds its gradient back. Passes pad with zeros themselves."""
 
+from typing import Any
+
 import numpy as np
 
 from nbfftconv.geometry import ConvGeometry, one_of
 
 #: PyTorch's names, and NumPy's.
-_MODES = {"reflect": "reflect", "replicate": "edge", "circular": "wrap"}
+_MODES: dict[str, Any] = {"reflect": "reflect", "replicate": "edge", "circular": "wrap"}
 PADDING_MODES = ("zeros", *_MODES)
 
 

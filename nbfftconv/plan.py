@@ -1,7 +1,7 @@
 """ConvPlan: what the planner decided for one pass of one convolution. Each implementation has its own kind of plan."""
 
 import functools
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
@@ -195,3 +195,9 @@ class StepPlan:
     seconds: float
     shares_spectra: bool = False
     keeps_input_spectra: bool = False
+
+    @classmethod
+    def of(cls, plans: Iterable[ConvPlan], **rest: Any) -> "StepPlan":
+        """Return the step of its passes' plans, in the order of `DIRECTIONS`."""
+        forward, grad_weight, grad_input = plans
+        return cls(forward, grad_weight, grad_input, **rest)

@@ -127,9 +127,9 @@ def plan_conv2d(
             if name not in registry.get(algorithm).options:
                 value = {"transform": transform, "tile": tile}[name]
                 raise ValueError(f"{algorithm} convolution has no {name}s, got {name}={value!r}")
-    for name, value in (("weight_is_transformed", weight_is_transformed), ("measure", measure)):
-        if not isinstance(value, (bool, np.bool_)):
-            raise TypeError(f"{name} must be True or False, got {value!r}")
+    for name, flag in (("weight_is_transformed", weight_is_transformed), ("measure", measure)):
+        if not isinstance(flag, (bool, np.bool_)):
+            raise TypeError(f"{name} must be True or False, got {flag!r}")
     dtype = kind.newbyteorder("=")
     if measure:
         if algorithm != "auto" or choices:
@@ -310,7 +310,7 @@ def make_step_plan(geometry: ConvGeometry, dtype: np.dtype, algorithm: str, spec
     """
     if algorithm == "auto" and any(_winner(geometry, direction, dtype, False) for direction in DIRECTIONS):
         plans = [make_plan(geometry, direction, dtype) for direction in DIRECTIONS]
-        return StepPlan(*plans, seconds=sum(plan.seconds for plan in plans))
+        return StepPlan.of(plans, seconds=sum(plan.seconds for plan in plans))
     fields = _fields(geometry, DIRECTIONS[0], dtype, (), algorithm != "auto", False, True)
     return _make_step_plan(registry.candidates(algorithm), spectra_limit, *fields)
 
@@ -322,7 +322,7 @@ def _make_step_plan(
     """Return the cheapest step: of passes that share spectra, or of the best plans of each."""
     requests = [Request(*fields)._replace(direction=direction) for direction in DIRECTIONS]
     plans = [_make_plan(implementations, None, *request) for request in requests]
-    best = StepPlan(*plans, seconds=sum(plan.seconds for plan in plans))
+    best = StepPlan.of(plans, seconds=sum(plan.seconds for plan in plans))
     for implementation in implementations:
         best = implementation.step(requests, spectra_limit, best.seconds) or best
     return best

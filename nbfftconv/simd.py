@@ -18,44 +18,12 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from nbfftconv.numba_internals import cgutils, config
+from nbfftconv.numba_internals import cgutils
+from nbfftconv.target import TARGET
 
-_AVX512_CPUS = (
-    "skylake-avx512",
-    "cascadelake",
-    "cooperlake",
-    "cannonlake",
-    "icelake",
-    "tigerlake",
-    "rocketlake",
-    "sapphirerapids",
-    "emeraldrapids",
-    "graniterapids",
-    "diamondrapids",
-    "knl",
-    "knm",
-    "x86-64-v4",
-    "znver4",
-    "znver5",
-)
-
-
-def _vector_bytes() -> int:
-    """Bytes of a vector register; ``NUMBA_CPU_NAME`` may hold Numba to less than the host has."""
-    features = llvmlite.binding.get_host_cpu_features()
-    name = config.CPU_NAME
-    if name == "generic":
-        return 16
-    if features.get("avx512f") and (name is None or name.startswith(_AVX512_CPUS)):
-        return 64
-    return 32 if features.get("avx2") else 16
-
-
-VECTOR_BYTES = _vector_bytes()
+VECTOR_BYTES = TARGET.vector_bytes
 _TRIPLE = llvmlite.binding.get_default_triple()
 _WORD = ir.IntType(64)
-#: Vector registers: 32 with AVX-512 and on AArch64, else 16.
-REGISTERS = 32 if VECTOR_BYTES == 64 or _TRIPLE.startswith(("aarch64", "arm64")) else 16
 
 
 def lanes(real: type) -> int:
@@ -78,7 +46,7 @@ class Value:
         kind = self.llvm.type
         return ir.Constant(kind, [other] * kind.count if isinstance(kind, ir.VectorType) else other)
 
-    def _emit(self, instruction: Callable[..., ir.Value], *operands: "Operand") -> "Value":
+    def _emit(self, instruction: Callable[..., ir.Value], *operands: "Operand") -> Any:
         return type(self)(self._builder, instruction(*map(self._operand, operands)))
 
     def _compare(self, relation: str, other: "Operand") -> "Mask":
@@ -152,7 +120,8 @@ class Mask(Value):
     """One bit for each lane."""
 
 
-Operand = Value | float
+#: A `Value`, or a Python number.
+Operand = Any
 
 
 class Emitter:
@@ -506,7 +475,7 @@ def pause(typingctx: Any) -> Any:
 
 
 _yield_symbol = "nbfftconv_yield_cpu"
-_yield = ctypes.windll.kernel32.SwitchToThread if os.name == "nt" else ctypes.CDLL(None).sched_yield
+_yield = ctypes.windll.kernel32.SwitchToThread if os.name == "nt" else ctypes.CDLL(None).sched_yield  # type: ignore[attr-defined]
 llvmlite.binding.add_symbol(_yield_symbol, ctypes.cast(_yield, ctypes.c_void_p).value)
 
 
@@ -524,9 +493,9 @@ def yield_cpu(typingctx: Any) -> Any:
 
 _clock_symbol = "nbfftconv_clock"
 if os.name == "nt":
-    _clock = ctypes.windll.kernel32.QueryPerformanceCounter
+    _clock = ctypes.windll.kernel32.QueryPerformanceCounter  # type: ignore[attr-defined]
     _ticks = ctypes.c_int64()
-    ctypes.windll.kernel32.QueryPerformanceFrequency(ctypes.byref(_ticks))
+    ctypes.windll.kernel32.QueryPerformanceFrequency(ctypes.byref(_ticks))  # type: ignore[attr-defined]
     _TICKS = _ticks.value  # a second
 else:
     _clock = ctypes.CDLL(None).clock_gettime

@@ -31,7 +31,7 @@ from nbfftconv.report import report
 try:
     import fcntl
 except ImportError:  # Windows
-    fcntl = None
+    fcntl = None  # type: ignore[assignment]
 
 #: Errors of a file that is not there, or that has no folder to be in.
 ABSENT = FileNotFoundError, NotADirectoryError

@@ -1,9 +1,9 @@
 """Thread counts and the one parallel loop, safe from any number of Python threads and after a fork.
 
-Every stage of every pass runs through `run`, which cuts its work items into pieces that threads take in turn: a thread
-that has to wait for a CPU holds up no more than its piece. Before the next step of a pass, a thread waits for pieces
+Every stage of every pass runs through `run`, which cuts its work items into chunks that threads take in turn: a thread
+that has to wait for a CPU holds up no more than its chunk. Before the next step of a pass, a thread waits for chunks
 that others have taken, and for nothing else: whatever number of threads there really is, one that runs can do all that
-is left. Work items are independent and do not know the piece that they are in, so the number of threads cannot change a
+is left. Work items are independent and do not know the chunk that they are in, so the number of threads cannot change a
 result.
 
 Python answers signals, such as Ctrl-C, between two instructions of its main thread. So a call of that thread that takes
@@ -26,6 +26,7 @@ import numpy as np
 from nbfftconv import environment, simd
 from nbfftconv.forking import fork_safe_lock
 from nbfftconv.jit import copy_record, njit
+from nbfftconv.rounding import cdiv
 
 _CGROUP = Path("/sys/fs/cgroup")
 
@@ -169,24 +170,24 @@ def counts_source() -> str:
     return "set" if _counts else _default_counts()[1]
 
 
-def get_slots() -> tuple[int, int]:
-    """Return the counts of `get_counts` as far as so many threads can run: each slot of a task has scratch memory."""
+def get_workers() -> tuple[int, int]:
+    """Return the counts of `get_counts` as far as so many threads can run: each worker of a task has scratch memory."""
     loops, fftw = get_counts()
     return min(loops, numba.config.NUMBA_NUM_THREADS), min(fftw, numba.config.NUMBA_NUM_THREADS)
 
 
-#: Pieces that a thread's share of a task is cut into. With three times as many, more neighbours in memory are another
+#: Chunks that a thread's share of a task is cut into. With three times as many, more neighbours in memory are another
 #: thread's, which cost 8 %; with fewer, threads do not end together.
-_PIECES = 8
-#: A thread that waits for the pieces of others looks so often before it offers its CPU.
+_CHUNKS = 8
+#: A thread that waits for the chunks of others looks so often before it offers its CPU.
 _LOOKS = 200
 #: Nanoseconds after which the main thread's calls come back to Python: beginning and ending cost 0.1 ms.
 _ROUND = 50_000_000
-#: Nanoseconds that parts of pieces take, as far as that can be foreseen, where there are rounds: threads end together,
+#: Nanoseconds that parts of chunks take, as far as that can be foreseen, where there are rounds: threads end together,
 #: and a part that takes longer than expected is late by little.
 _PART = 4_000_000
 _ENDLESS = 2**62  # nanoseconds of a round of other threads
-# What compiled code has of a task: stage, record, items, slots, pieces; and its counters of items taken and done, in
+# What compiled code has of a task: stage, record, items, workers, chunks; and its counters of items taken and done, in
 # cache lines of their own.
 _NUMBERS, _TAKEN, _DONE, _ROW = struct.Struct("5q"), 16, 24, 32
 
@@ -197,22 +198,22 @@ class Task(NamedTuple):
     Attributes
     ----------
     stage : int
-        Address of ``stage(record, slot, begin, end)``: of `nbfftconv.jit.stage`.
+        Address of ``stage(record, worker, begin, end)``: of `nbfftconv.jit.stage`.
     record : numpy.ndarray
         The record that it reads.
     items : int
         Number of independent work items.
-    slots : int
+    workers : int
         Number of threads that may do them: as many scratch areas as the record provides.
     """
 
     stage: int
     record: np.ndarray
     items: int
-    slots: int
+    workers: int
 
 
-def in_turns(stage: int, record: np.ndarray, items: int, slots: int, turns: int) -> list[Task]:
+def in_turns(stage: int, record: np.ndarray, items: int, workers: int, turns: int) -> list[Task]:
     """Return the tasks that do all items `turns` times, each time a share of their sums, as the record tells.
 
     So items that cannot be cut do not hold up an answer to a signal.
@@ -221,35 +222,35 @@ def in_turns(stage: int, record: np.ndarray, items: int, slots: int, turns: int)
     records = [record, *(copy_record(record) for _ in range(turns - 1))]
     for turn, each in enumerate(records):
         each["turn"], each["turns"] = turn, turns
-    return [Task(stage, each, items, slots) for each in records]
+    return [Task(stage, each, items, workers) for each in records]
 
 
 @njit()
-def share(count, part, parts):
+def share(count: int, part: int, parts: int) -> tuple[int, int]:
     """Range of one of `parts` parts of `count`."""
     return count * part // parts, count * (part + 1) // parts
 
 
 @njit()
-def _work(table, count, slot, end):
-    """Do pieces of one task after the other; wait for those that other threads have taken before the next task.
+def _work(table: int, count: int, worker: int, end: int) -> None:
+    """Do chunks of one task after the other; wait for those that other threads have taken before the next task.
 
     Come back when the clock has reached `end`. What nobody has taken by then is left to the next round.
     """
     for index in range(count):
         row = table + index * _ROW * 8
         task, taken, done = simd.pointer(np.int64, row), row + _TAKEN * 8, row + _DONE * 8
-        stage, record, items, slots, pieces = task[0], task[1], task[2], task[3], task[4]
+        stage, record, items, workers, chunks = task[0], task[1], task[2], task[3], task[4]
         begin, most = 0, items
         if end != _ENDLESS:  # how long an item takes is measured, at first that of one
             begin, most = simd.nanoseconds(), 1
-        first = simd.finished(taken) if slot < slots else items
+        first = simd.finished(taken) if worker < workers else items
         while first < items:
-            piece = ((first + 1) * pieces + items - 1) // items
-            last = min(items * piece // pieces, first + most)
+            chunk = cdiv((first + 1) * chunks, items)
+            last = min(items * chunk // chunks, first + most)
             found = simd.claim(taken, first, last)
             if found == first:
-                simd.call(stage, (record, slot, first, last))
+                simd.call(stage, (record, worker, first, last))
                 simd.announce(done, last - first)
                 if end != _ENDLESS:
                     now = simd.nanoseconds()
@@ -271,27 +272,27 @@ def _work(table, count, slot, end):
 
 
 @njit()
-def _end(nanoseconds):
+def _end(nanoseconds: int) -> int:
     return _ENDLESS if nanoseconds == _ENDLESS else simd.nanoseconds() + nanoseconds
 
 
 @njit(parallel=True)
-def _run_parallel(table, count, slots, end):
-    for slot in numba.prange(slots):
-        _work(table, count, slot, end)
+def _run_parallel(table: int, count: int, workers: int, end: int) -> None:
+    for worker in numba.prange(workers):
+        _work(table, count, worker, end)
 
 
 @njit()
-def _run_tasks(table, count, slots, threads, nanoseconds):
+def _run_tasks(table: int, count: int, workers: int, threads: int, nanoseconds: int) -> None:
     """Run on that many of Numba's threads. Compiled, since Numba's settings cost 10 us from Python."""
     mask = numba.get_num_threads()
     numba.set_num_threads(threads)
-    _run_parallel(table, count, slots, _end(nanoseconds))
+    _run_parallel(table, count, workers, _end(nanoseconds))
     numba.set_num_threads(mask)
 
 
 @njit()
-def _run_serial(table, count, nanoseconds):
+def _run_serial(table: int, count: int, nanoseconds: int) -> None:
     _work(table, count, 0, _end(nanoseconds))
 
 
@@ -322,7 +323,7 @@ def _threading_layer() -> str:
     """Start Numba's pool, and return the name of its layer."""
     with _start_lock:
         _start_pool()
-    return numba.threading_layer()
+    return str(numba.threading_layer())
 
 
 def _start_pool() -> None:
@@ -347,22 +348,22 @@ def run(*tasks: Task) -> None:
     A signal handler that raises an exception in the main thread ends it between two rounds: no thread is at the tasks
     any more, and what they write is unfinished.
     """
-    tasks = [task for task in tasks if task.items > 0]
-    threads = max((min(task.slots, task.items) for task in tasks), default=0)
+    todo = [task for task in tasks if task.items > 0]
+    threads = max((min(task.workers, task.items) for task in todo), default=0)
     if threads < 1:
         return
     if threads > 1 and not _pool_is_my_parents:
         exclusive, used = _threading_layer() == "workqueue", min(threads, numba.config.NUMBA_NUM_THREADS)
     else:
         exclusive, used = False, 1
-    table = np.zeros((len(tasks), _ROW), np.int64)
-    for index, (stage, record, items, slots) in enumerate(tasks):
-        pieces = min(items, _PIECES * slots) if used > 1 else 1
-        _NUMBERS.pack_into(table, index * _ROW * 8, stage, record.ctypes.data, items, slots, pieces)
-    address, count = table.ctypes.data, len(tasks)
+    table = np.zeros((len(todo), _ROW), np.int64)
+    for index, (stage, record, items, workers) in enumerate(todo):
+        chunks = min(items, _CHUNKS * workers) if used > 1 else 1
+        _NUMBERS.pack_into(table.data, index * _ROW * 8, stage, record.ctypes.data, items, workers, chunks)
+    address, count = table.ctypes.data, len(todo)
     is_main = threading.get_ident() == threading.main_thread().ident
     round = _ROUND if is_main else _ENDLESS
-    while table[-1, _DONE] < tasks[-1].items:
+    while table[-1, _DONE] < todo[-1].items:
         if used == 1 or (exclusive and _workqueue_lock.locked()):
             _run_serial(address, count, round)
         elif exclusive:

@@ -26,7 +26,7 @@ class AxisTiles:
         Samples T of a tile, the length of its transform.
     taps : int
         Taps of the longest channel phase of the kernel.
-    core : int
+    outputs : int
         Outputs T - taps + 1 of a tile.
     count : int
         Tiles that cover the outputs of one image phase.
@@ -40,13 +40,13 @@ class AxisTiles:
     >>> import nbfftconv
     >>> plan = nbfftconv.plan_conv2d((1, 8, 40, 40), (8, 8, 5, 5), algorithm="fft", transform="codelet", tile=16)
     >>> axis = plan.grid.vertical
-    >>> axis.tile, axis.taps, axis.core, axis.count
+    >>> axis.tile, axis.taps, axis.outputs, axis.count
     (16, 5, 12, 3)
     """
 
     tile: int
     taps: int
-    core: int
+    outputs: int
     count: int
     image_phases: int
     channel_phases: int
@@ -96,12 +96,12 @@ def axis_tiles(geometry: ConvGeometry, axis: int, tile: int) -> AxisTiles:
         raise ValueError(
             f"tile {tile} is smaller than the {taps} taps of the kernel {geometry.weight_size[2:]} along axis {axis}"
         )
-    core = tile - taps + 1
+    gained = tile - taps + 1
     return AxisTiles(
         tile,
         taps,
-        core,
-        cdiv(longest, core),
+        gained,
+        cdiv(longest, gained),
         min(output_step, outputs),
         min(tap_step, kernel),
         input_step,

@@ -113,9 +113,9 @@ def parse_layers(text: str) -> list[Layer]:
         name, _, value = option.partition("=")
         try:
             numbers = sizes(value)
+            entry[name] = numbers[0] if len(numbers) == 1 else numbers
         except ValueError:
-            numbers = [value]  # "same"
-        entry[name] = numbers[0] if len(numbers) == 1 else numbers
+            entry[name] = value  # "same"
     return [layer_of(text, entry)]
 
 

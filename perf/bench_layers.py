@@ -149,7 +149,7 @@ def stage_work(plan: Any) -> dict[str, tuple[float, ...]]:
     depth, filters = geometry.input_size[1] * plan.grid.channel_phases, geometry.weight_size[0]
     transform = 2.5 * height * width * math.log2(height * width) * tiles
     layout = registry.get(plan.transform).layout(plan.dtype.type, height, width)
-    frequencies = layout.steps if layout.lanes > 1 else height * (width // 2 + 1)  # else vectors of them
+    frequencies = layout.bins if layout.lanes > 1 else height * (width // 2 + 1)  # else vectors of them
     product = 8 * frequencies * tiles * filters * depth / geometry.groups
     stages = {
         "spectra.input_to_spectra": (transform * depth, read),

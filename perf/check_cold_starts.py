@@ -26,7 +26,7 @@ def difference(tile: int, dtype: str) -> float:
 
     x = np.random.default_rng(tile).standard_normal((1, 1, 70, 70)).astype(dtype)
     w = np.ones((1, 1, 5, 5), dtype)
-    plan = nbfftconv.plan_conv2d(x.shape, w.shape, algorithm="fft", transform="planar", tile=tile, dtype=dtype)
+    plan = nbfftconv.plan_conv2d(x.shape, w.shape, algorithm="fft", transform="four_step", tile=tile, dtype=dtype)
     expected = np.lib.stride_tricks.sliding_window_view(x.astype(float), (5, 5), (2, 3)).sum((-1, -2))
     return float(np.abs(nbfftconv.conv2d(x, w, plan=plan) - expected).max() / LIMIT[dtype])
 

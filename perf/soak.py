@@ -34,7 +34,7 @@ from rich.progress import Progress
 
 import nbfftconv
 from nbfftconv.scratch import set_scratch_limit
-from nbfftconv.transforms import codelets, fftw, planar
+from nbfftconv.transforms import codelets, fftw, four_step
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 import oracle
@@ -46,7 +46,7 @@ GROWTH = 64.0  # MiB that memory may rise in the second half
 LONG = 10  # minutes after which growth is judged: until then caches fill
 PYTHON_THREADS = 4
 SHOWN = 20  # wrong results that are printed
-SIDES = {"codelet": codelets.SIDES, "planar": [side for side in planar.SIDES if side <= 100]}
+SIDES = {"codelet": codelets.SIDES, "four_step": [side for side in four_step.SIDES if side <= 100]}
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ def draw_problem(rng: np.random.Generator) -> Problem:
             break
     algorithm, transform, tile = one_of(rng, ["auto", "auto", "fft", "direct"]), "auto", None
     if rng.random() < 0.3:
-        algorithm, transform = "auto", one_of(rng, ["fftw", "codelet", "planar"])
+        algorithm, transform = "auto", one_of(rng, ["fftw", "codelet", "four_step"])
         sides = [[side for side in SIDES.get(transform, range(k, k + 24)) if side >= k] for k in kernel]
         transform, tile = (transform, tuple(one_of(rng, s) for s in sides)) if all(sides) else ("auto", None)
     has_bias, activation = bool(rng.random() < 0.5), one_of(rng, [None, "relu"])

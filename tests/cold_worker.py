@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from nbfftconv.transforms import COMPLEX_BYTES
-from nbfftconv.transforms.planar import planar
+from nbfftconv.transforms.four_step import four_step
 
 
 def slow_down(longest: float) -> None:
@@ -38,11 +38,11 @@ def slow_down(longest: float) -> None:
 
 def there_and_back(real: type, side: int) -> float:
     """Largest error of a tile, transformed and transformed back."""
-    transform = planar(real, side, side)
+    transform = four_step(real, side, side)
     tile = np.zeros((side, transform.layout.pitch), real)
     tile[:, :side] = np.random.default_rng(side).random((side, side))
     before, work = tile.copy(), np.zeros(transform.work_items, real)
-    spectrum = np.zeros(transform.layout.steps * COMPLEX_BYTES, np.uint8)
+    spectrum = np.zeros(transform.layout.bins * COMPLEX_BYTES, np.uint8)
     addresses = transform.context, tile.ctypes.data, work.ctypes.data, spectrum.ctypes.data
     for function in (transform.forward, transform.inverse):
         ctypes.CFUNCTYPE(None, *[ctypes.c_ssize_t] * 7)(function)(*addresses, COMPLEX_BYTES, side, side)

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 
 import numpy as np
-from process_worker import HANG, PLANS, WORK, digests
+from process_worker import HANG, WORK, digests
 
 import nbfftconv
 from nbfftconv import jit, scratch, simd, threads
@@ -77,29 +77,31 @@ def report(**findings: object) -> dict[str, object]:
     return {"interrupts": interrupts, "unraisable": unraisable, "within the limit": within, **findings}
 
 
-def all_passes(count: str, round: str) -> object:
-    """All kinds of passes, with many rounds a call: whatever comes to an end is right."""
+def all_passes(count: str, round: str, *names: str) -> object:
+    """All kinds of passes, or those of some work, with many rounds a call: whatever comes to an end is right."""
     nbfftconv.set_num_threads(int(count))
-    expected = in_another_thread(digests)  # in one round each
+    names = names or tuple(WORK)
+    prefixes = [f"{name}," for name in names]
+    expected = in_another_thread(lambda: digests(*prefixes))  # in one round each
     threads._ROUND = int(round)
-    rounds = digests()
+    rounds = digests(*prefixes)
     differing = set()
-    for name in WORK:
+    for name in names:
         want = {label: digest for label, digest in expected.items() if label.startswith(f"{name},")}
         for _ in range(3):
             found = {}
             for label in want:
                 found |= interrupted(lambda label=label: digests(label), longest=0.004)
             differing |= {label for label in want if found[label] != want[label]}
-    after = in_another_thread(digests)
-    return report(plans=len(PLANS), rounds=rounds == expected, differing=sorted(differing), after=after == expected)
+    after = in_another_thread(lambda: digests(*prefixes))
+    return report(plans=len(expected), rounds=rounds == expected, differing=sorted(differing), after=after == expected)
 
 
 _RECORD = np.dtype([("done", np.int64)])
 
 
 def _spin(real):
-    def spin(r, slot, begin, end):
+    def spin(r, worker, begin, end):
         done = simd.pointer(np.int64, r.done)
         for item in range(begin, end):
             until = simd.nanoseconds() + 1_000_000
@@ -113,17 +115,17 @@ def _spin(real):
 _SPIN = jit.stage(_RECORD)(_spin)
 
 
-def spinning(items: int, slots: int) -> tuple[np.ndarray, threads.Task]:
+def spinning(items: int, workers: int) -> tuple[np.ndarray, threads.Task]:
     """Counts of what was done of items that take a millisecond each, and the task."""
     record, done = np.zeros((), _RECORD), np.zeros(items, np.int64)
     record["done"] = done.ctypes.data
-    return done, threads.Task(_SPIN.address(np.float64), record, items, slots)
+    return done, threads.Task(_SPIN.address(np.float64), record, items, workers)
 
 
-def long_call(slots: str) -> object:
+def long_call(workers: str) -> object:
     """A call of some seconds that is interrupted at its beginning, and once more, by Ctrl-C."""
-    done, task = spinning(4000, int(slots))
-    _, short = spinning(10, int(slots))
+    done, task = spinning(4000, int(workers))
+    _, short = spinning(10, int(workers))
     threads.run(short)
     found = []
     for _ in range(2):
@@ -136,7 +138,7 @@ def long_call(slots: str) -> object:
         first = done.copy()
         time.sleep(0.05)
         found.append([int(first.sum()) < len(done), int(first.max()), bool((first == done).all())])
-    short_done, short = spinning(50, int(slots))
+    short_done, short = spinning(50, int(workers))
     threads.run(short)
     return {"found": found, "afterwards": short_done.tolist() == [1] * 50}
 
@@ -144,7 +146,7 @@ def long_call(slots: str) -> object:
 def storm(seconds: str) -> object:
     """A handler that raises every millisecond, whatever is under way, beside another thread that computes."""
     set_scratch_limit(40 * MIB)
-    nothing = in_another_thread(lambda: digests("planar, float32"))
+    nothing = in_another_thread(lambda: digests("four_step, float32"))
     end = time.monotonic() + float(seconds)
     overlaps, wrong = [], []
 
@@ -164,7 +166,7 @@ def storm(seconds: str) -> object:
 
     def beside() -> str:
         while time.monotonic() < end:
-            if digests("planar, float32") != nothing:
+            if digests("four_step, float32") != nothing:
                 wrong.append("beside")
         return "done"
 
@@ -174,7 +176,7 @@ def storm(seconds: str) -> object:
     other.start()
     interrupted(loop, repeating=0.001, longest=0.001)
     other.join(HANG)
-    again = in_another_thread(lambda: digests("planar, float32")) == nothing
+    again = in_another_thread(lambda: digests("four_step, float32")) == nothing
     return report(overlaps=overlaps, wrong=wrong, other="hangs" if other.is_alive() else "ended", again=again)
 
 
@@ -206,7 +208,7 @@ def reentered() -> object:
 
 def compiling() -> object:
     """The first calls of a process with nothing compiled."""
-    label = "planar, float32, forward"
+    label = "four_step, float32, forward"
     found = interrupted(lambda: digests(label), longest=0.3)
     after = in_another_thread(lambda: digests(label, "direct, float32, forward"))
     return report(right=after[label] == found[label], after=len(after))

@@ -7,6 +7,7 @@ shows in the exit status.
 from __future__ import annotations
 
 import faulthandler
+import functools
 import hashlib
 import json
 import os
@@ -53,14 +54,14 @@ WORK = {
         {"algorithm": "fft", "transform": "codelet", "tile": (12, 16), "fused": False},
         512 << 10,
     ),
-    "planar": (
+    "four_step": (
         Case((1, 3, 130, 90), (5, 3, 5, 5), padding=2),
-        {"algorithm": "fft", "transform": "planar", "tile": (60, 36), "fused": False},
+        {"algorithm": "fft", "transform": "four_step", "tile": (60, 36), "fused": False},
         512 << 10,
     ),
     "fused": (
         Case((2, 4, 130, 90), (40, 2, 7, 5), groups=2),
-        {"algorithm": "fft", "transform": "planar", "tile": (60, 36), "fused": True, "block_tiles": 5},
+        {"algorithm": "fft", "transform": "four_step", "tile": (60, 36), "fused": True, "block_tiles": 5},
         None,
     ),
     "one tile": (Case((1, 24, 20, 19), (16, 24, 9, 9)), {"algorithm": "fft", "tile": (32, 32)}, None),
@@ -151,40 +152,42 @@ def compilations(*prefixes: str) -> object:
     return {"digests": found, "compiled": sorted(name for name in names if name.startswith("nbfftconv."))}
 
 
-def thread_counts() -> object:
+def thread_counts(*prefixes: str) -> object:
     found = []
     for count in (1, 2, 4, 3, 1):
         nbfftconv.set_num_threads(count)
-        found.append(digests())
+        found.append(digests(*prefixes))
     return found
 
 
-def python_threads() -> object:
+def python_threads(*prefixes: str) -> object:
     """Eight Python threads at once, two rounds each, and the main thread alone afterwards."""
     barrier = threading.Barrier(PYTHON_THREADS)
 
     def work(_: int) -> list:
         barrier.wait()
-        return [digests() for _ in range(2)]
+        return [digests(*prefixes) for _ in range(2)]
 
     with ThreadPoolExecutor(PYTHON_THREADS) as pool:
         rounds = list(pool.map(work, range(PYTHON_THREADS)))
-    return [digests(), *(found for some in rounds for found in some)]
+    return [digests(*prefixes), *(found for some in rounds for found in some)]
 
 
-def forked() -> object:
+def forked(*prefixes: str) -> object:
     """Children after the parent has computed, a grandchild, and the parent once more."""
-    found = [digests()]
-    children = [fork(digests) for _ in range(2)]
-    grandchild = fork(lambda: [digests(), fork(digests)()])
+    compute = functools.partial(digests, *prefixes)
+    found = [compute()]
+    children = [fork(compute) for _ in range(2)]
+    grandchild = fork(lambda: [compute(), fork(compute)()])
     found += [wait() for wait in children] + grandchild()
-    return [*found, digests()]
+    return [*found, compute()]
 
 
-def forked_first() -> object:
+def forked_first(*prefixes: str) -> object:
     """Children before the parent has computed anything."""
-    children = [fork(digests) for _ in range(2)]
-    return [digests(), *(wait() for wait in children)]
+    compute = functools.partial(digests, *prefixes)
+    children = [fork(compute) for _ in range(2)]
+    return [compute(), *(wait() for wait in children)]
 
 
 def forked_while_busy(*prefixes: str) -> object:
@@ -227,15 +230,15 @@ def forked_beside_llvm() -> object:
     return found
 
 
-def threads_in_a_child() -> object:
+def threads_in_a_child(*prefixes: str) -> object:
     """A forked child that is itself many-threaded."""
-    return [digests(), *fork(python_threads)()]
+    return [digests(*prefixes), *fork(lambda: python_threads(*prefixes))()]
 
 
-def process_pool() -> object:
-    found = [digests()]
+def process_pool(*prefixes: str) -> object:
+    found = [digests(*prefixes)]
     with ProcessPoolExecutor(2, mp_context=get_context("fork")) as pool:
-        futures = [pool.submit(digests) for _ in range(4)]
+        futures = [pool.submit(digests, *prefixes) for _ in range(4)]
         found += [future.result(timeout=HANG) for future in futures]
     return found
 

@@ -23,8 +23,6 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-os.environ["NBFFTCONV_PROFILE"] = os.devnull + "/none"  # what was measured on this machine does not count
-
 import llvmlite.binding
 import numpy as np
 import pyfftw
@@ -32,14 +30,20 @@ import pyfftw
 import nbfftconv
 from nbfftconv import machine, simd
 from nbfftconv.scratch import get_scratch_limit, set_scratch_limit
-from nbfftconv.transforms import codelets, fftw, planar
+from nbfftconv.transforms import codelets, fftw
+
+try:
+    from nbfftconv.transforms import four_step
+except ImportError:  # in the recorded commit
+    from nbfftconv.transforms import planar as four_step
 
 FILE = Path(__file__).with_name("recorded_results.json")
 #: The first geometries, of sides that other tests compile anyway.
 QUICK = 60
+FOUR_STEP = four_step.__name__.rpartition(".")[2]
 COUNT = 300
-QUICK_SIDES = {"codelet": ((8, 8), (12, 16), (20, 20)), "planar": ((30, 40), (36, 30))}
-SIDES = {"codelet": codelets.SIDES, "planar": planar.SIDES[:13], "fftw": (*range(5, 40), 47, 64, 70)}
+QUICK_SIDES = {"codelet": ((8, 8), (12, 16), (20, 20)), "four_step": ((30, 40), (36, 30))}
+SIDES = {"codelet": codelets.SIDES, "four_step": four_step.SIDES[:13], "fftw": (*range(5, 40), 47, 64, 70)}
 PASSES = tuple((dtype, way) for dtype in ("float32", "float64") for way in ("forward", "grad_weight", "grad_input"))
 THREADS = 1, 3
 _CPU_FEATURES = "sse2", "avx", "avx2", "fma", "avx512f", "asimd"  # that FFTW chooses its code by
@@ -106,7 +110,7 @@ class Recorded:
         limit = self.geometry.get("scratch_limit")
         with nullcontext() if limit is None else scratch_limit(limit):  # to set it frees all memory that is kept
             plan = nbfftconv.plan_conv2d(
-                *self.sizes, **self.options, **self.geometry["choices"], direction=way, dtype=dtype
+                *self.sizes, **self.options, **known(self.geometry["choices"]), direction=way, dtype=dtype
             )
         forced = self.geometry.get("blocks")
         if forced and not is_transposed(plan):
@@ -147,6 +151,11 @@ class Recorded:
         yield layer(x)
 
 
+def known(choices: dict[str, Any]) -> dict[str, Any]:
+    """Choices as this package calls them."""
+    return {name: FOUR_STEP if value == "four_step" else value for name, value in choices.items()}
+
+
 def is_transposed(plan: Any) -> bool:
     """Whether a plan of the gradient at the input is run as a forward pass."""
     if hasattr(plan, "is_transposed"):
@@ -160,7 +169,8 @@ def describe(plan: Any) -> str:
     if plan.algorithm == "direct":
         return f"{run}direct"
     fused = "fused " if plan.fused else ""
-    return f"{run}{fused}{plan.transform} {plan.tile[0]}x{plan.tile[1]} in {plan.block_tiles}"
+    transform = "four_step" if plan.transform == FOUR_STEP else plan.transform
+    return f"{run}{fused}{transform} {plan.tile[0]}x{plan.tile[1]} in {plan.block_tiles}"
 
 
 def bits(array: np.ndarray) -> str:
@@ -231,7 +241,7 @@ def draw(index: int, rng: random.Random) -> dict[str, Any]:
         batch, inside, multiplier, most = rng.randint(8, 40), rng.randint(1, 4), rng.randint(1, 4), 24
     primes = [p for p in range(2, most) if all(p % q for q in range(2, p))]
     size = [pick((1, rng.randint(1, 8), pick(primes), rng.randint(8, most), rng.randint(8, most))) for _ in range(2)]
-    transform = pick(("codelet", "codelet", "codelet", "planar", "planar", "fftw", "fftw", "direct"))
+    transform = pick(("codelet", "codelet", "codelet", "four_step", "four_step", "fftw", "fftw", "direct"))
     choices = {"algorithm": "direct"}
     if transform != "direct":
         sides = SIDES[transform]
@@ -319,6 +329,7 @@ def record(content: dict[str, Any]) -> None:
 
 
 def main(action: str, *arguments: str) -> None:
+    os.environ["NBFFTCONV_PROFILE"] = str(FILE.with_name("no-profile.json"))  # what was measured does not count
     if action == "draw":
         commit = arguments[0]
         write({"commit": commit, "geometries": settled(draw_all), "recorded": []})

@@ -20,12 +20,12 @@ from nbfftconv.accumulate import (
     product,
 )
 from nbfftconv.scratch import aligned
-from nbfftconv.transforms import COMPLEX_BYTES, step_stride
+from nbfftconv.transforms import COMPLEX_BYTES, bin_stride
 
 DEPTHS = (1, 15, 16, _DEPTH - 1, _DEPTH, _DEPTH + 1, 2 * _DEPTH + 1)
 ROWS = (*range(1, 41), _ITEM_ROWS - 1, _ITEM_ROWS, _ITEM_ROWS + 1, 2 * _ITEM_ROWS + 5)
 COLUMNS = range(1, 9)
-STEPS = 2
+BINS = 2
 
 
 class Spectra:
@@ -33,64 +33,64 @@ class Spectra:
 
     def __init__(self, rng, real, units, channels):
         self.lanes = simd.lanes(real)
-        shape = units, STEPS, channels | 1, 2, self.lanes
+        shape = units, BINS, channels | 1, 2, self.lanes
         self.array = rng.standard_normal(shape).astype(real)
         self.array[:, :, channels:] = np.nan
-        self.step = step_stride(channels)
-        self.unit = STEPS * self.step
-        assert self.array.strides[:3] == (self.unit, self.step, COMPLEX_BYTES)
+        self.bin = bin_stride(channels)
+        self.lane_block = BINS * self.bin
+        assert self.array.strides[:3] == (self.lane_block, self.bin, COMPLEX_BYTES)
 
     def values(self):
-        """In complex128, as [unit, step, channel, lane]."""
+        """In complex128, as [lane block, bin, channel, lane]."""
         return self.array[..., 0, :] + 1j * self.array[..., 1, :].astype(np.float64)
 
 
-def tiles(rng, real, groups, units, channels, unit_index, channel_index):
-    """Spectra of tiles: an operand, and its entries as [group, step, unit, channel, lane]."""
+def tiles(rng, real, groups, units, channels, lane_block_index, channel_index):
+    """Spectra of tiles: an operand, and its entries as [group, bin, lane block, channel, lane]."""
     spectra = Spectra(rng, real, units, groups * channels)
-    distance = {unit_index: spectra.unit, channel_index: COMPLEX_BYTES}
+    distance = {lane_block_index: spectra.lane_block, channel_index: COMPLEX_BYTES}
     matrix = Matrix(
         real,
         spectra.array.ctypes.data,
         group=channels * COMPLEX_BYTES,
         row=distance["row"],
         column=distance.get("column", np.dtype(real).itemsize),
-        step=spectra.step,
-        lane_axis="column" if unit_index == "tile" else None,
-        vectors=spectra.unit,
+        bin=spectra.bin,
+        lane_axis="column" if lane_block_index == "tile" else None,
+        vectors=spectra.lane_block,
     )
 
     def entries():
         values = spectra.values()[:, :, : groups * channels]
-        return values.reshape(units, STEPS, groups, channels, -1).transpose(2, 1, 0, 3, 4)
+        return values.reshape(units, BINS, groups, channels, -1).transpose(2, 1, 0, 3, 4)
 
     return SimpleNamespace(matrix=matrix, entries=entries, array=spectra.array)
 
 
 def kernels(rng, real, groups, filters, depth, filter_index, in_lanes):
-    """Spectra of kernels: an operand, and its entries as [group, step, filter, channel, lane]."""
+    """Spectra of kernels: an operand, and its entries as [group, bin, filter, channel, lane]."""
     lanes = simd.lanes(real) if in_lanes else 1
     units = -(-filters // lanes)
     spectra = Spectra(rng, real, groups * units, depth)
     if in_lanes and filters % lanes:
         spectra.array.reshape(groups, units, *spectra.array.shape[1:])[:, -1, ..., filters % lanes :] = np.nan
     distance = {"row": COMPLEX_BYTES, "column": COMPLEX_BYTES}
-    distance[filter_index] = np.dtype(real).itemsize if in_lanes else spectra.unit
+    distance[filter_index] = np.dtype(real).itemsize if in_lanes else spectra.lane_block
     matrix = Matrix(
         real,
         spectra.array.ctypes.data,
-        group=units * spectra.unit,
+        group=units * spectra.lane_block,
         **distance,
-        step=spectra.step,
+        bin=spectra.bin,
         lane_axis=filter_index if in_lanes else None,
-        vectors=spectra.unit,
+        vectors=spectra.lane_block,
     )
 
     def entries():
-        values = spectra.values()[:, :, :depth].reshape(groups, units, STEPS, depth, -1)
+        values = spectra.values()[:, :, :depth].reshape(groups, units, BINS, depth, -1)
         if not in_lanes:
             return values.transpose(0, 2, 1, 3, 4)
-        values = values.transpose(0, 2, 1, 4, 3).reshape(groups, STEPS, units * lanes, depth, 1)
+        values = values.transpose(0, 2, 1, 4, 3).reshape(groups, BINS, units * lanes, depth, 1)
         return values[:, :, :filters]
 
     return SimpleNamespace(matrix=matrix, entries=entries, array=spectra.array)
@@ -118,41 +118,41 @@ def sizes():
         yield 1 + (rows + columns // 2) % 2 if rows <= 40 else 1, rows, columns, depth
 
 
-@pytest.mark.parametrize("real", [np.float32, np.float64])
+@pytest.mark.parametrize("real", [np.float32, pytest.param(np.float64, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("in_lanes", [False, True])
-@pytest.mark.parametrize("slots", [1, 2])  # threads: half of the sizes each
+@pytest.mark.parametrize("workers", [1, 2])  # threads: half of the sizes each
 class TestProducts:
-    def test_forward(self, real, in_lanes, slots, rng):
+    def test_forward(self, real, in_lanes, workers, rng):
         """C = conj(A) · B over channels."""
-        for groups, rows, columns, depth in itertools.islice(sizes(), slots - 1, None, 2):
+        for groups, rows, columns, depth in itertools.islice(sizes(), workers - 1, None, 2):
             a = kernels(rng, real, groups, rows, depth, "row", in_lanes)
             b = tiles(rng, real, groups, columns, depth, "row", "column")
             c = tiles(rng, real, groups, columns, rows, "column", "row")
             rest = nan_count(c.array)
-            shape = groups, rows, columns, depth, STEPS
-            threads.run(conjugate_product(a.matrix, b.matrix, c.matrix, shape, slots))
+            shape = groups, rows, columns, depth, BINS
+            threads.run(conjugate_product(a.matrix, b.matrix, c.matrix, shape, workers))
             expected = matmul("gsirl,gsjrl->gsjil", a.entries().conj(), b.entries())
             assert_equal(c.entries(), expected, real)
             assert nan_count(c.array) == rest
 
-    def test_grad_input(self, real, in_lanes, slots, rng):
+    def test_grad_input(self, real, in_lanes, workers, rng):
         """C = A · B over filters."""
-        for groups, rows, columns, depth in itertools.islice(sizes(), slots - 1, None, 2):
+        for groups, rows, columns, depth in itertools.islice(sizes(), workers - 1, None, 2):
             a = kernels(rng, real, groups, depth, rows, "column", in_lanes)
             b = tiles(rng, real, groups, columns, depth, "row", "column")
             c = tiles(rng, real, groups, columns, rows, "column", "row")
             rest = nan_count(c.array)
-            shape = groups, rows, columns, depth, STEPS
-            threads.run(product(a.matrix, b.matrix, c.matrix, shape, slots))
+            shape = groups, rows, columns, depth, BINS
+            threads.run(product(a.matrix, b.matrix, c.matrix, shape, workers))
             expected = matmul("gsril,gsjrl->gsjil", a.entries(), b.entries())
             assert_equal(c.entries(), expected, real)
             assert nan_count(c.array) == rest
 
-    def test_grad_weight(self, real, in_lanes, slots, rng):
+    def test_grad_weight(self, real, in_lanes, workers, rng):
         """C = conj(A) · B over tiles, then C += conj(A) · B; of tiles in lanes, the last unit need not be full."""
         lanes = simd.lanes(real)
-        panels = aligned(slots * panel_bytes(real))
-        for groups, rows, columns, depth in itertools.islice(sizes(), slots - 1, None, 2):
+        panels = aligned(workers * panel_bytes(real))
+        for groups, rows, columns, depth in itertools.islice(sizes(), workers - 1, None, 2):
             c = kernels(rng, real, groups, rows, columns, "row", in_lanes)
             rest = nan_count(c.array[:, :, columns:])
             expected = 0
@@ -160,13 +160,13 @@ class TestProducts:
                 axis, units = ("tile", -(-depth // lanes)) if in_lanes else ("column", depth)
                 a = tiles(rng, real, groups, units, rows, axis, "row")
                 b = tiles(rng, real, groups, units, columns, axis, "row")
-                shape = groups, rows, columns, depth, STEPS
+                shape = groups, rows, columns, depth, BINS
                 if in_lanes:
                     for operand in (a, b):
                         operand.array[-1, ..., depth - (units - 1) * lanes :] = np.nan
-                    threads.run(panel_product(a.matrix, b.matrix, c.matrix, shape, panels, slots, add))
+                    threads.run(panel_product(a.matrix, b.matrix, c.matrix, shape, panels, workers, add))
                 else:
-                    threads.run(conjugate_product(a.matrix, b.matrix, c.matrix, shape, slots, add))
+                    threads.run(conjugate_product(a.matrix, b.matrix, c.matrix, shape, workers, add))
                 a, b = a.entries(), b.entries()
                 if in_lanes:
                     used = np.arange(units * lanes).reshape(units, 1, lanes) < depth

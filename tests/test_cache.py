@@ -14,47 +14,52 @@ import pytest
 from processes import FEW, TIMEOUT, run_scenario
 
 
-@pytest.fixture(scope="module")
-def warm(tmp_path_factory) -> Path:
-    """A copy of this session's cache, after a process has filled it."""
-    run_scenario("once")
-    copy = tmp_path_factory.mktemp("cache") / "copy"
-    shutil.copytree(os.environ["NBFFTCONV_CACHE_DIR"], copy)
-    return copy
-
-
 def files(directory: Path) -> list[Path]:
     return sorted(path for path in directory.rglob("*") if path.is_file())
 
 
-def test_the_next_process_gives_the_same_bytes_and_compiles_nothing(warm):
-    first = run_scenario("once", NBFFTCONV_CACHE_DIR=str(warm))
+@pytest.mark.parametrize(
+    "prefixes", [("codelets, float32",), pytest.param((), marks=pytest.mark.slow)], ids=["some", "all"]
+)
+def test_the_next_process_gives_the_same_bytes_and_compiles_nothing(prefixes, tmp_path):
+    """In a copy of this session's cache, after a process has filled it."""
+    run_scenario("once", *prefixes)
+    warm = tmp_path / "copy"
+    shutil.copytree(os.environ["NBFFTCONV_CACHE_DIR"], warm)
+    first = run_scenario("once", *prefixes, NBFFTCONV_CACHE_DIR=str(warm))
     before = files(warm)
-    assert len(before) > 100
-    again = run_scenario("compilations", NBFFTCONV_CACHE_DIR=str(warm))
+    assert len(before) > 10
+    again = run_scenario("compilations", *prefixes, NBFFTCONV_CACHE_DIR=str(warm))
     # which has addresses of Numba's threading layer in it
     assert again == {"digests": first, "compiled": ["nbfftconv.threads._run_tasks"]}
     assert files(warm) == before
 
 
-def test_no_directory_to_write_to(tmp_path):
+some_results = pytest.mark.parametrize(
+    "prefixes", [("depthwise, float32, forward",), pytest.param(FEW, marks=pytest.mark.slow)], ids=["one", "few"]
+)
+
+
+@some_results
+def test_no_directory_to_write_to(prefixes, tmp_path):
     """The path is taken by a file: nothing can be kept, and everything works."""
     path = tmp_path / "taken"
     path.write_text("a file")
-    found = run_scenario("once", *FEW, NBFFTCONV_CACHE_DIR=str(path))
-    assert found.keys() == run_scenario("once", *FEW).keys()
+    found = run_scenario("once", *prefixes, NBFFTCONV_CACHE_DIR=str(path))
+    assert found.keys() == set(prefixes)
     assert path.read_text() == "a file"
 
 
-def test_damaged_files(tmp_path):
+@some_results
+def test_damaged_files(prefixes, tmp_path):
     """Every file cut in half or overwritten: the next process works, and so does the one after it."""
     environment = {"NBFFTCONV_CACHE_DIR": str(tmp_path)}
-    names = run_scenario("once", *FEW, **environment).keys()
+    assert run_scenario("once", *prefixes, **environment).keys() == set(prefixes)
     for number, path in enumerate(files(tmp_path)):
         content = path.read_bytes()
         path.write_bytes(content[: len(content) // 2] if number % 2 else b"garbage")
     for _ in range(2):
-        assert run_scenario("once", *FEW, **environment).keys() == names
+        assert run_scenario("once", *prefixes, **environment).keys() == set(prefixes)
 
 
 SIDES = {"float32": (30, 36, 40), "float64": (36, 30, 40)}
@@ -95,6 +100,7 @@ ONE_EACH = [(real, [side]) for side in (30, 36, 40) for real in SIDES]
 ALL = [(real, list(sides)) for real, sides in SIDES.items()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("delay", [0.0, 0.4])
 def test_six_workers_cold_on_one_folder(tmp_path, delay):
     """They compute what is right, and so do those that find what they have left."""
@@ -103,6 +109,7 @@ def test_six_workers_cold_on_one_folder(tmp_path, delay):
     workers.check(ALL, workers.start(ALL))
 
 
+@pytest.mark.slow
 def test_workers_killed_while_they_write(tmp_path):
     workers = Workers(tmp_path)
     processes = workers.start(ONE_EACH, 0.4)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-import mmap
 import sys
 
 import numpy as np
@@ -11,13 +9,14 @@ import oracle
 import pytest
 from compare import assert_accurate, assert_accurate_where_finite
 from geometries import DIRECTIONS, Case, generators, paddings
+from guard import guarded
 from hypothesis import given
 from hypothesis import strategies as st
 
 import nbfftconv
 from nbfftconv import direct, scratch, threads
 from nbfftconv.direct import dense, dense_grad_weight, depthwise, gradients
-from nbfftconv.threads import get_slots
+from nbfftconv.threads import get_workers
 
 DTYPES = (np.float32, np.float64)
 
@@ -108,21 +107,6 @@ def test_a_padded_zero_times_an_infinite_weight(groups, stride, rng):
     x, w = case.operands("forward", np.float32, rng, positive=True)
     w[::3, 0, 0, 4] = np.inf
     assert_accurate_where_finite(run(case, x, w), case.expect("forward", x, w), np.float32)
-
-
-def guarded(array: np.ndarray, at_end: bool) -> np.ndarray:
-    """Copy to memory that ends, or begins, at a page which must not be touched."""
-    page = mmap.PAGESIZE
-    room = -(-array.nbytes // page) * page
-    memory = mmap.mmap(-1, room + 2 * page)
-    base = ctypes.addressof(ctypes.c_char.from_buffer(memory))
-    libc = ctypes.CDLL(None, use_errno=True)
-    for guard in (base, base + page + room):
-        assert libc.mprotect(ctypes.c_void_p(guard), ctypes.c_size_t(page), 0) == 0
-    offset = page + (room - array.nbytes if at_end else 0)
-    copy = np.frombuffer(memory, array.dtype, array.size, offset).reshape(array.shape)
-    copy[...] = array
-    return copy
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="protects pages")
@@ -274,7 +258,7 @@ def test_grad_weight_touches_nothing_beyond_its_arrays(stride, filters, at_end, 
 @pytest.mark.parametrize(("size", "kernel"), [((3, 8, 30, 20), 3), ((1, 8, 300, 200), 1), ((1, 300, 9, 9), 5)])
 def test_the_plan_of_grad_weight_tells_the_memory(size, kernel, filters, monkeypatch, rng):
     nbfftconv.set_num_threads(3)
-    slots, _ = get_slots()
+    workers, _ = get_workers()
     case = Case(size, (4 * filters, size[1] // 4, kernel, kernel), groups=4)
     x, g = case.operands("grad_weight", np.float32, rng)
     plan = case.plan("grad_weight", np.float32, algorithm="direct")
@@ -282,7 +266,7 @@ def test_the_plan_of_grad_weight_tells_the_memory(size, kernel, filters, monkeyp
     borrow = scratch.borrow
     monkeypatch.setattr(scratch, "borrow", lambda nbytes, *rest: borrowed.append(nbytes) or borrow(nbytes, *rest))
     direct.grad_weight(plan.geometry, x, np.empty(case.weight_size, np.float32), g)
-    assert sum(borrowed) == slots * plan.scratch_bytes + plan.weight_bytes
+    assert sum(borrowed) == workers * plan.scratch_bytes + plan.weight_bytes
     assert (plan.scratch_bytes > 0) == (filters > 1)
 
 

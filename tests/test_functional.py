@@ -25,7 +25,7 @@ from scipy import signal
 
 import nbfftconv
 from nbfftconv.transforms.codelets import SIDES
-from nbfftconv.transforms.planar import SIDES as PLANAR_SIDES
+from nbfftconv.transforms.four_step import SIDES as PLANAR_SIDES
 
 DTYPES = (np.float32, np.float64)
 CHOICES = {
@@ -68,7 +68,13 @@ def test_any_geometry_with_codelets(direction, data, dtype, rng):
 
 @pytest.mark.parametrize(("direction", "transposed"), WAYS)
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("height", "width"), sorted({*CODELET_TILES, *zip(SIDES, SIDES, strict=True)}))
+@pytest.mark.parametrize(
+    ("height", "width"),
+    [
+        *CODELET_TILES,
+        *(pytest.param(side, side, marks=pytest.mark.slow) for side in SIDES if (side, side) not in CODELET_TILES),
+    ],
+)
 def test_every_codelet(height, width, dtype, direction, transposed, rng):
     """More filters, channels and tiles than a vector has lanes, and numbers that leave a rest."""
     case = Case((3, 5, 2 * height + 1, 3 * width - 2), (19, 5, 3, 4), padding=1)
@@ -84,33 +90,37 @@ def test_any_geometry_with_planar_transforms(direction, data, dtype, rng):
     case = data.draw(cases())
     tile = data.draw(planar_tiles(case))
     choices = {"transposed": data.draw(st.booleans()), "fused": data.draw(st.booleans())}
-    plan = case.plan(direction, dtype, algorithm="fft", transform="planar", tile=tile, **choices)
-    assert (plan.transform, plan.tile) == ("planar", tile)
+    plan = case.plan(direction, dtype, algorithm="fft", transform="four_step", tile=tile, **choices)
+    assert (plan.transform, plan.tile) == ("four_step", tile)
     a, b, expected = case.operands_and_expected(direction, dtype, rng)
     assert_accurate(case.run(direction, a, b, plan), expected, dtype)
 
 
 @pytest.mark.parametrize(("direction", "transposed"), WAYS)
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("height", "width"), PLANAR_TILES)
+@pytest.mark.parametrize(
+    ("height", "width"),
+    [*PLANAR_TILES[:2], *(pytest.param(*tile, marks=pytest.mark.slow) for tile in PLANAR_TILES[2:])],
+)
 def test_planar_tiles(height, width, dtype, direction, transposed, rng):
     """More filters and channels than a fused pass takes, and a kernel nearly as large as the tile."""
     for kernel in ((3, 4), (height - 2, width - 1)):
         case = Case((2, 17, height + 5, width + 4), (18, 17, *kernel), padding=(1, 0))
-        choices = {"transform": "planar", "tile": (height, width), "transposed": transposed}
+        choices = {"transform": "four_step", "tile": (height, width), "transposed": transposed}
         plan = case.plan(direction, dtype, algorithm="fft", **choices)
         assert not plan.fused
         a, b, expected = case.operands_and_expected(direction, dtype, rng)
         assert_accurate(case.run(direction, a, b, plan), expected, dtype)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", range(len(PLANAR_SIDES)), ids=lambda number: str(PLANAR_SIDES[number]))
 def test_every_planar_side(number, rng):
     """Of columns and of rows: next to the last side, since each length is compiled."""
     height, width = PLANAR_SIDES[number], PLANAR_SIDES[number - 1]
     direction, dtype = DIRECTIONS[number % 3], DTYPES[number % 2]
     case = Case((1, 2, height + 5, width + 3), (2, 2, 5, 4), padding=1)
-    plan = case.plan(direction, dtype, algorithm="fft", transform="planar", tile=(height, width))
+    plan = case.plan(direction, dtype, algorithm="fft", transform="four_step", tile=(height, width))
     a, b, expected = case.operands_and_expected(direction, dtype, rng)
     assert_accurate(case.run(direction, a, b, plan), expected, dtype)
 
@@ -119,7 +129,7 @@ def test_a_tile_leaves_nothing_behind(rng):
     """A large image after another in a thread's memory: the other's result as if it were alone, bit by bit."""
     for tile in PLANAR_TILES:
         case = Case((2, 1, *tile), (1, 1, 3, 3))  # one tile an image, with outputs in its last vector
-        plan = case.plan("forward", np.float32, algorithm="fft", transform="planar", tile=tile)
+        plan = case.plan("forward", np.float32, algorithm="fft", transform="four_step", tile=tile)
         x, w = case.operands("forward", np.float32, rng)
         x[1] *= np.float32(1e6)
         after = case.run("forward", x, w, plan)[0]
@@ -133,8 +143,8 @@ def test_bias_and_relu(case, dtype, rng):
     bias = rng.standard_normal(case.weight_size[0]).astype(dtype) * 3
     for activation in (None, "relu"):
         extras = {"bias": bias, "activation": activation}
-        planar = {"transform": "planar", "tile": (40, 72)}
-        for choice in ({"transform": "fftw"}, {"tile": (32, 32)}, planar, {"algorithm": "direct"}):
+        four_step = {"transform": "four_step", "tile": (40, 72)}
+        for choice in ({"transform": "fftw"}, {"tile": (32, 32)}, four_step, {"algorithm": "direct"}):
             plan = case.plan("forward", dtype, **choice)
             actual = case.run("forward", x, w, plan, **extras)
             # Measured against the values before relu, which may leave nothing but small ones.

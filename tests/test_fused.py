@@ -14,7 +14,7 @@ from nbfftconv import simd
 from nbfftconv.passes.plan import filters_of_block
 from nbfftconv.threads import get_counts
 
-TRANSFORMS = {"fftw": tiles, "codelet": codelet_tiles, "planar": planar_tiles}
+TRANSFORMS = {"fftw": tiles, "codelet": codelet_tiles, "four_step": planar_tiles}
 DTYPES = (np.float32, np.float64)
 
 
@@ -80,7 +80,7 @@ def test_filter_blocks(transform, dtype, filters, depth, rng):
     block = filters_of_block(filters, depth, lanes_of(transform, dtype))
     assert (block < filters) == (filters > 8 * max(depth, lanes_of(transform, dtype) // 8))
     x, w, expected = case.operands_and_expected("forward", dtype, rng)
-    tile = {"fftw": (24, 18), "codelet": (12, 16), "planar": PLANAR_TILES[0]}[transform]
+    tile = {"fftw": (24, 18), "codelet": (12, 16), "four_step": PLANAR_TILES[0]}[transform]
     choices = {"transform": transform, "tile": tile, "block_tiles": 4 * lanes_of(transform, dtype)}
     bias = rng.standard_normal(2 * filters).astype(dtype)
     result = assert_same_bits(case, (x, w), choices, dtype, {"bias": bias})
@@ -142,6 +142,6 @@ def test_the_planner_fuses_depthwise_layers_and_few_channels(case, dtype, rng):
 def test_a_block_fits_the_scratch_limit(transform, limit, restore_scratch_limit):
     nbfftconv.scratch.set_scratch_limit(limit)
     case = Case((4, 2, 90, 90), (16, 2, 5, 5))
-    tile = {"fftw": (36, 24), "codelet": (8, 8), "planar": (30, 40)}[transform]
+    tile = {"fftw": (36, 24), "codelet": (8, 8), "four_step": (30, 40)}[transform]
     plan = case.plan("forward", np.float32, transform=transform, tile=tile)
     assert 0 < plan.scratch_bytes <= limit, plan

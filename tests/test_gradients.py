@@ -67,7 +67,7 @@ def test_500_geometries_against_the_oracle(data, case, dtype, algorithm, block_t
 
 @pytest.mark.usefixtures("restore_threads")
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("transform", ["fftw", "codelet", "planar"])
+@pytest.mark.parametrize("transform", ["fftw", "codelet", "four_step"])
 @pytest.mark.parametrize(
     "case",
     [
@@ -80,7 +80,7 @@ def test_500_geometries_against_the_oracle(data, case, dtype, algorithm, block_t
     ids=repr,
 )
 def test_the_same_bits_on_any_number_of_threads(case, transform, dtype, rng):
-    tile = {"fftw": (14, 15), "codelet": (12, 16), "planar": (30, 40)}[transform]
+    tile = {"fftw": (14, 15), "codelet": (12, 16), "four_step": (30, 40)}[transform]
     x, w = case.operands("forward", dtype, rng)
     g = rng.standard_normal(case.output_size).astype(dtype)
     for block_tiles in (5, None):

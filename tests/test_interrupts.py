@@ -20,6 +20,7 @@ def run(name, *arguments, **environment):
     return run_scenario(name, *arguments, worker=WORKER, **environment)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("count", "round"), [(1, 20_000), (2, 20_000), (2, 1), (2, 50_000_000)])
 def test_all_passes_at_random_times(count, round):
     found = run("all_passes", count, round)
@@ -27,14 +28,21 @@ def test_all_passes_at_random_times(count, round):
     assert found == {"rounds": True, "differing": [], "after": True, "unraisable": [], "within the limit": True}
 
 
-@pytest.mark.parametrize("slots", [1, 2, 5])
-@pytest.mark.parametrize("layer", [None, "workqueue"])
-def test_a_long_call_ends_before_its_work_is_done(slots, layer):
+def test_some_passes_at_random_times():
+    found = run("all_passes", 2, 20_000, "fused", "direct")
+    assert found.pop("plans") > 10 and found.pop("interrupts") > 3
+    assert found == {"rounds": True, "differing": [], "after": True, "unraisable": [], "within the limit": True}
+
+
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow), 5])
+@pytest.mark.parametrize("layer", [None, pytest.param("workqueue", marks=pytest.mark.slow)])
+def test_a_long_call_ends_before_its_work_is_done(workers, layer):
     """Nothing runs on afterwards, and no item was done twice."""
-    found = run("long_call", slots, NUMBA_THREADING_LAYER=layer, NUMBA_NUM_THREADS="2")
+    found = run("long_call", workers, NUMBA_THREADING_LAYER=layer, NUMBA_NUM_THREADS="2")
     assert found == {"found": [[True, 1, True]] * 2, "afterwards": True}
 
 
+@pytest.mark.slow
 def test_a_storm_of_exceptions():
     found = run("storm", 6)
     assert found.pop("interrupts") > 500
@@ -48,6 +56,7 @@ def test_handlers_that_call_the_package():
     assert found == {"interrupts": 0, "unraisable": [], "within the limit": True, "right": True}
 
 
+@pytest.mark.slow
 def test_interrupted_compilation(tmp_path):
     cache = tmp_path / "cache"
     cache.mkdir(mode=0o700)
@@ -60,7 +69,7 @@ _RECORD = np.dtype([("done", np.int64)])
 
 
 def _counts(real):
-    def count_items(r, slot, begin, end):
+    def count_items(r, worker, begin, end):
         done = simd.pointer(np.int64, r.done)
         for item in range(begin, end):
             done[item] += 1
@@ -75,9 +84,9 @@ class Stop(Exception):
     pass
 
 
-@pytest.mark.parametrize("slots", [1, 2, 3])
+@pytest.mark.parametrize("workers", [1, 2, 3])
 @pytest.mark.parametrize("size", [1, 7, 40, 300])
-def test_rounds(size, slots, monkeypatch):
+def test_rounds(size, workers, monkeypatch):
     """With rounds of no time, a thread does one item a round; what is left is done in the next ones, nothing twice."""
     done = np.zeros((4, size), np.int64)
     tasks, records = [], []
@@ -85,7 +94,7 @@ def test_rounds(size, slots, monkeypatch):
         record = np.zeros((), _RECORD)
         record["done"] = row.ctypes.data
         records.append(record)
-        tasks.append(threads.Task(_count_items.address(np.float64), record, size, slots))
+        tasks.append(threads.Task(_count_items.address(np.float64), record, size, workers))
     rounds, most = 0, None
 
     def counted(inner):
@@ -103,13 +112,13 @@ def test_rounds(size, slots, monkeypatch):
     monkeypatch.setattr(threads, "_run_serial", counted(threads._run_serial))
     threads.run(*tasks)
     assert (done == 1).all()
-    assert rounds >= 4 * size // slots
+    assert rounds >= 4 * size // workers
     done[...] = 0
     rounds, most = 0, 3
-    if 4 * size > 3 * slots:
+    if 4 * size > 3 * workers:
         with pytest.raises(Stop):
             threads.run(*tasks)
-        assert 3 <= done.sum() <= 3 * slots
+        assert 3 <= done.sum() <= 3 * workers
     monkeypatch.undo()
     done[...] = 0
     threads.run(*tasks)

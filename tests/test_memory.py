@@ -17,10 +17,10 @@ MARGIN = 16 * MIB  # what the interpreter, the allocator and page rounding may a
 @pytest.mark.parametrize(
     ("limit", "batch", "channels", "filters", "size", "kernel"),
     [
-        (32 * MIB, 1, 1, 1, 2048, 63),
-        (8 * MIB, 1, 1, 1, 2048, 63),
+        pytest.param(32 * MIB, 1, 1, 1, 2048, 63, marks=pytest.mark.slow),
+        pytest.param(8 * MIB, 1, 1, 1, 2048, 63, marks=pytest.mark.slow),
         (8 * MIB, 4, 8, 8, 512, 15),
-        (256 * MIB, 1, 1, 1, 8192, 127),
+        pytest.param(256 * MIB, 1, 1, 1, 8192, 127, marks=pytest.mark.slow),
     ],
 )
 def test_peak(direction, limit, batch, channels, filters, size, kernel):

@@ -21,7 +21,7 @@ import nbfftconv
 from nbfftconv import direct, outliers, threads
 
 NONFINITE = (np.nan, np.inf, -np.inf)
-ALGORITHMS = ["auto", "fft", "tiled", "codelets", "planar", "direct"]
+ALGORITHMS = ["auto", "fft", "tiled", "codelets", "four_step", "direct"]
 pytestmark = pytest.mark.filterwarnings("error")  # they are values like others
 
 
@@ -37,8 +37,8 @@ def draw_plan(data, case, direction, dtype, algorithm):
     transposed = data.draw(st.booleans())
     if algorithm == "codelets":
         choices = {"transform": "codelet", "tile": data.draw(codelet_tiles(case))}
-    elif algorithm == "planar":
-        choices = {"transform": "planar", "tile": data.draw(planar_tiles(case))}
+    elif algorithm == "four_step":
+        choices = {"transform": "four_step", "tile": data.draw(planar_tiles(case))}
     elif algorithm == "tiled":
         choices = {"algorithm": "fft", "tile": data.draw(tiles(case, most=16))}
     else:

@@ -13,7 +13,7 @@ import nbfftconv
 from nbfftconv import scratch
 from nbfftconv.passes import grad_input as grad_input_pass
 
-TILES = [("fftw", (20, 18)), ("fftw", (10, 31)), ("codelet", (12, 13)), ("planar", (30, 40))]
+TILES = [("fftw", (20, 18)), ("fftw", (10, 31)), ("codelet", (12, 13)), ("four_step", (30, 40))]
 
 
 @pytest.fixture(params=["buffer", "in place"])

@@ -81,7 +81,14 @@ def test_a_plan_cannot_be_changed():
 
 
 @pytest.mark.parametrize(("direction", "transposed"), WAYS)
-@pytest.mark.parametrize("tile", [(31, 31), (32, 32), (45, 45), (31, 100), (97, 29), (512, 31)])
+@pytest.mark.parametrize(
+    "tile",
+    [
+        (31, 31),
+        (31, 100),
+        *(pytest.param(tile, marks=pytest.mark.slow) for tile in ((32, 32), (45, 45), (97, 29), (512, 31))),
+    ],
+)
 def test_a_forced_tile_is_honoured(direction, transposed, tile, rng):
     plan = LARGE_KERNEL.plan(direction, np.float64, algorithm="fft", tile=tile, transposed=transposed)
     assert plan.tile == tile
@@ -224,6 +231,7 @@ def random_geometries(count, rng):
         )
 
 
+@pytest.mark.slow
 def test_what_is_kept_of_shapes_is_bounded(rng):
     """The memory of all caches of plans and their numbers, when they are full."""
     transform = fftw.fftw(np.float32, 64, 64)

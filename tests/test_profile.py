@@ -18,7 +18,7 @@ from geometries import DIRECTIONS, Case
 from processes import run_scenario
 
 import nbfftconv
-from nbfftconv import kept_kernels, machine, measure, planner, profile, simd, store, threads
+from nbfftconv import autotune, kept_kernels, machine, planner, profile, simd, store, threads
 from nbfftconv.scratch import set_scratch_limit
 from nbfftconv.store import Document, fingerprint
 from nbfftconv.threads import available, get_counts
@@ -259,7 +259,7 @@ def test_measuring_each_pass(direction, file, rng):
 
 def test_where_there_is_nothing_to_measure(file, monkeypatch):
     case = Case((1, 3, 20, 20), (2, 3, 1, 1))
-    monkeypatch.setattr(measure, "find_winners", lambda candidates: pytest.fail(f"measured {candidates}"))
+    monkeypatch.setattr(autotune, "find_winners", lambda candidates: pytest.fail(f"measured {candidates}"))
     plan = case.plan("forward", np.float32, measure=True)
     assert plan.algorithm == "direct"
     assert plan == case.plan("forward", np.float32)
@@ -361,9 +361,9 @@ def test_tune_threads(tmp_path, file):
         ["no-layer"],
         ["no-file.json"],
         ["1x2x9x9,2x3x5x5"],
-        ["1x2x9x9,2x2x5x5,colour=3"],
-        ["k31", "--threads", "0"],
-        ["k31", "--measure"],
+        pytest.param(["1x2x9x9,2x2x5x5,colour=3"], marks=pytest.mark.slow),
+        pytest.param(["k31", "--threads", "0"], marks=pytest.mark.slow),
+        pytest.param(["k31", "--measure"], marks=pytest.mark.slow),
     ],
 )
 def test_tune_threads_refuses(arguments):

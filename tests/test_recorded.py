@@ -30,7 +30,7 @@ from nbfftconv.transforms import registry
 WORKER = Path(record_results.__file__)
 CONTENT = json.loads(record_results.FILE.read_text())
 GEOMETRIES = CONTENT["geometries"]
-KINDS = ("fftw", "codelet", "planar", "direct")
+KINDS = ("fftw", "codelet", "four_step", "direct")
 LABELS = [f"{way}, {dtype}" for dtype, way in PASSES]
 STEP_LABELS = [
     f"{result}, {dtype}"

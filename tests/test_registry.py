@@ -72,12 +72,12 @@ def test_the_planner_asks_whether_a_transform_is_available(registered):
 
 
 def test_names_are_checked(registered):
-    assert registry.names() == ("fftw", "codelet", "planar")
+    assert registry.names() == ("fftw", "codelet", "four_step")
     for name in ("auto", *registry.names()):
         with pytest.raises(ValueError, match=f"{name}.*taken"):
             registry.register(dataclasses.replace(TOY, name=name))
     for ask in (registry.get, registry.candidates, registry.remove):
-        with pytest.raises(ValueError, match="fftw, codelet, planar.*'toy'"):
+        with pytest.raises(ValueError, match="fftw, codelet, four_step.*'toy'"):
             ask("toy")
     with pytest.raises(ValueError, match="'toy'"):
         CASES[0].plan("forward", np.float32, transform="toy")

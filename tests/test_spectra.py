@@ -48,7 +48,7 @@ def test_codelets_with_few_rows(rows, tile, dtype, rng):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("transform", "tile"), [("codelet", (12, 16)), ("planar", (30, 36)), ("fftw", (21, 17))])
+@pytest.mark.parametrize(("transform", "tile"), [("codelet", (12, 16)), ("four_step", (30, 36)), ("fftw", (21, 17))])
 @pytest.mark.parametrize("case", CASES, ids=repr)
 def test_streamed_or_not(case, transform, tile, dtype, rng, monkeypatch):
     weight = rng.standard_normal(case.weight_size).astype(dtype)

@@ -33,7 +33,7 @@ PLANNED = Case((2, 8, 32, 32), (8, 8, 5, 5), padding=2)
 TILINGS = [
     {"transform": "fftw", "tile": (10, 9)},
     {"transform": "codelet", "tile": (12, 12)},
-    {"transform": "planar", "tile": (30, 30)},
+    {"transform": "four_step", "tile": (30, 30)},
 ]
 
 

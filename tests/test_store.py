@@ -33,7 +33,7 @@ from nbfftconv.direct import dense, dense_grad_weight, depthwise, gradients
 from nbfftconv.passes import backward, blank_windows, forward, from_spectra, grad_input, to_spectra, unmet_weights
 from nbfftconv.report import report
 from nbfftconv.store import Document, cache_folder
-from nbfftconv.transforms import codelets, fftw, kernel_callback, planar
+from nbfftconv.transforms import codelets, fftw, four_step, kernel_callback
 
 POSIX = pytest.mark.skipif(not hasattr(os, "geteuid"), reason="owners and modes are POSIX's")
 ROOT = pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can give files away")
@@ -522,7 +522,18 @@ def callbacks():
     """All functions that are compiled for themselves."""
     passes = backward, blank_windows, forward, from_spectra, grad_input, to_spectra, unmet_weights
     transposition = sys.modules["nbfftconv.transpose"]
-    others = accumulate, dense, dense_grad_weight, depthwise, gradients, codelets, fftw, planar, outliers, transposition
+    others = (
+        accumulate,
+        dense,
+        dense_grad_weight,
+        depthwise,
+        gradients,
+        codelets,
+        fftw,
+        four_step,
+        outliers,
+        transposition,
+    )
     for module in (*passes, *others):
         for value in vars(module).values():
             for found in value.values() if isinstance(value, dict) else [value]:
@@ -531,8 +542,13 @@ def callbacks():
     for side in codelets.SIDES:
         yield from (kernel_callback(emitter, side) for emitter in (codelets.rows_forward, codelets.rows_inverse))
         yield from (kernel_callback(codelets.columns, side, sign) for sign in (-1, 1))
-    for side in planar.SIDES:
-        for emitter in (planar.columns_forward, planar.rows_forward, planar.columns_inverse, planar.rows_inverse):
+    for side in four_step.SIDES:
+        for emitter in (
+            four_step.columns_forward,
+            four_step.rows_forward,
+            four_step.columns_inverse,
+            four_step.rows_inverse,
+        ):
             yield kernel_callback(emitter, side)
 
 
@@ -545,7 +561,7 @@ def test_no_two_functions_have_the_same_key():
             assert b"0x" not in key
             assert found.setdefault(key, callback) is callback
             assert key == jit.key(callback._factory(real), callback._signature, {}, target)
-    assert len(found) > 2 * (4 * len(codelets.SIDES) + 4 * len(planar.SIDES) + 20)
+    assert len(found) > 2 * (4 * len(codelets.SIDES) + 4 * len(four_step.SIDES) + 20)
 
 
 @pytest.mark.parametrize("setting", ["OPT", "BOUNDSCHECK", "DEBUGINFO_DEFAULT", "LOOP_VECTORIZE", "CPU_NAME"])
@@ -585,8 +601,8 @@ def copied(target: Path, changed: bool) -> Path:
         copy.parent.mkdir(parents=True, exist_ok=True)
         text = source.read_text()
         if changed and copy.name == "accumulate.py":
-            assert "_DEPTH = 88\n" in text
-            text = text.replace("_DEPTH = 88\n", "_DEPTH = 80\n")
+            assert "TALL_ROWS = 2 * ROWS\n" in text
+            text = text.replace("TALL_ROWS = 2 * ROWS\n", "TALL_ROWS = 3 * ROWS\n")
         copy.write_text(text)
     return target
 
@@ -615,7 +631,9 @@ WAYS = {
 }
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(
+    "way", ["files", *(pytest.param(way, marks=pytest.mark.slow) for way in WAYS if way != "files")]
+)
 def test_two_releases_have_two_stamps(tmp_path, way):
     stamps = []
     for changed in (False, True):
@@ -666,6 +684,7 @@ print(jit._STAMP)
 """
 
 
+@pytest.mark.slow
 def test_frozen_packages(tmp_path):
     """Where modules can be listed, two releases have two stamps; where not, nothing is kept."""
     stamps = []

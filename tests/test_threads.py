@@ -19,12 +19,20 @@ import nbfftconv
 from nbfftconv import jit, scratch, simd, threads
 
 LAYERS = {"default": None, "workqueue": "workqueue"}
+#: Results of process_worker.py by each transform and direct, fused and in stages.
+SOME = tuple(f"{name}, float32" for name in ("many blocks", "codelets in stages", "four_step", "fused", "direct"))
+ALL = ()
+layers_and_results = pytest.mark.parametrize(
+    ("layer", "prefixes"),
+    [("default", SOME), *(pytest.param(layer, ALL, marks=pytest.mark.slow) for layer in LAYERS)],
+    ids=["default-some", *(f"{layer}-all" for layer in LAYERS)],
+)
 
 
-@pytest.fixture(scope="module")
-def expected():
+@functools.cache
+def expected(*prefixes):
     """Digests of one process with one thread."""
-    return run_scenario("once", NUMBA_THREADING_LAYER=None, NUMBA_NUM_THREADS="1")
+    return run_scenario("once", *prefixes, NUMBA_THREADING_LAYER=None, NUMBA_NUM_THREADS="1")
 
 
 def assert_same(found, expected):
@@ -34,42 +42,51 @@ def assert_same(found, expected):
         assert differing == [], f"result {position} of {len(found)}"
 
 
-@pytest.mark.parametrize("layer", LAYERS)
-@pytest.mark.parametrize("workers", [None, "4"])
-def test_any_thread_count_gives_the_same_bytes(layer, workers, expected):
-    found = run_scenario("thread_counts", NUMBA_THREADING_LAYER=LAYERS[layer], NUMBA_NUM_THREADS=workers)
+@layers_and_results
+@pytest.mark.parametrize("workers", [None, pytest.param("4", marks=pytest.mark.slow)])
+def test_any_thread_count_gives_the_same_bytes(layer, prefixes, workers):
+    found = run_scenario("thread_counts", *prefixes, NUMBA_THREADING_LAYER=LAYERS[layer], NUMBA_NUM_THREADS=workers)
     assert len(found) == 5
-    assert_same(found, expected)
+    assert_same(found, expected(*prefixes))
 
 
-@pytest.mark.parametrize("layer", LAYERS)
-def test_eight_python_threads_at_once(layer, expected):
-    found = run_scenario("python_threads", NUMBA_THREADING_LAYER=LAYERS[layer])
+@layers_and_results
+def test_eight_python_threads_at_once(layer, prefixes):
+    found = run_scenario("python_threads", *prefixes, NUMBA_THREADING_LAYER=LAYERS[layer])
     assert len(found) == 17
-    assert_same(found, expected)
+    assert_same(found, expected(*prefixes))
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
-@pytest.mark.parametrize("layer", LAYERS)
+@layers_and_results
 @pytest.mark.parametrize(
-    "scenario", ["forked", "forked_first", "forked_while_busy", "threads_in_a_child", "process_pool"]
+    "scenario",
+    [
+        "forked",
+        "forked_first",
+        pytest.param("forked_while_busy", marks=pytest.mark.slow),
+        pytest.param("threads_in_a_child", marks=pytest.mark.slow),
+        "process_pool",
+    ],
 )
-def test_forks(scenario, layer, expected):
-    found = run_scenario(scenario, NUMBA_THREADING_LAYER=LAYERS[layer])
+def test_forks(scenario, layer, prefixes):
+    found = run_scenario(scenario, *prefixes, NUMBA_THREADING_LAYER=LAYERS[layer])
     assert len(found) >= 3
-    assert_same(found, expected)
+    assert_same(found, expected(*prefixes))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
-def test_forked_while_busy_with_nothing_compiled(tmp_path, expected):
+def test_forked_while_busy_with_nothing_compiled(tmp_path):
     """Threads compile and plan in their first calls; children forked meanwhile find no lock held."""
     environment = {"NUMBA_THREADING_LAYER": None, "NBFFTCONV_CACHE_DIR": str(tmp_path)}
     found = run_scenario("forked_while_busy", *FEW, **environment)
     # A cache of its own has wisdom of its own, and so perhaps other last bits, the same in all processes.
-    assert found[0].keys() == {name for name in expected if name.startswith(FEW)}
+    assert found[0].keys() == set(FEW)
     assert_same(found, found[-1])
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 def test_forked_beside_threads_that_use_llvm():
     assert run_scenario("forked_beside_llvm") == [2] * 8
@@ -79,7 +96,7 @@ _RECORD = np.dtype([("source", np.int64), ("target", np.int64), ("size", np.int6
 
 
 def _neighbours(real):
-    def add_neighbours(r, slot, begin, end):
+    def add_neighbours(r, worker, begin, end):
         source, target = simd.pointer(real, r.source), simd.pointer(real, r.target)
         for i in range(begin, end):
             target[i] = source[i] + source[(i + r.size // 2) % r.size]
@@ -90,17 +107,17 @@ def _neighbours(real):
 _add_neighbours = jit.stage(_RECORD)(_neighbours)
 
 
-@pytest.mark.parametrize("slots", [(1,), (2,), (7,), (1, 3), (3, 1)])
+@pytest.mark.parametrize("workers", [(1,), (2,), (7,), (1, 3), (3, 1)])
 @pytest.mark.parametrize("size", [1, 2, 5, 1000])
-def test_a_task_finds_what_the_one_before_it_has_done(size, slots):
-    """Each task reads what other threads wrote in the one before, with more slots than threads or fewer."""
+def test_a_task_finds_what_the_one_before_it_has_done(size, workers):
+    """Each task reads what other threads wrote in the one before, with more workers than threads or fewer."""
     values = [np.ones(size), np.zeros(size)]
     tasks = []
     for number in range(40):
         record = np.zeros((), _RECORD)
         record["source"], record["target"] = values[number % 2].ctypes.data, values[1 - number % 2].ctypes.data
         record["size"] = size
-        tasks.append(threads.Task(_add_neighbours.address(np.float64), record, size, slots[number % len(slots)]))
+        tasks.append(threads.Task(_add_neighbours.address(np.float64), record, size, workers[number % len(workers)]))
     nothing = threads.Task(tasks[0].stage, tasks[0].record, 0, 2)
     threads.run(nothing, *tasks, nothing)
     assert (values[0] == 2.0**40).all()
@@ -186,7 +203,7 @@ def test_the_limit_of_openmp_is_not_for_counts_that_were_set(restore_threads, mo
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
-@pytest.mark.parametrize("choice", ["fftw", "codelet", "planar", "direct"])
+@pytest.mark.parametrize("choice", ["fftw", "codelet", "four_step", "direct"])
 def test_there_is_scratch_memory_for_no_more_threads_than_there_are(
     choice, direction, restore_threads, monkeypatch, rng
 ):

@@ -59,8 +59,8 @@ def pixels(geometry, axis, tiles, phase, channel_phase, number):
     output sees anything."""
     outputs, kernel = geometry.output_size[2 + axis], geometry.weight_size[2 + axis]
     found = [None] * tiles.tile
-    for q, v in itertools.product(range(tiles.core), range(tiles.taps)):
-        output = (number * tiles.core + q) * tiles.output_step + phase
+    for q, v in itertools.product(range(tiles.outputs), range(tiles.taps)):
+        output = (number * tiles.outputs + q) * tiles.output_step + phase
         tap = v * tiles.tap_step + channel_phase
         if output < outputs and tap < kernel:
             pixel = output * geometry.stride[axis] + tap * geometry.dilation[axis] - geometry.padding[axis][0]
@@ -95,8 +95,8 @@ def test_tiles_are_what_a_convolution_reads_and_writes(case, data, lanes):
             assert found[i, j] == numbers_at(geometry.input_size, image, channel, at_row, at_column)
 
     k = data.draw(st.integers(0, filters - 1))
-    rows = (row * y.core + np.arange(y.core)) * y.output_step + y_phase
-    columns = (column * x.core + np.arange(x.core)) * x.output_step + x_phase
+    rows = (row * y.outputs + np.arange(y.outputs)) * y.output_step + y_phase
+    columns = (column * x.outputs + np.arange(x.outputs)) * x.output_step + x_phase
     expected = numbers_at(geometry.output_size, image, k, rows[:, None], columns)
     np.testing.assert_array_equal(samples(output_view, tile, lanes, k), expected)
 
@@ -172,7 +172,7 @@ def test_positions_in_three_axes(axes):
         position = views.next_position(v, position, 1)
 
 
-@pytest.mark.parametrize(("transform", "tile"), [("codelet", 12), ("planar", 30), ("fftw", (13, 15))])
+@pytest.mark.parametrize(("transform", "tile"), [("codelet", 12), ("four_step", 30), ("fftw", (13, 15))])
 @pytest.mark.parametrize("kind", ["channels last", "reversed", "every third"])
 def test_strides_are_data(kind, transform, tile, rng):
     """Spectra of an array that is not contiguous, as of a copy that is."""

@@ -8,7 +8,7 @@ from nbfftconv import simd
 from nbfftconv.jit import Callback
 from nbfftconv.transforms import Layout, Operations, TileTransform, Transform, signature
 
-SIZE = np.dtype([("height", np.int64), ("width", np.int64), ("pitch", np.int64), ("steps", np.int64)])
+SIZE = np.dtype([("height", np.int64), ("width", np.int64), ("pitch", np.int64), ("bins", np.int64)])
 
 
 def forward_factory(real):
@@ -16,7 +16,7 @@ def forward_factory(real):
 
     def forward(c, tile, work, spectrum, stride, rows, columns):
         half = c.width // 2 + 1
-        for f in range(c.steps * lanes):
+        for f in range(c.bins * lanes):
             re, im = 0.0, 0.0
             for y in range(c.height):
                 for x in range(c.width):
@@ -54,7 +54,7 @@ def layout(real, height, width):
 
 def make(real, height, width):
     shape = layout(real, height, width)
-    context = np.array((height, width, shape.pitch, shape.steps), SIZE)
+    context = np.array((height, width, shape.pitch, shape.bins), SIZE)
     addresses = FORWARD.address(real), INVERSE.address(real), context.ctypes.data
     return TileTransform(*addresses, shape, work_items=0, kept=context)
 

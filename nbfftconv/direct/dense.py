@@ -17,23 +17,27 @@ from nbfftconv.direct.gather import clear_lanes, gather_lanes
 from nbfftconv.geometry import AXIS_NUMBERS, ConvGeometry
 from nbfftconv.rounding import cdiv, round_up
 from nbfftconv.simd import VECTOR_BYTES
+from nbfftconv.target import TARGET, WIDEST_VECTOR_BYTES, power_of_two
 from nbfftconv.threads import in_turns, share
 
-# The block of Y in registers: filters, and vectors of pixels. X takes as many registers, and a weight one.
-_ROWS, _VECTORS = (8, 3) if simd.REGISTERS == 32 else (4, 3)
-#: Along i, as much of X under one block of pixels as the L1 cache holds, with the kernels that stream past it.
-_DEPTH = 192
+# The block of Y in registers: vectors of pixels, and filters, a power of two as their numbers are. X takes as many
+# registers as there are vectors, and a weight one.
+_VECTORS = 3
+_ROWS = power_of_two((TARGET.registers - _VECTORS - 1) // _VECTORS)
+#: Along i, X under one block of pixels takes three quarters of the L1 cache, past which the kernels stream.
+_DEPTH = TARGET.l1_bytes * 3 // 4 // (_VECTORS * WIDEST_VECTOR_BYTES)
 #: Blocks of pixels in a strip: for each, the kernels are read once more, the first time from beyond the L2 cache.
 _STRIP_BLOCKS = 2
-#: Filters of a work item: more share the gathered pixels, until their kernels leave the L2 cache; ...
-_MOST_FILTERS = 1024
+#: Filters of a work item: more share the gathered pixels, until their kernels, in float64, take more than three
+#: quarters of the L2 cache; ...
+_MOST_FILTERS = power_of_two(TARGET.l2_bytes * 3 // 4 // (_DEPTH * 8))
 #: ... as few as this where there would not be as many work items as _ITEMS, enough for many threads.
 _FEWEST_FILTERS = 64
 _ITEMS = 24
 
 _RECORD = np.dtype(
     [
-        *((name, np.int64) for name in ("input", "weight", "packed", "output", "bias", "zeros", "scratch", "slot")),
+        *((name, np.int64) for name in ("input", "weight", "packed", "output", "bias", "zeros", "scratch", "worker")),
         # channels and filters of a group; taps of all its channels; gathered at once
         *((name, np.int64) for name in ("groups", "channels", "filters", "taps", "depth", "relu", "turn", "turns")),
         # vectors of pixels of an image, in blocks, in strips; blocks of filters of a group, in chunks
@@ -100,8 +104,8 @@ def _gather_vector(real, itemsize, lanes, r, image, begin, end, p, target, pitch
 def _forward(real):
     itemsize, lanes = np.dtype(real).itemsize, simd.lanes(real)
 
-    def dense_forward(r, slot, begin, end):
-        x = r.scratch + slot * r.slot
+    def dense_forward(r, worker, begin, end):
+        x = r.scratch + worker * r.worker
         pixels = r.y_output * r.x_output
         for item in range(begin, end):
             chunk = item % r.chunks
@@ -141,7 +145,7 @@ def _forward(real):
 
 
 def _pack(real):
-    def dense_pack(r, slot, begin, end):
+    def dense_pack(r, worker, begin, end):
         for item in range(begin, end):
             group, block = item // r.filter_blocks, item % r.filter_blocks
             k = block * _ROWS
@@ -204,7 +208,7 @@ def pack(geometry: ConvGeometry, w: np.ndarray) -> np.ndarray:
     record = jit.copy_record(_numbers(geometry, w.dtype))
     record["weight"], record["packed"] = w.ctypes.data, packed.ctypes.data
     items = geometry.groups * int(record["filter_blocks"])
-    threads.run(threads.Task(_pack_blocks.address(w.dtype.type), record, items, threads.get_slots()[0]))
+    threads.run(threads.Task(_pack_blocks.address(w.dtype.type), record, items, threads.get_workers()[0]))
     return packed
 
 
@@ -212,16 +216,16 @@ def forward(
     geometry: ConvGeometry, x: np.ndarray, packed: np.ndarray, bias: np.ndarray | None, relu: bool, y: np.ndarray
 ) -> None:
     """Convolve `x` into `y` with the kernels that `pack` returned."""
-    slots = threads.get_slots()[0]
+    workers = threads.get_workers()[0]
     record = jit.copy_record(_numbers(geometry, x.dtype))
     zeros = np.zeros(geometry.weight_size[0], x.dtype)
-    memory = scratch.borrow(slots * scratch_bytes())
+    memory = scratch.borrow(workers * scratch_bytes())
     for name, array in (("input", x), ("packed", packed), ("output", y), ("zeros", zeros)):
         record[name] = array.ctypes.data
     record["scratch"] = memory.address
     record["bias"] = record["zeros"] if bias is None else bias.ctypes.data
-    record["slot"], record["relu"] = scratch_bytes(), relu
+    record["worker"], record["relu"] = scratch_bytes(), relu
     items = geometry.input_size[0] * int(record["groups"] * record["strips"] * record["chunks"])
     pixels = _STRIP_BLOCKS * _VECTORS * simd.lanes(x.dtype.type)
     products = pixels * cdiv(int(record["filter_blocks"]), int(record["chunks"])) * _ROWS * int(record["taps"])
-    threads.run(*in_turns(_forward_items.address(x.dtype.type), record, items, slots, cdiv(products, MOST_PRODUCTS)))
+    threads.run(*in_turns(_forward_items.address(x.dtype.type), record, items, workers, cdiv(products, MOST_PRODUCTS)))

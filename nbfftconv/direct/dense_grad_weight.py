@@ -20,22 +20,26 @@ from nbfftconv.direct.gather import clear_lanes, gather_lanes
 from nbfftconv.geometry import AXIS_NUMBERS, ConvGeometry
 from nbfftconv.rounding import cdiv, round_up
 from nbfftconv.simd import VECTOR_BYTES
+from nbfftconv.target import TARGET, WIDEST_VECTOR_BYTES, power_of_two
 from nbfftconv.threads import in_turns, share
 
-# The block of dW in registers: taps, and vectors of filters. G takes as many registers, and a pixel one.
-_TAPS, _VECTORS = (9, 3) if simd.REGISTERS == 32 else (4, 3)
-#: Pixels of a block: as much of G under one block of filters as the L1 cache holds.
-_PIXELS = 128
-#: Taps of a work item, at most: more share the transposed gradient, until their sums leave the L2 cache; ...
-_MOST_TAPS = 576
-#: ... and blocks of filters, which share the gathered input; as few as this for as many items as _ITEMS, enough for
-#: many threads.
+# The block of dW in registers: vectors of filters, and taps. G takes as many registers as there are vectors, and a
+# pixel one.
+_VECTORS = 3
+_TAPS = (TARGET.registers - _VECTORS - 1) // _VECTORS
+#: Pixels of a block: G under one block of filters takes half of the L1 cache.
+_PIXELS = TARGET.l1_bytes // 2 // (_VECTORS * WIDEST_VECTOR_BYTES)
+#: Blocks of filters of a work item, at most, which share the gathered input; as few as this for as many items as
+#: _ITEMS, enough for many threads.
 _MOST_BLOCKS, _FEWEST_BLOCKS = 4, 2
 _ITEMS = 24
-#: The input under a band is meant to take so many bytes, and is so many columns of the output wide, at most, ...
-_WINDOW_BYTES, _COLUMNS = 2**19, 128
-#: ... and where the smallest band's would take more than this, because of a large dilation, `gradients` is the way.
-_MOST_BYTES = 2**21
+#: Taps of a work item, at most: more share the transposed gradient, until their sums take more than a quarter of the L2
+#: cache. They are those of a power of two of channels of 3×3 kernels.
+_MOST_TAPS = 9 * power_of_two(TARGET.l2_bytes // 4 // (9 * _MOST_BLOCKS * _VECTORS * WIDEST_VECTOR_BYTES))
+#: The input under a band is meant to take a quarter of the L2 cache, and is at most as wide as a block of pixels, ...
+_WINDOW_BYTES, _COLUMNS = TARGET.l2_bytes // 4, _PIXELS
+#: ... and where the smallest band's would not fit that cache, because of a large dilation, `gradients` is the way.
+_MOST_BYTES = TARGET.l2_bytes
 #: A band of a work item has so many products, at most.
 _BAND_PRODUCTS = 2 * MOST_PRODUCTS
 #: So it is for groups of fewer filters, whose lanes would be empty, and of fewer weights, for which little is gained
@@ -44,14 +48,14 @@ _FEWEST_FILTERS, _FEWEST_WEIGHTS = 2, 32
 
 _RECORD = np.dtype(
     [
-        *((name, np.int64) for name in ("input", "weight", "output", "scratch", "slot")),
+        *((name, np.int64) for name in ("input", "weight", "output", "scratch", "worker")),
         # channels, filters and taps of a group; sums of a part of all items, and of an item
         *((name, np.int64) for name in ("images", "groups", "channels", "filters", "taps", "sums", "part", "item")),
         # vectors of filters, in blocks, in chunks; blocks of taps, in chunks; parts of the bands
         *((name, np.int64) for name in ("vectors", "filter_blocks", "filter_chunks", "tap_blocks", "tap_chunks")),
         *((name, np.int64) for name in ("turn", "turns", "bands", "parts")),
         *((name, np.int64) for name in ("image_core", "y_core", "x_core", "y_count", "x_count")),
-        # bytes of the window's rows, channels and images, and where what follows it in a slot begins
+        # bytes of the window's rows, channels and images, and where what follows it in a worker begins
         *((name, np.int64) for name in ("row", "plane", "image", "gradient", "pixel_table", "tap_table", "slot_sums")),
         # every so many pixels of the input are in the window, in which strides and dilations are divided by that
         *((f"{axis}_{name}", np.int64) for axis in "yx" for name in (*AXIS_NUMBERS, "step")),
@@ -218,8 +222,8 @@ def _add_up(real, itemsize, lanes, r, item, sums, part, parts):
 def _grad_weight(real):
     itemsize, lanes = np.dtype(real).itemsize, simd.lanes(real)
 
-    def dense_grad_weight(r, slot, begin, end):
-        window = r.scratch + slot * r.slot
+    def dense_grad_weight(r, worker, begin, end):
+        window = r.scratch + worker * r.worker
         gradient, pixel_table, tap_table = window + r.gradient, window + r.pixel_table, window + r.tap_table
         tap_places = simd.pointer(np.int64, tap_table)
         kernel = r.y_kernel * r.x_kernel
@@ -283,7 +287,7 @@ def _grad_weight(real):
 def _add_parts(real):
     itemsize, lanes = np.dtype(real).itemsize, simd.lanes(real)
 
-    def add_parts(r, slot, begin, end):
+    def add_parts(r, worker, begin, end):
         for item in range(begin, end):
             _add_up(real, itemsize, lanes, r, item, r.sums + item * r.item, r.part, r.parts)
 
@@ -303,7 +307,7 @@ def _axis(numbers: dict[str, int]) -> dict[str, int]:
 
 
 @functools.lru_cache(maxsize=256)
-def _record(geometry: ConvGeometry, dtype: np.dtype) -> np.ndarray | None:
+def _record(geometry: ConvGeometry, dtype: np.dtype) -> Any:
     """Return the record with all numbers, and no address; None where `gradients` is the way."""
     y, x = (_axis(geometry.axis_numbers(axis)) for axis in (0, 1))
     filters, channels = geometry.weight_size[0] // geometry.groups, geometry.weight_size[1]
@@ -361,7 +365,7 @@ def _record(geometry: ConvGeometry, dtype: np.dtype) -> np.ndarray | None:
     fields["pixel_table"] = fields["gradient"] + (block + lanes) * _VECTORS * VECTOR_BYTES
     fields["tap_table"] = fields["pixel_table"] + 8 * block
     fields["slot_sums"] = round_up(fields["tap_table"] + 8 * item_taps, VECTOR_BYTES)
-    fields["slot"] = fields["slot_sums"] + (fields["item"] if parts == fields["turns"] == 1 else 0)
+    fields["worker"] = fields["slot_sums"] + (fields["item"] if parts == fields["turns"] == 1 else 0)
     fields |= {f"{name}_{number}": value for name, axis in (("y", y), ("x", x)) for number, value in axis.items()}
     record = np.zeros((), _RECORD)
     for name, value in fields.items():
@@ -376,7 +380,7 @@ def fits(geometry: ConvGeometry, dtype: np.dtype) -> bool:
 
 def scratch_bytes(geometry: ConvGeometry, dtype: np.dtype) -> int:
     """Bytes of scratch memory of each thread."""
-    return int(_record(geometry, dtype)["slot"])
+    return int(_record(geometry, dtype)["worker"])
 
 
 def sums_bytes(geometry: ConvGeometry, dtype: np.dtype) -> int:
@@ -398,15 +402,15 @@ def work(geometry: ConvGeometry, dtype: np.dtype) -> tuple[int, int]:
 
 def grad_weight(geometry: ConvGeometry, x: np.ndarray, dw: np.ndarray, g: np.ndarray) -> None:
     """Compute the gradient with respect to the kernels into `dw`."""
-    slots = threads.get_slots()[0]
+    workers = threads.get_workers()[0]
     record = _record(geometry, x.dtype).copy()
-    memory, sums = scratch.borrow(slots * int(record["slot"])), scratch.borrow(sums_bytes(geometry, x.dtype))
+    memory, sums = scratch.borrow(workers * int(record["worker"])), scratch.borrow(sums_bytes(geometry, x.dtype))
     for name, array in (("input", x), ("weight", dw), ("output", g)):
         record[name] = array.ctypes.data
     record["scratch"], record["sums"] = memory.address, sums.address
     items = int(record["groups"] * record["filter_chunks"] * record["tap_chunks"])
     parts, turns = int(record["parts"]), int(record["turns"])
-    tasks = in_turns(_grad_weight_items.address(x.dtype.type), record, items * parts, slots, turns)
+    tasks = in_turns(_grad_weight_items.address(x.dtype.type), record, items * parts, workers, turns)
     if parts > 1 or turns > 1:
-        tasks.append(threads.Task(_add_part_items.address(x.dtype.type), record, items, slots))
+        tasks.append(threads.Task(_add_part_items.address(x.dtype.type), record, items, workers))
     threads.run(*tasks)

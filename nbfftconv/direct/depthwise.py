@@ -12,6 +12,7 @@ What a tap needs, its place in the window and in the kernel, is in a table: firs
 
 import functools
 import math
+from typing import Any
 
 import numpy as np
 
@@ -21,21 +22,24 @@ from nbfftconv.direct.gather import clear_lanes, gather_lanes
 from nbfftconv.geometry import AXIS_NUMBERS, ConvGeometry
 from nbfftconv.rounding import cdiv, round_up
 from nbfftconv.simd import VECTOR_BYTES
+from nbfftconv.target import TARGET, power_of_two
 from nbfftconv.threads import in_turns, share
 
-#: Registers hold the sums of this many rows and vectors of a row, ...
-_ROWS, _VECTORS = 8, (2 if simd.REGISTERS == 32 else 1)
-#: ... and the weights of a run of this many taps.
+#: Registers hold the weights of a run of this many taps, ...
 _RUN = 4
+#: ... a vector of pixels, and the sums of this many rows and vectors of a row, a power of two as widths are.
+_ROWS = 8
+_VECTORS = power_of_two((TARGET.registers - _RUN - 1) // _ROWS)
 #: More filters in a group, and more than so many for every tap of a channel, are left to `dense`, which gathers for
 #: every tap, but only once for all filters.
 _MOST_FILTERS, _FILTERS_PER_TAP = 4, 1.5
 #: So are larger strides, for which most of a window would be gathered in vain, ...
 _MOST_STRIDE = 4
-#: ... and kernels with dilation so large that the smallest tile's window would take more bytes, ...
-_MOST_BYTES = 2**19
-#: ... while windows are meant to take as much.
-_WINDOW_BYTES = 2**16
+#: ... and kernels with dilation so large that the smallest tile's window would take more than a quarter of the L2
+#: cache.
+_MOST_BYTES = TARGET.l2_bytes // 4
+#: Windows are meant to take far less: each is read once for every filter, while what comes next is fetched.
+_WINDOW_BYTES = TARGET.l2_bytes // 32
 #: Columns of a tile, at most.
 _COLUMNS = 1024
 #: Tiles are cut smaller for as many work items, enough for many threads.
@@ -43,7 +47,7 @@ _ITEMS = 24
 
 _RECORD = np.dtype(
     [
-        *((name, np.int64) for name in ("input", "weight", "output", "bias", "zeros", "scratch", "slot")),
+        *((name, np.int64) for name in ("input", "weight", "output", "bias", "zeros", "scratch", "worker")),
         # channels and filters of a group, in chunks; channels gathered at once
         *((name, np.int64) for name in ("groups", "channels", "filters", "chunks", "depth", "relu", "turn", "turns")),
         # runs of 4, 3, 2 and 1 taps in the table
@@ -120,8 +124,8 @@ def _gather_window(real, itemsize, lanes, r, plane, y, x, window):
 def _forward(real):
     itemsize, lanes = np.dtype(real).itemsize, simd.lanes(real)
 
-    def depthwise_forward(r, slot, begin, end):
-        window = r.scratch + slot * r.slot
+    def depthwise_forward(r, worker, begin, end):
+        window = r.scratch + worker * r.worker
         width = r.x_output
         w_channel = r.y_kernel * r.x_kernel * itemsize
         first_depth, last_depth = share(cdiv(r.channels, r.depth), r.turn, r.turns)
@@ -180,7 +184,7 @@ _forward_tiles = jit.stage(_RECORD)(_forward)
 
 
 @functools.lru_cache(maxsize=256)
-def _record(geometry: ConvGeometry, dtype: np.dtype) -> np.ndarray | None:
+def _record(geometry: ConvGeometry, dtype: np.dtype) -> Any:
     """Return the record with all numbers but those of runs, and no address; None where `dense` is the way."""
     axes = [geometry.axis_numbers(axis) for axis in (0, 1)]
     for axis in axes:  # a step that is never taken would only make the window larger
@@ -228,7 +232,7 @@ def _record(geometry: ConvGeometry, dtype: np.dtype) -> np.ndarray | None:
         "rows": rows, "vectors": vectors, "phase": phase, "row": row, "window": window,
         "row_step": y["stride"] * y_phases * row, "tap_step": tap_phases * x["kernel"] * itemsize,
         "y_phases": y_phases, "y_core": y_core, "x_core": x_core, "y_count": y_count, "x_count": x_count,
-        "slot": depth * window, "turns": turns,
+        "worker": depth * window, "turns": turns,
     }  # fmt: skip
     for name, value in fields.items():
         record[name] = value
@@ -270,18 +274,18 @@ def fits(geometry: ConvGeometry, dtype: np.dtype) -> bool:
 
 def scratch_bytes(geometry: ConvGeometry, dtype: np.dtype) -> int:
     """Bytes of scratch memory of each thread."""
-    return int(_record(geometry, dtype)["slot"])
+    return int(_record(geometry, dtype)["worker"])
 
 
 def forward(
     geometry: ConvGeometry, x: np.ndarray, w: np.ndarray, bias: np.ndarray | None, relu: bool, y: np.ndarray
 ) -> None:
     """Convolve `x` into `y`."""
-    slots = threads.get_slots()[0]
+    workers = threads.get_workers()[0]
     record = jit.copy_record(_record(geometry, x.dtype))
     table, counts = _runs(*(int(record[name]) for name in _OF_RUNS), x.dtype.itemsize)
     zeros = np.zeros(geometry.weight_size[0], x.dtype)
-    memory = scratch.borrow(slots * int(record["slot"]))
+    memory = scratch.borrow(workers * int(record["worker"]))
     arrays = {"input": x, "weight": w, "output": y, "zeros": zeros, "table": table}
     for name, array in arrays.items():
         record[name] = array.ctypes.data
@@ -291,4 +295,4 @@ def forward(
     for length, count in enumerate(counts, 1):
         record[f"runs{length}"] = count
     items = geometry.input_size[0] * int(record["groups"] * record["y_count"] * record["x_count"] * record["chunks"])
-    threads.run(*in_turns(_forward_tiles.address(x.dtype.type), record, items, slots, int(record["turns"])))
+    threads.run(*in_turns(_forward_tiles.address(x.dtype.type), record, items, workers, int(record["turns"])))

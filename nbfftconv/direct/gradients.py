@@ -34,7 +34,7 @@ def _inside(tap, stride, before, begin, end, outputs):
 
 
 def _grad_input(real):
-    def grad_input(r, slot, begin, end):
+    def grad_input(r, worker, begin, end):
         dx, w, g = simd.pointer(real, r.input), simd.pointer(real, r.weight), simd.pointer(real, r.output)
         channels = r.groups * r.channels
         width, x_stride = r.x_input, r.x_stride
@@ -82,7 +82,7 @@ def _dot(real, a, b, stride, count):
 def _grad_weight(real):
     itemsize = np.dtype(real).itemsize
 
-    def grad_weight(r, slot, begin, end):
+    def grad_weight(r, worker, begin, end):
         dw, g = simd.pointer(real, r.weight), simd.pointer(real, r.output)
         for item in range(begin, end):
             u, v = item // r.x_kernel % r.y_kernel, item % r.x_kernel
@@ -143,11 +143,11 @@ def grad_input(geometry: ConvGeometry, dx: np.ndarray, w: np.ndarray, g: np.ndar
     products = filters * math.prod(kernel) * math.prod(geometry.output_size[2:])  # of a plane
     record["parts"] = parts = max(1, min(rows, cdiv(products, _MOST_PRODUCTS)))
     turns = max(1, min(filters * kernel[0], cdiv(products, parts * _MOST_PRODUCTS)))
-    slots = threads.get_slots()[0]
-    threads.run(*in_turns(_grad_input_rows.address(dx.dtype.type), record, n * c * parts, slots, turns))
+    workers = threads.get_workers()[0]
+    threads.run(*in_turns(_grad_input_rows.address(dx.dtype.type), record, n * c * parts, workers, turns))
 
 
 def grad_weight(geometry: ConvGeometry, x: np.ndarray, dw: np.ndarray, g: np.ndarray) -> None:
     """Compute the gradient with respect to the kernels into `dw`."""
     stage = _grad_weight_taps.address(x.dtype.type)
-    threads.run(threads.Task(stage, _record(geometry, x, dw, g), dw.size, threads.get_slots()[0]))
+    threads.run(threads.Task(stage, _record(geometry, x, dw, g), dw.size, threads.get_workers()[0]))

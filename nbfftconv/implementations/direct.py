@@ -192,8 +192,8 @@ def cost(geometry: ConvGeometry, direction: str, dtype: np.dtype, weight_is_pack
         )
     if direction != "forward":
         rows = geometry.multiply_adds / width
-        products = 2 * geometry.multiply_adds / (flops * _RATES["gradient"])
-        return _RATES["call"] + slow * (products + _RATES["gradient_row"] * rows)
+        seconds = 2 * geometry.multiply_adds / (flops * _RATES["gradient"])
+        return _RATES["call"] + slow * (seconds + _RATES["gradient_row"] * rows)
     taps = math.prod(geometry.weight_size[1:])
     lanes = simd.lanes(dtype.type)
     moved = slow * (math.prod(geometry.input_size) + math.prod(geometry.output_size))

@@ -17,8 +17,8 @@ from nbfftconv import direct, outliers
 from nbfftconv.geometry import ConvGeometry, pair
 from nbfftconv.implementations import WEIGHT_LIMIT, Candidates, Implementation, Inapplicable, Kernels, Request
 from nbfftconv.implementations.fft_costs import (
+    BlockedChoices,
     FftCost,
-    TileChoices,
     blocked,
     choices_for,
     choices_of,
@@ -32,7 +32,7 @@ from nbfftconv.passes.grad_input import grad_input as grad_input_pass
 from nbfftconv.passes.grad_weight import grad_weight as grad_weight_pass
 from nbfftconv.passes.plan import FftPlan, SpectraLayout
 from nbfftconv.passes.to_spectra import TransformedWeight, transform_weight
-from nbfftconv.plan import Choices, KernelForm, StepPlan
+from nbfftconv.plan import Choices, ConvPlan, KernelForm, StepPlan
 from nbfftconv.tiling import axis_tiles, problem_sizes
 from nbfftconv.transforms import registry
 from nbfftconv.transpose import transpose
@@ -44,12 +44,12 @@ _MEASURED_TILES = 8
 class CostedChoices(NamedTuple):
     """Choices for a pass, what each costs, and the sum of that in seconds, infinite where it does not fit."""
 
-    choices: TileChoices
+    choices: BlockedChoices
     cost: FftCost
     seconds: np.ndarray
 
     @classmethod
-    def of(cls, choices: TileChoices, fixed: float, request: Request) -> "CostedChoices":
+    def of(cls, choices: BlockedChoices, fixed: float, request: Request) -> "CostedChoices":
         """Return the choices with their costs, on top of `fixed` seconds."""
         cost = fft_cost(choices, request.weight_is_transformed, request.machine)
         fits = choices.fits if request.is_asked else choices.fits & (choices.weight <= WEIGHT_LIMIT)
@@ -85,21 +85,24 @@ class FftCandidates(Candidates):
 
     def __init__(self, request: Request, costed: list[CostedChoices]) -> None:
         self._request, self._costed = request, costed
-        each = ((of_pass, int(of_pass.seconds.argmin())) for of_pass in costed if len(of_pass.seconds))
-        found = ((float(of_pass.seconds[index]), of_pass.choices, index) for of_pass, index in each)
-        self.seconds, self._choices, self._index = min(
-            found, key=lambda candidate: candidate[0], default=(math.inf, None, 0)
-        )
+        each = [(of_pass, int(of_pass.seconds.argmin())) for of_pass in costed if len(of_pass.seconds)]
+        self._cheapest = min(each, key=lambda place: place[0].seconds[place[1]], default=(None, 0))
+        of_pass, index = self._cheapest
+        self.seconds = math.inf if of_pass is None else float(of_pass.seconds[index])
 
     def best(self, reason: str) -> FftPlan:
         """Return the plan of the cheapest tile."""
-        return self._plan(self._choices, self._index, reason, self.seconds)
+        of_pass, index = self._cheapest
+        if of_pass is None:
+            raise ValueError(f"no tile is known for {self._request.geometry}")
+        return self._plan_of(of_pass.choices, index, reason, self.seconds)
 
-    def promising(self, most: float) -> list[FftPlan]:
+    def promising(self, most: float) -> list[ConvPlan]:
         """Return plans of the cheapest tiles of each transform, each tile in its cheapest blocking."""
         costs = np.concatenate([of_pass.seconds for of_pass in self._costed])
         places = [(of_pass.choices, index) for of_pass in self._costed for index in range(len(of_pass.seconds))]
-        plans, tiles = [], defaultdict(set)
+        plans: list[ConvPlan] = []
+        tiles = defaultdict[int, set[tuple[int, ...]]](set)
         for at in np.argsort(costs, kind="stable"):
             if costs[at] > most:
                 break
@@ -108,10 +111,10 @@ class FftCandidates(Candidates):
             # fused or not, transposed or not, as the plan for a tile is chosen
             if len(tiles[transform]) < _MEASURED_TILES and tuple(tile) not in tiles[transform]:
                 tiles[transform].add(tuple(tile))
-                plans.append(self._plan(choices, index, "", float(costs[at])))
+                plans.append(self._plan_of(choices, index, "", float(costs[at])))
         return plans
 
-    def _plan(self, choices: TileChoices, index: int, reason: str, seconds: float) -> FftPlan:
+    def _plan_of(self, choices: BlockedChoices, index: int, reason: str, seconds: float) -> FftPlan:
         plan = choices.plan(index, reason, seconds)
         return plan if choices.direction == self._request.direction else plan.as_grad_input(self._request.geometry)
 
@@ -192,9 +195,9 @@ class Fft(Implementation[FftPlan, FftKernels]):
             return None
         reason = f"the model expects {seconds[index] * 1e3:.3g} ms for a step that shares spectra, "
         reason += f"{below * 1e3:.3g} ms for one that does not, on one core"
-        plans = [of_pass.choices.plan(index, reason, float(of_pass.seconds[index])) for of_pass in step]
-        return StepPlan(
-            *plans, seconds=float(seconds[index]), shares_spectra=True, keeps_input_spectra=bool(keeps[index])
+        plans = (of_pass.choices.plan(index, reason, float(of_pass.seconds[index])) for of_pass in step)
+        return StepPlan.of(
+            plans, seconds=float(seconds[index]), shares_spectra=True, keeps_input_spectra=bool(keeps[index])
         )
 
     def read_choices(self, written: dict[str, Any]) -> Choices:
@@ -271,8 +274,9 @@ class Fft(Implementation[FftPlan, FftKernels]):
 
         `plan` is that for the kernels, whose blocks are larger.
         """
+        spectra = None if kept is None else kept.spectra
         has_outliers, grad_bias = backward_pass(
-            plan, geometry, input, kept and kept.spectra, kernels.transformed, grad_output, grad_input, grad_weight
+            plan, geometry, input, spectra, kernels.transformed, grad_output, grad_input, grad_weight
         )
         if has_outliers or kernels.transformed.has_outliers:
             _correct_grad_input(geometry, kernels.weight, grad_output, grad_input)

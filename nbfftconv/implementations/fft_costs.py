@@ -35,7 +35,7 @@ from nbfftconv.geometry import ConvGeometry
 from nbfftconv.machine import Machine
 from nbfftconv.passes.plan import FftPlan, filters_of_block
 from nbfftconv.tiling import AxisTiles, TileGrid, axis_tiles, problem_sizes
-from nbfftconv.transforms import COMPLEX_BYTES, Transform, step_stride
+from nbfftconv.transforms import COMPLEX_BYTES, Transform, bin_stride
 
 # The spectra of a block of tiles are about this large, in bytes: what one stage writes is then still in the last-level
 # cache for the next. If those of the kernels, read once a block, are larger, as large, but not more than the limit.
@@ -56,6 +56,10 @@ _FUSED_DEPTH = 16
 _RATES = rates.of("fft")
 
 
+#: An array, or one number for all.
+Numbers = Any
+
+
 class Tiles(NamedTuple):
     """Tiles of some transforms, as arrays: all that does not depend on a geometry.
 
@@ -65,7 +69,7 @@ class Tiles(NamedTuple):
         Index in the transforms that are chosen from.
     height, width : numpy.ndarray
         Sides.
-    lanes, steps : numpy.ndarray
+    lanes, bins : numpy.ndarray
         As of their layout.
     nbytes : numpy.ndarray
         Bytes of a tile in memory.
@@ -77,18 +81,18 @@ class Tiles(NamedTuple):
         Seconds of a byte of spectra that go through the last-level cache, and of kernels' spectra that are read.
     """
 
-    transform: np.ndarray
-    height: np.ndarray
-    width: np.ndarray
-    lanes: np.ndarray
-    steps: np.ndarray
-    nbytes: np.ndarray
-    base: np.ndarray
-    column: np.ndarray
-    row: np.ndarray
-    product: np.ndarray
-    spectra: np.ndarray
-    stream: np.ndarray
+    transform: Numbers
+    height: Numbers
+    width: Numbers
+    lanes: Numbers
+    bins: Numbers
+    nbytes: Numbers
+    base: Numbers
+    column: Numbers
+    row: Numbers
+    product: Numbers
+    spectra: Numbers
+    stream: Numbers
 
 
 @functools.lru_cache(maxsize=32)
@@ -105,7 +109,8 @@ def _table(
     # floating-point numbers: large sizes cannot overflow, and those below 2^52 are exact
     height, width = np.meshgrid(np.array(vertical, float), np.array(horizontal, float), indexing="ij")
     layout = transform.layout(dtype.type, height, width)
-    operations = transform.operations(height, width, layout.steps * simd.lanes(dtype.type))
+    frequencies: Numbers = layout.bins * simd.lanes(dtype.type)
+    operations = transform.operations(height, width, frequencies)
     base, column, row = (slow * of_tile / machine.flops for of_tile in operations)
     base = base + _RATES["transform_call"] / layout.lanes + (0 if transform.skips_rows else transform.row * height)
     tiles = Tiles(
@@ -113,7 +118,7 @@ def _table(
         height=height,
         width=width,
         lanes=layout.lanes,
-        steps=layout.steps,
+        bins=layout.bins,
         nbytes=height * layout.pitch * dtype.itemsize,
         base=base,
         column=column,
@@ -135,6 +140,7 @@ def _tiles(
 ) -> Tiles:
     """Return the tiles to choose from; of a transform that was asked for, a choice that there is not is an error."""
     sizes, found = problem_sizes(geometry), []
+    sides: list[tuple[int, ...]]
     for index, transform in enumerate(transforms):
         known = transform.sides
         if tile is not None:
@@ -144,7 +150,7 @@ def _tiles(
                 continue
             for axis, side in enumerate(tile):
                 axis_tiles(geometry, axis, side)  # raises where the kernel does not fit
-            sides, ranges = [(side,) for side in tile], [slice(None)] * 2
+            sides, ranges = [tile[:1], tile[1:]], [slice(None)] * 2
         else:
             sides = [known or _smooth_sides(taps) for _, taps in sizes]
             ranges = [_sides_for(of_axis, *size) for of_axis, size in zip(sides, sizes, strict=True)]
@@ -185,7 +191,7 @@ def _sides_for(sides: tuple[int, ...], outputs: int, taps: int) -> slice:
 
 @dataclass(frozen=True)
 class TileChoices:
-    """Tiles to choose from for a pass, with their blocking and the memory that they take; numbers are arrays.
+    """Tiles to choose from, with the memory that their spectra take; numbers are arrays.
 
     Attributes
     ----------
@@ -195,23 +201,14 @@ class TileChoices:
     tiles : Tiles
     grid : TileGrid
         Of arrays.
-    units : numpy.ndarray
-        Units of tiles.
-    unit : numpy.ndarray
-        Bytes of the spectra of one unit, input and output.
+    lane_blocks : numpy.ndarray
+        Lane blocks of tiles.
+    lane_block : numpy.ndarray
+        Bytes of the spectra of one lane_block, input and output.
     weight : numpy.ndarray
         Bytes of the kernels' spectra.
     lane_filters : numpy.ndarray
         Filters of all groups, with the lanes that have none.
-    direction : str
-        The pass; "" before a blocking for one is chosen.
-    block_units : numpy.ndarray
-        Units whose spectra are in memory at once; of a thread, if fused.
-    fits : numpy.ndarray
-        Whether a block of at least one unit fits the limits.
-    fused : bool
-    filter_blocks : numpy.ndarray or int
-        Parts of a group's filters for each of which the input is transformed anew.
     """
 
     geometry: ConvGeometry
@@ -219,105 +216,126 @@ class TileChoices:
     transforms: tuple[Transform, ...]
     tiles: Tiles
     grid: TileGrid
-    units: np.ndarray
-    unit: np.ndarray
+    lane_blocks: np.ndarray
+    lane_block: np.ndarray
     weight: np.ndarray
     lane_filters: np.ndarray
-    direction: str = ""
-    block_units: np.ndarray | None = None
-    fits: np.ndarray | None = None
-    fused: bool = False
-    filter_blocks: np.ndarray | int = 1
 
     @classmethod
     def of(
         cls, geometry: ConvGeometry, dtype: np.dtype, transforms: tuple[Transform, ...], tiles: Tiles
     ) -> "TileChoices":
-        """Return the choices with all but their blocking."""
-        axes = (_axis(geometry, axis, sides) for axis, sides in enumerate((tiles.height, tiles.width)))
-        grid = TileGrid(*axes, geometry.input_size[0])
+        """Return the choices."""
+        sizes, sides = problem_sizes(geometry), (tiles.height, tiles.width)
+        vertical, horizontal = (_axis(geometry, axis, *sizes[axis], sides[axis]) for axis in (0, 1))
+        grid = TileGrid(vertical, horizontal, geometry.input_size[0])
         filters, channels = geometry.weight_size[:2]
         depth = channels * grid.channel_phases
-        units = _ceil(grid.tiles, tiles.lanes)
-        unit = tiles.steps * (step_stride(depth * geometry.groups) + step_stride(filters))
+        lane_blocks = _ceil(grid.tiles, tiles.lanes)
+        lane_block = tiles.bins * (bin_stride(depth * geometry.groups) + bin_stride(filters))
         lane_filters = geometry.groups * _ceil(filters // geometry.groups, tiles.lanes) * tiles.lanes
-        weight = lane_filters / tiles.lanes * tiles.steps * step_stride(depth)
-        return cls(geometry, dtype, transforms, tiles, grid, units, unit, weight, lane_filters)
+        weight = lane_filters / tiles.lanes * tiles.bins * bin_stride(depth)
+        return cls(geometry, dtype, transforms, tiles, grid, lane_blocks, lane_block, weight, lane_filters)
 
     @property
     def input_bytes(self) -> np.ndarray:
         """Bytes of the input's spectra, of all tiles."""
         depth = self.geometry.input_size[1] * self.grid.channel_phases
-        return self.units * self.tiles.steps * step_stride(depth)
+        return self.lane_blocks * self.tiles.bins * bin_stride(depth)
 
-    @property
-    def blocks(self) -> np.ndarray:
-        """Blocks of units."""
-        return _ceil(self.units, self.block_units)
-
-    def staged(self, direction: str, limit: int) -> "TileChoices":
-        """Stage after stage, each over as many units as fit the limits."""
+    def staged(self, direction: str, limit: int) -> "BlockedChoices":
+        """Stage after stage, each over as many lane_blocks as fit the limits."""
         streamed = np.minimum(self.weight, _LARGEST_BLOCK_BYTES)
         if direction == "grad_weight":  # read and written with every block
             streamed = np.minimum(4 * self.weight, _LARGEST_SUMMED_BYTES)
         size = np.minimum(limit, np.maximum(_BLOCK_BYTES, streamed))
-        units = np.maximum(1, np.minimum(self.units, np.floor(size / self.unit)))
-        blocks = np.maximum(1, _ceil(self.units, units))
-        units = np.maximum(1, _ceil(self.units, blocks))
-        return dataclasses.replace(self, direction=direction, block_units=units, fits=self.unit <= limit)
+        lane_blocks = np.maximum(1, np.minimum(self.lane_blocks, np.floor(size / self.lane_block)))
+        blocks = np.maximum(1, _ceil(self.lane_blocks, lane_blocks))
+        lane_blocks = np.maximum(1, _ceil(self.lane_blocks, blocks))
+        return BlockedChoices(
+            **vars(self), direction=direction, block_lane_blocks=lane_blocks, fits=self.lane_block <= limit
+        )
 
-    def fuse(self, limit: int) -> "TileChoices | None":
+    def fuse(self, limit: int) -> "BlockedChoices | None":
         """All stages of a block of a forward pass by one thread, where one fits a core's cache."""
         filters, channels = self.geometry.weight_size[0] // self.geometry.groups, self.geometry.weight_size[1]
         depth = channels * self.grid.channel_phases
         if depth > _FUSED_DEPTH:
             return None
         block = filters_of_block(filters, depth, self.tiles.lanes)
-        unit = self.tiles.steps * (step_stride(depth) + step_stride(np.minimum(ROWS, block).astype(np.int64)))
+        lane_block = self.tiles.bins * (bin_stride(depth) + bin_stride(np.minimum(ROWS, block).astype(np.int64)))
         tiles = 2 * self.tiles.lanes * self.tiles.nbytes
-        units = np.floor(np.minimum(_CORE_BYTES - tiles, limit) / unit)
-        units = np.minimum(np.minimum(units, self.units), 2 * COLUMNS)
-        fits, units, filter_blocks = units >= 1, np.maximum(units, 1), _ceil(filters, block)
-        return dataclasses.replace(
-            self,
-            unit=unit,
+        lane_blocks = np.floor(np.minimum(_CORE_BYTES - tiles, limit) / lane_block)
+        lane_blocks = np.minimum(np.minimum(lane_blocks, self.lane_blocks), 2 * COLUMNS)
+        fits, lane_blocks, filter_blocks = lane_blocks >= 1, np.maximum(lane_blocks, 1), _ceil(filters, block)
+        return BlockedChoices(
+            **(vars(self) | {"lane_block": lane_block}),
             direction="forward",
-            block_units=units,
+            block_lane_blocks=lane_blocks,
             fits=fits,
             fused=True,
             filter_blocks=filter_blocks,
         )
 
+
+@dataclass(frozen=True)
+class BlockedChoices(TileChoices):
+    """Tiles to choose from for a pass, with their blocking.
+
+    Attributes
+    ----------
+    direction : str
+        The pass.
+    block_lane_blocks : numpy.ndarray
+        Lane blocks whose spectra are in memory at once; of a thread, if fused.
+    fits : numpy.ndarray
+        Whether a block of at least one lane_block fits the limits.
+    fused : bool
+    filter_blocks : numpy.ndarray or int
+        Parts of a group's filters for each of which the input is transformed anew.
+    """
+
+    direction: str
+    block_lane_blocks: np.ndarray
+    fits: np.ndarray
+    fused: bool = False
+    filter_blocks: np.ndarray | int = 1
+
+    @property
+    def blocks(self) -> np.ndarray:
+        """Blocks of lane_blocks."""
+        return _ceil(self.lane_blocks, self.block_lane_blocks)
+
     def plan(self, index: int, reason: str, seconds: float) -> FftPlan:
         """Return the plan of one of the choices."""
         tile = int(self.tiles.height[index]), int(self.tiles.width[index])
-        axes = (axis_tiles(self.geometry, axis, side) for axis, side in enumerate(tile))
-        grid = TileGrid(*axes, self.geometry.input_size[0])
-        block_units = int(self.block_units[index])
+        vertical, horizontal = (axis_tiles(self.geometry, axis, side) for axis, side in enumerate(tile))
+        grid = TileGrid(vertical, horizontal, self.geometry.input_size[0])
+        block_lane_blocks = int(self.block_lane_blocks[index])
         return FftPlan(
             geometry=self.geometry,
             direction=self.direction,
             dtype=self.dtype,
-            scratch_bytes=block_units * int(self.unit[index]),
+            scratch_bytes=block_lane_blocks * int(self.lane_block[index]),
             weight_bytes=int(self.weight[index]),
             reason=reason,
             seconds=seconds,
             transform=self.transforms[int(self.tiles.transform[index])].name,
             grid=grid,
             fused=self.fused,
-            block_tiles=max(1, min(grid.tiles, block_units * int(self.tiles.lanes[index]))),
+            block_tiles=max(1, min(grid.tiles, block_lane_blocks * int(self.tiles.lanes[index]))),
         )
 
 
-def _axis(geometry: ConvGeometry, axis: int, sides: np.ndarray) -> AxisTiles:
+def _axis(geometry: ConvGeometry, axis: int, outputs: int, taps: int, sides: np.ndarray) -> AxisTiles:
     """Cover the outputs along an axis as `axis_tiles` does, by tiles of an array of sides."""
-    outputs, taps = problem_sizes(geometry)[axis]
-    core = sides - (taps - 1)
-    return dataclasses.replace(axis_tiles(geometry, axis, taps), tile=sides, core=core, count=_ceil(outputs, core))
+    gained = sides - (taps - 1)
+    tiles: Any = {"tile": sides, "outputs": gained, "count": _ceil(outputs, gained)}  # arrays, where a plan has numbers
+    return dataclasses.replace(axis_tiles(geometry, axis, taps), **tiles)
 
 
-def _ceil(count: np.ndarray | int, size: np.ndarray | int) -> np.ndarray:
-    """`count` / `size`, rounded up."""
+def _ceil(count: Numbers, size: Numbers) -> Numbers:
+    """`count` / `size`, rounded up; of floating-point numbers, whose remainders NumPy is slow to compute."""
     return np.ceil(count / size)
 
 
@@ -352,11 +370,11 @@ def choices_for(
     tile: tuple[int, int] | None,
     machine: Machine,
 ) -> TileChoices:
-    """Return the choices with all but their blocking; kept for a moment, as the passes of a step come together."""
+    """Return all tiles to choose from; kept for a moment, as the passes of a step come together."""
     return TileChoices.of(geometry, dtype, transforms, _tiles(geometry, dtype, transforms, is_asked, tile, machine))
 
 
-def blocked(choices: TileChoices, direction: str, limit: int) -> list[TileChoices]:
+def blocked(choices: TileChoices, direction: str, limit: int) -> list[BlockedChoices]:
     """Return the choices with their blocking: first fused passes, if there may be some."""
     fused = choices.fuse(limit) if direction == "forward" else None
     return [*([] if fused is None else [fused]), choices.staged(direction, limit)]
@@ -376,7 +394,7 @@ class FftCost(NamedTuple):
     rest: np.ndarray
 
 
-def fft_cost(choices: TileChoices, weight_is_transformed: bool, machine: Machine) -> FftCost:
+def fft_cost(choices: BlockedChoices, weight_is_transformed: bool, machine: Machine) -> FftCost:
     """Return the seconds of every choice."""
     geometry, direction, grid, tiles = choices.geometry, choices.direction, choices.grid, choices.tiles
     itemsize = choices.dtype.itemsize
@@ -385,27 +403,32 @@ def fft_cost(choices: TileChoices, weight_is_transformed: bool, machine: Machine
     depth = channels * grid.channel_phases
     samples = tiles.height * tiles.width
 
-    def transform(columns: Any, rows: Any = tiles.height) -> np.ndarray:  # of a tile of which so many are needed
+    def transform(
+        columns: Numbers, rows: Numbers = tiles.height
+    ) -> np.ndarray:  # of a tile of which so many are needed
         return tiles.base + tiles.column * (_ceil(columns, 2 * lanes) * 2 * lanes) + tiles.row * rows
 
-    count = choices.units * tiles.lanes
-    spectrum = tiles.steps * COMPLEX_BYTES  # of a unit
-    through_cache = 0 if choices.fused else choices.units * spectrum * tiles.spectra
+    count = choices.lane_blocks * tiles.lanes
+    spectrum = tiles.bins * COMPLEX_BYTES  # of a lane_block
+    through_cache = 0 if choices.fused else choices.lane_blocks * spectrum * tiles.spectra
 
-    def both_ways(channels: int, columns: np.ndarray, size: tuple[int, ...], rate: float, times: Any = 1) -> np.ndarray:
+    def both_ways(
+        channels: int, columns: Numbers, size: tuple[int, ...], rate: float, times: Numbers = 1
+    ) -> np.ndarray:
         moved = times * (itemsize * math.prod(size) / (machine.bandwidth * rate))
         return channels * (count * transform(columns) + through_cache) + moved
 
-    # one unit of tiles leaves registers empty
-    multiply_adds = tiles.steps * lanes * choices.units * filters * depth * (1 + 0.2 / choices.block_units)
-    transposed = 0.0
+    # one lane_block of tiles leaves registers empty
+    multiply_adds = tiles.bins * lanes * choices.lane_blocks * filters * depth * (1 + 0.2 / choices.block_lane_blocks)
+    transposed: Numbers = 0.0
     if direction == "grad_weight":
         is_panel = tiles.lanes > 1  # panels, whose lanes are filters
-        panels = tiles.steps * choices.lane_filters
+        panels = tiles.bins * choices.lane_filters
         multiply_adds = np.where(is_panel, panels * grid.tiles * depth, multiply_adds)
-        transposed = np.where(is_panel, panels * choices.units / lanes * _RATES["square"], 0.0)
+        transposed = np.where(is_panel, panels * choices.lane_blocks / lanes * _RATES["square"], 0.0)
     stream = 1 / (machine.bandwidth * _RATES["sums"]) if direction == "grad_weight" else tiles.stream
-    weight, taps = 0.0, grid.horizontal.taps
+    weight: Numbers = 0.0
+    taps = grid.horizontal.taps
     if direction == "grad_weight":
         weight = choices.lane_filters * depth * transform(taps) + choices.weight * tiles.spectra
     elif not weight_is_transformed:
@@ -413,12 +436,12 @@ def fft_cost(choices: TileChoices, weight_is_transformed: bool, machine: Machine
         weight = choices.lane_filters * depth * kernel + choices.weight / (machine.bandwidth * _RATES["kernels"])
     blocks = _RATES["block"] * (1 if choices.fused else choices.blocks)
     if geometry.groups > 1 and not choices.fused:
-        blocks = blocks + _RATES["group_product"] * geometry.groups * tiles.steps * choices.blocks
-    overlap = samples / (grid.vertical.core * grid.horizontal.core) if direction == "grad_input" else 1
+        blocks = blocks + _RATES["group_product"] * geometry.groups * tiles.bins * choices.blocks
+    overlap = samples / (grid.vertical.outputs * grid.horizontal.outputs) if direction == "grad_input" else 1
     return FftCost(
         choices.filter_blocks
         * both_ways(depth * geometry.groups, tiles.width, geometry.input_size, _RATES["read"], overlap),
-        both_ways(filters, grid.horizontal.core, geometry.output_size, _RATES["write"]),
+        both_ways(filters, grid.horizontal.outputs, geometry.output_size, _RATES["write"]),
         weight,
         multiply_adds * tiles.product + transposed + choices.weight * choices.blocks * stream + blocks + _RATES["call"],
     )

@@ -551,7 +551,7 @@ class BlankWindows:
             self._has_zeros = np.ones(geometry.input_size[1], np.uint8)
             first = weight.itemsize * (weight.shape[2] * weight.shape[3] - 1)  # taps are reversed
         if has_zeros is not None:
-            record["weight"], record["has_zeros"] = weight.ctypes.data + first, self._has_zeros.ctypes.data
+            record["weight"], record["has_zeros"] = weight.ctypes.data + first, self._has_zeros.ctypes.data  # type: ignore[union-attr]
         if bias is not None:
             record["bias"] = bias.ctypes.data
         record["relu"] = relu

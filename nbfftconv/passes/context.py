@@ -15,7 +15,7 @@ from nbfftconv.passes.views import View, input_view, output_view, weight_view
 from nbfftconv.passes.workspace import Strips, transform_numbers, workspace_numbers
 from nbfftconv.rounding import cdiv
 from nbfftconv.scratch import Memory
-from nbfftconv.transforms import COMPLEX_BYTES, TileTransform, registry, step_stride
+from nbfftconv.transforms import COMPLEX_BYTES, TileTransform, bin_stride, registry
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ class Numbers:
         self.depth = geometry.input_size[1] * grid.channel_phases
         self.filters = geometry.weight_size[0]
         self.group_depth, self.group_filters = self.depth // self.groups, self.filters // self.groups
-        self.lanes, self.bins = layout.lanes, layout.steps
+        self.lanes, self.bins = layout.lanes, layout.bins
         self.views: dict[str, View] = {
             "input": input_view(geometry, grid, self.lanes, itemsize),
             "weight": weight_view(geometry, grid, self.lanes, itemsize),
@@ -123,8 +123,8 @@ class Numbers:
             self.filter_block = filters_of_block(self.group_filters, self.group_depth, self.lanes)
             self.fused_spectra = {}
             for name, channels in (("input", self.group_depth), ("output", min(ROWS, self.filter_block))):
-                lane_block = self.bins * step_stride(channels)
-                self.fused_spectra[name] = worker, lane_block, step_stride(channels)
+                lane_block = self.bins * bin_stride(channels)
+                self.fused_spectra[name] = worker, lane_block, bin_stride(channels)
                 worker += self.most_lane_blocks * lane_block
         self.workspace_numbers = address, worker, *offsets, end
 
@@ -159,7 +159,7 @@ class Context(Numbers):
     def __init__(self, plan: FftPlan, geometry: ConvGeometry) -> None:
         kind = registry.get(plan.transform)
         transform = kind.make(plan.dtype.type, *plan.tile)
-        workers, library_workers = threads.get_slots()
+        workers, library_workers = threads.get_workers()
         # made once a plan, and shared by its calls
         numbers = _numbers(plan, geometry, transform, workers, library_workers if kind.is_library else workers)
         vars(self).update(vars(numbers))
@@ -215,7 +215,7 @@ class Context(Numbers):
 
     def _spectra(self, lane_blocks: int, channels: int, is_kept: bool) -> Spectra:
         """Make room for the spectra of some lane blocks and channels, to outlive the call if `is_kept`."""
-        stride = step_stride(channels)
+        stride = bin_stride(channels)
         array, address = (scratch.lasting if is_kept else self.borrow)(lane_blocks * self.bins * stride)
         return Spectra(array, address, self.bins * stride, stride)
 
@@ -254,7 +254,7 @@ class Context(Numbers):
             group=group_channels * COMPLEX_BYTES,
             row=strides[row],
             column=strides[column],
-            step=spectra.bin,
+            bin=spectra.bin,
             lane_axis="column" if column == "tile" else None,
             vectors=spectra.lane_block,
         )
@@ -269,7 +269,7 @@ class Context(Numbers):
             spectra.address,
             group=self.views["weight"].lane_blocks * spectra.lane_block,
             **strides,
-            step=spectra.bin,
+            bin=spectra.bin,
             lane_axis=filter_axis if lanes else None,
             vectors=spectra.lane_block,
         )

@@ -2,7 +2,7 @@
 
 from collections.abc import Hashable
 from dataclasses import dataclass, replace
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -13,10 +13,11 @@ from nbfftconv.tiling import TileGrid, axis_tiles
 from nbfftconv.transforms import registry
 
 
-def filters_of_block(filters: int, depth: int, lanes: int | np.ndarray) -> int | np.ndarray:
+def filters_of_block(filters: int, depth: int, lanes: Any) -> Any:
     """Return the size of a filter block: so many a fused pass convolves with what it transformed of `depth` channels.
 
-    So many, in whole units of lanes, that it hardly matters that every block transforms the input anew.
+    So many, in whole units of lanes, that it hardly matters that every block transforms the input anew. Of an array of
+    lanes, one of sizes.
     """
     return np.minimum(filters, round_up(8 * depth, lanes))
 

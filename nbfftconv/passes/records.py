@@ -9,7 +9,7 @@ _WORD = np.dtype(np.int64)
 
 
 def _paths(dtype: np.dtype, prefix: str = "") -> Iterator[str]:
-    for name in dtype.names:
+    for name in dtype.names or ():
         field = dtype[name]
         if field.names:
             yield from _paths(field, f"{prefix}{name}.")

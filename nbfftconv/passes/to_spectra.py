@@ -15,7 +15,7 @@ from nbfftconv.outliers import WORDS
 from nbfftconv.passes.context import Context, Numbers, Spectra
 from nbfftconv.passes.plan import FftPlan
 from nbfftconv.passes.records import Record, RecordType, fields
-from nbfftconv.passes.tiles import clear_outliers, copy_tiles, find_least, gather_tile, stream_steps
+from nbfftconv.passes.tiles import clear_outliers, copy_tiles, find_least, gather_tile, stream_bins
 from nbfftconv.passes.views import (
     NO_TILE,
     SPECTRA,
@@ -205,7 +205,7 @@ def _stage(real):
                 real, word, limit, itemsize, r, worker, lane_block, index, spectrum, stride, pointed
             )  # fmt: skip
             if r.finished != 0:
-                stream_steps(real, (spectrum, target, s.bin, bins))
+                stream_bins(real, (spectrum, target, s.bin, bins))
         if r.finished != 0:
             simd.fence()
 

@@ -35,7 +35,10 @@ _PAIRS = np.dtype(
         # parts, or by sets in turns, from one to the next of which is kept what was met
         *((name, np.int64) for name in ("found", "items", "parts", "turn", "turns", "met", "item")),
         # channels and filters of a group; filters of an item; words of a set of channels
-        *((name, np.int64) for name in ("images", "groups", "channels", "filters", "chunk", "chunks", "words")),
+        *(
+            (name, np.int64)
+            for name in ("images", "groups", "channels", "filters", "filter_block", "filter_blocks", "words")
+        ),
         # of a thread: bytes, and pixels of a row of sets of them
         *((name, np.int64) for name in ("worker", "columns")),
         *((f"{axis}_{name}", np.int64) for axis in "yx" for name in AXIS_NUMBERS),
@@ -233,8 +236,8 @@ def _clear_met_by_pixels(real, r, group, begin, end):
 @njit()
 def _place_of(r, item):
     """Return the group of an item and the range of its filters."""
-    first = item % r.chunks * r.chunk
-    return item // r.chunks, first, min(first + r.chunk, r.filters)
+    first = item % r.filter_blocks * r.filter_block
+    return item // r.filter_blocks, first, min(first + r.filter_block, r.filters)
 
 
 def _look(real):
@@ -286,13 +289,13 @@ def _numbers(geometry: ConvGeometry) -> np.ndarray:
     record["channels"], record["filters"] = channels, filters
     record["words"] = words = cdiv(channels, 64)
     set_bytes = 8 * words * kernel[0] * kernel[1]
-    record["chunk"] = chunk = max(1, min(filters, _FILTERS, _SET_BYTES // set_bytes))
-    record["chunks"] = cdiv(filters, chunk)
+    record["filter_block"] = filter_block = max(1, min(filters, _FILTERS, _SET_BYTES // set_bytes))
+    record["filter_blocks"] = cdiv(filters, filter_block)
     reach = (_RUN - 1) * geometry.stride[1] + (kernel[1] - 1) * geometry.dilation[1] + 1
     record["columns"] = columns = min(geometry.input_size[3], reach)
     record["worker"] = round_up(8 * words * kernel[0] * columns, 64)
-    record["item"] = round_up(_COUNTS_BYTES + chunk * set_bytes, 64)
-    pixels, taps = geometry.input_size[0] * math.prod(geometry.output_size[2:]), chunk * math.prod(kernel)
+    record["item"] = round_up(_COUNTS_BYTES + filter_block * set_bytes, 64)
+    pixels, taps = geometry.input_size[0] * math.prod(geometry.output_size[2:]), filter_block * math.prod(kernel)
     record["parts"] = max(1, min(taps * channels, cdiv(pixels * taps * channels, _MOST_PAIRS)))
     rows = geometry.input_size[0] * geometry.output_size[2]
     record["turns"] = max(1, min(rows, cdiv(pixels * taps * words, _MOST_PAIRS)))
@@ -316,7 +319,7 @@ class UnmetWeights:
         self._context = context
         self._record = record = jit.copy_record(_numbers(geometry))
         self._turns = int(record["turns"])
-        items = int(record["groups"] * record["chunks"]) if input.shape[0] else 0
+        items = int(record["groups"] * record["filter_blocks"]) if input.shape[0] else 0
         self._found = np.zeros(items, np.uint8)
         for name, array in (("input", input), ("output", grad_output), ("weight", result), ("found", self._found)):
             record[name] = array.ctypes.data

@@ -175,7 +175,7 @@ def input_view(geometry: ConvGeometry, grid: TileGrid, lanes: int, itemsize: int
                 channel_phase_step=numbers["dilation"],
                 tiles=tiles.count,
                 samples=tiles.tile,
-                advance=tiles.core,
+                advance=tiles.outputs,
                 sample_step=min(tiles.input_step, _LONGEST_STEP),
             )
         )
@@ -190,8 +190,8 @@ def output_view(geometry: ConvGeometry, grid: TileGrid, lanes: int, itemsize: in
             phases=tiles.image_phases,
             phase_step=1,
             tiles=tiles.count,
-            samples=tiles.core,
-            advance=tiles.core,
+            samples=tiles.outputs,
+            advance=tiles.outputs,
             sample_step=tiles.output_step,
         )
         for index, tiles in enumerate((grid.vertical, grid.horizontal))

@@ -15,7 +15,7 @@ from nbfftconv.passes.records import fields
 from nbfftconv.passes.views import NO_TILE, Tile, View, next_position, position_of, row_step, tile_at, tiles_of
 from nbfftconv.rounding import round_up
 from nbfftconv.simd import VECTOR_BYTES
-from nbfftconv.transforms import TileTransform, place_bytes
+from nbfftconv.transforms import TileTransform, indirection_row_bytes
 
 _LINE = 64
 
@@ -35,7 +35,7 @@ def transform_numbers(transform: TileTransform, tile: tuple[int, int], itemsize:
     """Return the numbers of `TRANSFORM`."""
     layout, row = transform.layout, transform.layout.pitch * itemsize
     addresses = transform.forward, transform.inverse, transform.context
-    return (*addresses, layout.lanes, layout.steps, tile[0], row // VECTOR_BYTES, row, tile[0] * tile[1])
+    return (*addresses, layout.lanes, layout.bins, tile[0], row // VECTOR_BYTES, row, tile[0] * tile[1])
 
 
 def workspace_numbers(transform: TileTransform, rows: int, real: type) -> tuple[int, ...]:
@@ -46,7 +46,7 @@ def workspace_numbers(transform: TileTransform, rows: int, real: type) -> tuple[
     factors = work + round_up(transform.work_items * itemsize, _LINE)
     largest = factors + _LINE
     indirection = largest + _LINE
-    indirection_row = place_bytes(real, layout.pitch) if layout.lanes > 1 else 0
+    indirection_row = indirection_row_bytes(real, layout.pitch) if layout.lanes > 1 else 0
     strips = indirection + round_up(rows * indirection_row, _LINE)
     return 0, 0, tile, work, factors, largest, indirection, indirection_row, strips
 
@@ -60,14 +60,14 @@ class Strips(NamedTuple):
         Bytes from a row of a strip to the next.
     strip : int
         Bytes from a strip to the next.
-    count : int
+    total : int
         Strips of a lane block: a row of tiles each, the first of which may begin before it; one for lanes without a
         tile.
     """
 
     row: int
     strip: int
-    count: int
+    total: int
 
     @classmethod
     def of(cls, view: View, lanes: int, tile_row: int, itemsize: int) -> "Strips":
@@ -83,7 +83,7 @@ class Strips(NamedTuple):
     @property
     def nbytes(self) -> int:
         """Bytes of the strips of a lane block."""
-        return self.count * self.strip
+        return self.total * self.strip
 
 
 #: The record of `Strips`.
@@ -150,4 +150,4 @@ def point_to_strips(itemsize, v, r, memory, lane_block):
         if column == v.x.tiles:
             column, strip = 0, strip + 1
             at = strip * strips.strip
-        addresses[lane] = at if lane < count else (strips.count - 1) * strips.strip
+        addresses[lane] = at if lane < count else (strips.total - 1) * strips.strip

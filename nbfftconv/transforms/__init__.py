@@ -1,7 +1,8 @@
 """Real transforms of tiles: what one has to offer. Each module has one `Transform`, and `registry` has them all.
 
-All write spectra as `[unit, step, channel, (re, im), lane]`, so that a product reads contiguous channels. A lane is a
-tile, or a filter, and a step a frequency; or a unit is one tile, a lane a frequency, and a step a vector of them.
+All write spectra as `[lane block, bin, channel, (re, im), lane]`, so that a product reads contiguous channels. A lane
+is a tile, or a filter, and a bin a frequency; or a lane block is one tile, a lane a frequency, and a bin a vector of
+them.
 """
 
 import functools
@@ -21,8 +22,8 @@ from nbfftconv.simd import VECTOR_BYTES
 COMPLEX_BYTES = 2 * VECTOR_BYTES
 
 
-def step_stride(channels: int) -> int:
-    """Bytes from one step to the next: an odd number of channels, since steps an even number apart share few sets of a
+def bin_stride(channels: int) -> int:
+    """Bytes from one bin to the next: an odd number of channels, since bins an even number apart share few sets of a
     cache."""
     return (channels | 1) * COMPLEX_BYTES
 
@@ -37,17 +38,17 @@ class Layout:
         Tiles transformed together; with one, the lanes are frequencies.
     pitch : int
         Scalars from a row of a tile to the next.
-    steps : int
+    bins : int
         Frequencies or, with one lane, vectors of them.
     """
 
     lanes: int
     pitch: int
-    steps: int
+    bins: int
 
 
-def place_bytes(real: type, pitch: int) -> int:
-    """Bytes of the places of one row: for each lane an address, and a mask for each vector of `pitch` scalars."""
+def indirection_row_bytes(real: type, pitch: int) -> int:
+    """Bytes of an indirection buffer for a row of `pitch` scalars: for each lane an address, and a mask a vector."""
     lanes = simd.lanes(real)
     return 8 * lanes + 2 * pitch
 
@@ -56,19 +57,19 @@ def place_bytes(real: type, pitch: int) -> int:
 class TileTransform:
     """The real two-dimensional FFT of one tile size and dtype, as compiled code calls it.
 
-    `forward` and `inverse` are addresses of C functions on addresses, from a unit of tiles to their spectra, and back,
-    unnormalised:
+    `forward` and `inverse` are addresses of C functions on addresses, from a lane block of tiles to its spectra, and
+    back, unnormalised:
 
     - of one tile, ``void (context, tile, work, spectrum, stride, rows, columns)``: its `height` rows are `pitch`
       scalars apart, and of them only the first `columns` are needed;
-    - of a tile for each lane, ``void (context, places, base, work, spectrum, stride, rows, ahead, largest)`` and
-      ``void (context, places, base, pitch, work, spectrum, stride, rows)``. The places, in bytes from `base` on, are
-      forward those of every row: an int64 for each lane, and 16 bits for each lane of each vector of a row, of the
-      samples that are not zero. In the inverse transform they are an int64 for each lane, from where on its rows are
-      `pitch` bytes apart. Forward, what is `ahead` bytes further on is fetched for a later call, and the largest
-      magnitudes, as bits, are written to the vector at `largest`.
+    - of a tile for each lane, ``void (context, indirection, base, work, spectrum, stride, rows, ahead, largest)`` and
+      ``void (context, indirection, base, pitch, work, spectrum, stride, rows)``. The indirection buffer has,
+      forward, for every row an int64 for each lane, the address of its samples in bytes from `base` on, and 16 bits
+      for each lane of each vector of the row, of the samples that are not zero. In the inverse transform it has an
+      int64 for each lane, from where on its rows are `pitch` bytes apart. Forward, what is `ahead` bytes further on is
+      fetched for a later call, and the largest magnitudes, as bits, are written to the vector at `largest`.
 
-    At every step, `stride` bytes from the next one's, a spectrum has a vector of real parts and one of imaginary parts.
+    For every bin, `stride` bytes from the next one's, a spectrum has a vector of real parts and one of imaginary parts.
     Of a tile only the first `rows` rows are needed. What is not needed is zero, or may be left out. `work` has room for
     `work_items` scalars, zero at first; nothing else is destroyed. The addresses are good as long as somebody holds the
     transform.

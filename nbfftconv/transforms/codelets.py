@@ -39,32 +39,32 @@ _RATES = rates.of("codelet")
 
 
 def rows_forward(length):
-    """Emitter: `count` rows of `length` samples, from their places to [row, k, (re, im), lane].
+    """Emitter: `count` rows of `length` samples, from where they are to [row, k, (re, im), lane].
 
     What is `ahead` bytes further on is fetched for a later call. The largest magnitudes go to the vector at `largest`.
     """
 
-    def emit(v, places, base, work, count, ahead, largest):
+    def emit(v, indirection, base, work, count, ahead, largest):
         size, groups = 2 * v.vector_bytes, cdiv(length, v.lanes)
         masks = 8 * v.lanes  # after the addresses
 
-        def row(place, work, magnitude):
+        def row(pointers, work, magnitude):
             samples = []
             for group in range(groups):
                 rows = []
                 for lane in range(v.lanes):
-                    at = base + v.load_integer(place + 8 * lane) + group * v.vector_bytes
+                    at = base + v.load_integer(pointers + 8 * lane) + group * v.vector_bytes
                     v.prefetch(at + ahead)
-                    mask = v.load_mask(place + (masks + 2 * (group * v.lanes + lane)))
+                    mask = v.load_mask(pointers + (masks + 2 * (group * v.lanes + lane)))
                     rows.append(v.masked_load(at, mask))
                     magnitude = v.maximum(magnitude, v.magnitude(rows[-1]))
                 samples += v.transpose(rows)
             spectrum = real_transform([Complex(v, x) for x in samples[:length]])
             for k, value in enumerate(spectrum):
                 store_complex(v, value, work + k * size)
-            return [place + (masks + 2 * groups * v.lanes), work + len(spectrum) * size, magnitude]
+            return [pointers + (masks + 2 * groups * v.lanes), work + len(spectrum) * size, magnitude]
 
-        _, _, magnitude = v.repeat(count, [places, work, v.zero_magnitude()], row)
+        _, _, magnitude = v.repeat(count, [indirection, work, v.zero_magnitude()], row)
         v.store_magnitude(magnitude, largest)
 
     return emit
@@ -116,12 +116,12 @@ def columns(length, sign):
 
 
 def rows_inverse(length):
-    """Emitter: `count` rows from [row, k, (re, im), lane] to the places of lanes, `pitch` bytes from row to row.
+    """Emitter: `count` rows from [row, k, (re, im), lane] to the addresses of lanes, `pitch` bytes from row to row.
 
     Whole vectors are written, each before what begins in its midst if that is of a later lane or row.
     """
 
-    def emit(v, places, base, pitch, work, count):
+    def emit(v, indirection, base, pitch, work, count):
         size, groups = 2 * v.vector_bytes, cdiv(length, v.lanes)
 
         def row(base, work):
@@ -130,7 +130,7 @@ def rows_inverse(length):
             samples += [0.0] * (groups * v.lanes - length)
             for group in reversed(range(groups)):
                 for lane, value in enumerate(v.transpose(samples[group * v.lanes : (group + 1) * v.lanes])):
-                    v.store(value, base + v.load_integer(places + 8 * lane) + group * v.vector_bytes)
+                    v.store(value, base + v.load_integer(indirection + 8 * lane) + group * v.vector_bytes)
             return [base + pitch, work + len(spectrum) * size]
 
         v.repeat(count, [base, work], row)
@@ -154,8 +154,8 @@ _CONTEXT = np.dtype(
 def _forward_factory(real):
     itemsize = np.dtype(real).itemsize
 
-    def forward(c, places, base, work, spectrum, stride, rows, ahead, largest):
-        simd.call(c.rows_forward, (places, base, work, rows, ahead, largest))
+    def forward(c, indirection, base, work, spectrum, stride, rows, ahead, largest):
+        simd.call(c.rows_forward, (indirection, base, work, rows, ahead, largest))
         rest = simd.pointer(real, work)
         for i in range(rows * c.pitch // itemsize, c.height * c.pitch // itemsize):
             rest[i] = real(0)
@@ -165,9 +165,9 @@ def _forward_factory(real):
 
 
 def _inverse_factory(real):
-    def inverse(c, places, base, pitch, work, spectrum, stride, rows):
+    def inverse(c, indirection, base, pitch, work, spectrum, stride, rows):
         simd.call(c.columns_inverse, (work, c.pitch, spectrum, stride, c.complex_columns, c.last_columns))
-        simd.call(c.rows_inverse, (places, base, pitch, work, rows))
+        simd.call(c.rows_inverse, (indirection, base, pitch, work, rows))
 
     return inverse
 
@@ -180,8 +180,8 @@ def layout(real: type, height: int, width: int) -> Layout:
     """Return the layout of tiles and spectra: rows are whole vectors."""
     lanes = simd.lanes(real)
     real_columns = 2 - width % 2
-    steps = height * (width // 2 + 1) - real_columns * ((height - 1) // 2)  # each of half the frequencies
-    return Layout(lanes, round_up(width, lanes), steps)
+    bins = height * (width // 2 + 1) - real_columns * ((height - 1) // 2)  # each of half the frequencies
+    return Layout(lanes, round_up(width, lanes), bins)
 
 
 @functools.cache

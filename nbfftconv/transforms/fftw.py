@@ -12,6 +12,7 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyfftw
@@ -26,7 +27,7 @@ from nbfftconv.transforms import COMPLEX_BYTES, Layout, Operations, TileTransfor
 
 # Symbols are found through the libraries that pyFFTW's extension module is linked to.
 _library = ctypes.CDLL(pyfftw.pyfftw.__file__)
-_PREFIX = {np.float32: "fftwf_", np.float64: "fftw_"}
+_PREFIX: dict[type, str] = {np.float32: "fftwf_", np.float64: "fftw_"}
 _FLAGS = {"measure": 0, "estimate": 1 << 6, "patient": 1 << 5, "exhaustive": 1 << 3}
 _DESTROY_INPUT = 1 << 0
 
@@ -192,14 +193,14 @@ def _shared_wisdom() -> Iterator[None]:
                 _save_wisdom(document)
 
 
-def _function(real: type, name: str, result: type | None, arguments: list) -> ctypes._CFuncPtr:
+def _function(real: type, name: str, result: type | None, arguments: list) -> Any:
     function = getattr(_library, _PREFIX[real] + name)
     function.restype, function.argtypes = result, arguments
     return function
 
 
 def _plan(real: type, name: str, dimensions: list[tuple[int, int, int]], addresses: list[int], flags: int) -> int:
-    array = (_Dimension * len(dimensions))(*dimensions)
+    array = (_Dimension * len(dimensions))(*dimensions)  # type: ignore[misc]
     word, count = ctypes.c_void_p, ctypes.c_int
     planner = _function(real, name, word, [count, word, count, word, word, word, word, ctypes.c_uint])
     plan = planner(len(dimensions), array, 0, None, *addresses, flags)
@@ -264,23 +265,23 @@ def _make(real: type, height: int, width: int, flags: int) -> TileTransform:
         [real_part, imaginary_part, tile.ctypes.data], flags,
     )  # fmt: skip
     execute = _execute(real, "execute_split_dft_r2c"), _execute(real, "execute_split_dft_c2r")
-    context = np.array((*execute, forward, inverse, shape.steps), _CONTEXT)
+    context = np.array((*execute, forward, inverse, shape.bins), _CONTEXT)
     return TileTransform(
         _forward.address(real),
         _inverse.address(real),
         context.ctypes.data,
         shape,
-        work_items=2 * shape.steps * simd.lanes(real),
+        work_items=2 * shape.bins * simd.lanes(real),
         kept=context,
     )
 
 
 def _execute(real: type, name: str) -> int:
-    return ctypes.cast(getattr(_library, _PREFIX[real] + name), ctypes.c_void_p).value
+    return ctypes.cast(getattr(_library, _PREFIX[real] + name), ctypes.c_void_p).value  # type: ignore[return-value]
 
 
-# Addresses of FFTW's functions, of the plans that they execute, and the steps of a spectrum.
-_CONTEXT = np.dtype([(name, np.intp) for name in ("execute_forward", "execute_inverse", "forward", "inverse", "steps")])
+# Addresses of FFTW's functions, of the plans that they execute, and the bins of a spectrum.
+_CONTEXT = np.dtype([(name, np.intp) for name in ("execute_forward", "execute_inverse", "forward", "inverse", "bins")])
 
 
 def _forward_factory(real):
@@ -288,9 +289,9 @@ def _forward_factory(real):
 
     def forward(c, tile, work, spectrum, stride, rows, columns):
         simd.call(c.execute_forward, (c.forward, tile, work, work + itemsize))
-        for step in range(c.steps):
-            interleaved = simd.pointer(real, work + step * COMPLEX_BYTES)
-            parts = simd.pointer(real, spectrum + step * stride)
+        for index in range(c.bins):
+            interleaved = simd.pointer(real, work + index * COMPLEX_BYTES)
+            parts = simd.pointer(real, spectrum + index * stride)
             for lane in range(lanes):
                 parts[lane] = interleaved[2 * lane]
                 parts[lanes + lane] = interleaved[2 * lane + 1]
@@ -302,9 +303,9 @@ def _inverse_factory(real):
     itemsize, lanes = np.dtype(real).itemsize, simd.lanes(real)
 
     def inverse(c, tile, work, spectrum, stride, rows, columns):
-        for step in range(c.steps):
-            interleaved = simd.pointer(real, work + step * COMPLEX_BYTES)
-            parts = simd.pointer(real, spectrum + step * stride)
+        for index in range(c.bins):
+            interleaved = simd.pointer(real, work + index * COMPLEX_BYTES)
+            parts = simd.pointer(real, spectrum + index * stride)
             for lane in range(lanes):
                 interleaved[2 * lane] = parts[lane]
                 interleaved[2 * lane + 1] = parts[lanes + lane]

@@ -1,6 +1,6 @@
 """The transforms that there are: the one place that names them all."""
 
-from nbfftconv.transforms import Transform, codelets, fftw, planar
+from nbfftconv.transforms import Transform, codelets, fftw, four_step
 
 _transforms: dict[str, Transform] = {}
 _available: tuple[Transform, ...] = ()
@@ -73,5 +73,5 @@ def names() -> tuple[str, ...]:
     return tuple(_transforms)
 
 
-for _transform in (fftw.TRANSFORM, codelets.TRANSFORM, planar.TRANSFORM):
+for _transform in (fftw.TRANSFORM, codelets.TRANSFORM, four_step.TRANSFORM):
     register(_transform)

@@ -36,7 +36,7 @@ SIDES = tuple(STEPS)
 
 # `transform` and `tall`, beside those of `Transform`: fractions of the machine's `flops`, the latter of columns of more
 # rows than that, whose samples are on too many pages.
-_RATES = rates.of("planar")
+_RATES = rates.of("four_step")
 _TALL = 200
 
 
@@ -300,7 +300,7 @@ def layout(real: type, height: int, width: int) -> Layout:
 
 
 @functools.cache
-def planar(real: type, height: int, width: int) -> TileTransform:
+def four_step(real: type, height: int, width: int) -> TileTransform:
     """Return the generated transform of tiles of ``height * width`` scalars, compiled at the first request.
 
     Parameters
@@ -311,7 +311,7 @@ def planar(real: type, height: int, width: int) -> TileTransform:
         Of `SIDES`.
     """
     lanes, shape = simd.lanes(real), layout(real, height, width)
-    pairs, groups = shape.pitch // (2 * lanes), shape.steps // width
+    pairs, groups = shape.pitch // (2 * lanes), shape.bins // width
     vector = groups * lanes * COMPLEX_BYTES
     tables = [
         _factors(real, height, -1, 0.5), _factors(real, width, -1, 1.0),
@@ -347,6 +347,6 @@ def _operations(height, width, frequencies):
 
 
 TRANSFORM = Transform(
-    "planar", planar, layout, SIDES, _operations,
+    "four_step", four_step, layout, SIDES, _operations,
     product_rate=_RATES["product"], spectra_rate=_RATES["spectra"], stream_rate=_RATES["stream"], row=_RATES["row"],
 )  # fmt: skip

@@ -1,0 +1,97 @@
+"""The operations that the cost model reckons with against those that the generated transforms have, counted.
+
+The model's are fitted: nominal operations, 2.5·N·log2 N of N real values, and a rate for them. Counted are instructions
+of arithmetic on vectors, a multiplication with an addition as one; so a rate that follows from them is that of a
+machine that does nothing but arithmetic. What loads, stores, shuffles and registers that do not suffice cost on top of
+that is the fitted rate's fraction of it, which should be much the same for all lengths.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from numpy_emitter import NumpyEmitter
+
+from nbfftconv.transforms import codelets, four_step
+from nbfftconv.transforms.butterflies import Complex, complex_transform, real_inverse, real_transform
+
+ARITHMETIC = "add", "subtract", "multiply", "fma"  # a change of sign is part of what follows
+
+
+def count(compute):
+    """Return the instructions of arithmetic of ``compute(v, values)``, where ``values(n)`` are complex."""
+    v = NumpyEmitter(np.float64, 16)
+    for x in compute(v, lambda n: [Complex(v, v.vector([1.0, 2.0]), v.vector([3.0, 4.0])) for _ in range(n)]):
+        v.keep(x.re)
+        v.keep(x.im)
+    return sum(v.counts[instruction] for instruction in ARITHMETIC)
+
+
+def of_rows(n):
+    return count(lambda v, values: real_transform([Complex(v, x.re) for x in values(n)]))
+
+
+def of_rows_inverse(n):
+    return count(lambda v, values: [Complex(v, x.re) for x in real_inverse(values(n // 2 + 1), n)])
+
+
+def of_columns(n):
+    return count(lambda v, values: complex_transform(values(n), -1))
+
+
+def in_two_steps(n):
+    """Instructions of a four-step transform of `n` complex values."""
+    n1, n2 = four_step.STEPS[n]
+
+    def compute(v, values):
+        factors = v.put(np.ones(2 * n1))
+        for _ in range(n2):
+            yield from four_step._times_factors(v, complex_transform(values(n1), -1), factors, 1)
+        for _ in range(n1):
+            yield from complex_transform(values(n2), -1)
+
+    return count(compute)
+
+
+def test_counts_that_are_known():
+    """By hand; what nobody needs is not counted. Four real values have one addition of a zero, as 0·i has."""
+    assert of_columns(2) == 4
+    assert of_columns(4) == 16
+    assert of_columns(8) == 2 * 16 + 4 * 4 + 2 * 4
+    assert of_rows(2) == 2
+    assert of_rows(4) == 6 + 1
+
+
+def nominal(n):
+    return 2.5 * n * math.log2(n)
+
+
+@pytest.mark.parametrize("length", codelets.SIDES)
+def test_rates_of_codelets_follow_from_counts(length):
+    """Values that fit the registers cost 0.65 of what arithmetic alone would, others 0.45: each within a quarter."""
+    instructions = (of_rows(length) + of_rows_inverse(length)) / 2, of_columns(length) / 2
+    counted = nominal(length) / sum(instructions)  # of two transforms, at 2 operations an instruction
+    efficiency = codelets._RATES[length] / counted
+    assert efficiency == pytest.approx(0.65 if length <= 16 else 0.45, rel=0.25)
+
+
+@pytest.mark.parametrize("length", four_step.SIDES)
+def test_the_rate_of_planar_transforms_follows_from_counts(length):
+    """One rate for all lengths is 0.44 of what arithmetic alone would do, within a quarter."""
+    counted = nominal(length) / in_two_steps(length)  # of two columns at once
+    assert four_step._RATE / counted == pytest.approx(0.44, rel=0.25)
+
+
+def test_nominal_operations_are_those_of_the_cost_model():
+    sides = np.array(codelets.SIDES)
+    operations = codelets.TRANSFORM.operations(sides, sides, None)
+    for side, base, row in zip(sides, operations.base, operations.row, strict=True):
+        assert base + side * row == pytest.approx(2 * side * nominal(side) / codelets._RATES[side])
+    sides = np.array(four_step.SIDES)
+    operations = four_step.TRANSFORM.operations(sides, sides, 1.0)
+    for side, base, column in zip(sides, operations.base, operations.column, strict=True):
+        rate = four_step._TALL_RATE if side > four_step._TALL else four_step._RATE
+        assert column == pytest.approx(nominal(side) / rate)
+        assert side * base == pytest.approx(2 * nominal(side) / four_step._RATE)
