@@ -210,12 +210,12 @@ def codelet_tiles(case: Case) -> st.SearchStrategy[tuple[int, int]]:
 
 
 # The same for four-step transforms: sides that are no multiple of the lanes, and steps of odd lengths.
-PLANAR_TILES = [(30, 40), (36, 30), (40, 72), (72, 36), (90, 40)]
+FOUR_STEP_TILES = [(30, 40), (36, 30), (40, 72), (72, 36), (90, 40)]
 
 
-def planar_tiles(case: Case) -> st.SearchStrategy[tuple[int, int]]:
+def four_step_tiles(case: Case) -> st.SearchStrategy[tuple[int, int]]:
     """A four-step transform's tile that the kernel fits into."""
-    fitting = [tile for tile in PLANAR_TILES if tile[0] >= case.weight_size[2] and tile[1] >= case.weight_size[3]]
+    fitting = [tile for tile in FOUR_STEP_TILES if tile[0] >= case.weight_size[2] and tile[1] >= case.weight_size[3]]
     return st.sampled_from(fitting)
 
 
@@ -252,6 +252,6 @@ def shared_steps(block_tiles: int | None = None, **choices: Any) -> Iterator[Non
 @st.composite
 def tilings(draw, case: Case, most: int = 16) -> dict[str, Any]:
     """A transform, and a tile of it that the kernel fits into."""
-    strategies = {"fftw": tiles(case, most), "codelet": codelet_tiles(case), "four_step": planar_tiles(case)}
+    strategies = {"fftw": tiles(case, most), "codelet": codelet_tiles(case), "four_step": four_step_tiles(case)}
     transform = draw(st.sampled_from(list(strategies)))
     return {"transform": transform, "tile": draw(strategies[transform])}

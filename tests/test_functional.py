@@ -9,14 +9,14 @@ from compare import assert_accurate, relative_error
 from geometries import (
     CODELET_TILES,
     DIRECTIONS,
+    FOUR_STEP_TILES,
     PADDING_MODES,
-    PLANAR_TILES,
     WAYS,
     Case,
     cases,
     codelet_tiles,
+    four_step_tiles,
     generators,
-    planar_tiles,
     tiles,
 )
 from hypothesis import given
@@ -25,7 +25,7 @@ from scipy import signal
 
 import nbfftconv
 from nbfftconv.transforms.codelets import SIDES
-from nbfftconv.transforms.four_step import SIDES as PLANAR_SIDES
+from nbfftconv.transforms.four_step import SIDES as FOUR_STEP_SIDES
 
 DTYPES = (np.float32, np.float64)
 CHOICES = {
@@ -86,9 +86,9 @@ def test_every_codelet(height, width, dtype, direction, transposed, rng):
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
 @given(data=st.data(), dtype=st.sampled_from(DTYPES), rng=generators())
-def test_any_geometry_with_planar_transforms(direction, data, dtype, rng):
+def test_any_geometry_with_four_step_transforms(direction, data, dtype, rng):
     case = data.draw(cases())
-    tile = data.draw(planar_tiles(case))
+    tile = data.draw(four_step_tiles(case))
     choices = {"transposed": data.draw(st.booleans()), "fused": data.draw(st.booleans())}
     plan = case.plan(direction, dtype, algorithm="fft", transform="four_step", tile=tile, **choices)
     assert (plan.transform, plan.tile) == ("four_step", tile)
@@ -100,9 +100,9 @@ def test_any_geometry_with_planar_transforms(direction, data, dtype, rng):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
     ("height", "width"),
-    [*PLANAR_TILES[:2], *(pytest.param(*tile, marks=pytest.mark.slow) for tile in PLANAR_TILES[2:])],
+    [*FOUR_STEP_TILES[:2], *(pytest.param(*tile, marks=pytest.mark.slow) for tile in FOUR_STEP_TILES[2:])],
 )
-def test_planar_tiles(height, width, dtype, direction, transposed, rng):
+def test_four_step_tiles(height, width, dtype, direction, transposed, rng):
     """More filters and channels than a fused pass takes, and a kernel nearly as large as the tile."""
     for kernel in ((3, 4), (height - 2, width - 1)):
         case = Case((2, 17, height + 5, width + 4), (18, 17, *kernel), padding=(1, 0))
@@ -114,10 +114,10 @@ def test_planar_tiles(height, width, dtype, direction, transposed, rng):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", range(len(PLANAR_SIDES)), ids=lambda number: str(PLANAR_SIDES[number]))
-def test_every_planar_side(number, rng):
+@pytest.mark.parametrize("number", range(len(FOUR_STEP_SIDES)), ids=lambda number: str(FOUR_STEP_SIDES[number]))
+def test_every_four_step_side(number, rng):
     """Of columns and of rows: next to the last side, since each length is compiled."""
-    height, width = PLANAR_SIDES[number], PLANAR_SIDES[number - 1]
+    height, width = FOUR_STEP_SIDES[number], FOUR_STEP_SIDES[number - 1]
     direction, dtype = DIRECTIONS[number % 3], DTYPES[number % 2]
     case = Case((1, 2, height + 5, width + 3), (2, 2, 5, 4), padding=1)
     plan = case.plan(direction, dtype, algorithm="fft", transform="four_step", tile=(height, width))
@@ -127,7 +127,7 @@ def test_every_planar_side(number, rng):
 
 def test_a_tile_leaves_nothing_behind(rng):
     """A large image after another in a thread's memory: the other's result as if it were alone, bit by bit."""
-    for tile in PLANAR_TILES:
+    for tile in FOUR_STEP_TILES:
         case = Case((2, 1, *tile), (1, 1, 3, 3))  # one tile an image, with outputs in its last vector
         plan = case.plan("forward", np.float32, algorithm="fft", transform="four_step", tile=tile)
         x, w = case.operands("forward", np.float32, rng)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from compare import assert_accurate, assert_accurate_where_finite
-from geometries import PLANAR_TILES, Case, cases, codelet_tiles, generators, planar_tiles, tiles
+from geometries import FOUR_STEP_TILES, Case, cases, codelet_tiles, four_step_tiles, generators, tiles
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -14,7 +14,7 @@ from nbfftconv import simd
 from nbfftconv.passes.plan import filters_of_block
 from nbfftconv.threads import get_counts
 
-TRANSFORMS = {"fftw": tiles, "codelet": codelet_tiles, "four_step": planar_tiles}
+TRANSFORMS = {"fftw": tiles, "codelet": codelet_tiles, "four_step": four_step_tiles}
 DTYPES = (np.float32, np.float64)
 
 
@@ -80,7 +80,7 @@ def test_filter_blocks(transform, dtype, filters, depth, rng):
     block = filters_of_block(filters, depth, lanes_of(transform, dtype))
     assert (block < filters) == (filters > 8 * max(depth, lanes_of(transform, dtype) // 8))
     x, w, expected = case.operands_and_expected("forward", dtype, rng)
-    tile = {"fftw": (24, 18), "codelet": (12, 16), "four_step": PLANAR_TILES[0]}[transform]
+    tile = {"fftw": (24, 18), "codelet": (12, 16), "four_step": FOUR_STEP_TILES[0]}[transform]
     choices = {"transform": transform, "tile": tile, "block_tiles": 4 * lanes_of(transform, dtype)}
     bias = rng.standard_normal(2 * filters).astype(dtype)
     result = assert_same_bits(case, (x, w), choices, dtype, {"bias": bias})

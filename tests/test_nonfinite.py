@@ -13,7 +13,7 @@ import numpy as np
 import oracle
 import pytest
 from compare import assert_accurate_where_finite
-from geometries import DIRECTIONS, PADDING_MODES, WAYS, Case, cases, codelet_tiles, generators, planar_tiles, tiles
+from geometries import DIRECTIONS, PADDING_MODES, WAYS, Case, cases, codelet_tiles, four_step_tiles, generators, tiles
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -38,7 +38,7 @@ def draw_plan(data, case, direction, dtype, algorithm):
     if algorithm == "codelets":
         choices = {"transform": "codelet", "tile": data.draw(codelet_tiles(case))}
     elif algorithm == "four_step":
-        choices = {"transform": "four_step", "tile": data.draw(planar_tiles(case))}
+        choices = {"transform": "four_step", "tile": data.draw(four_step_tiles(case))}
     elif algorithm == "tiled":
         choices = {"algorithm": "fft", "tile": data.draw(tiles(case, most=16))}
     else:

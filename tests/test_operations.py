@@ -79,7 +79,7 @@ def test_rates_of_codelets_follow_from_counts(length):
 
 
 @pytest.mark.parametrize("length", four_step.SIDES)
-def test_the_rate_of_planar_transforms_follows_from_counts(length):
+def test_the_rate_of_four_step_transforms_follows_from_counts(length):
     """One rate for all lengths is 0.44 of what arithmetic alone would do, within a quarter."""
     counted = nominal(length) / in_two_steps(length)  # of two columns at once
     assert rates.of("four_step")["transform"] / counted == pytest.approx(0.44, rel=0.25)

@@ -17,7 +17,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from geometries import DIRECTIONS, Case, cases, codelet_tiles, generators, planar_tiles
+from geometries import DIRECTIONS, Case, cases, codelet_tiles, four_step_tiles, generators
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from process_worker import fork
@@ -405,7 +405,7 @@ def full_of_nan(nbytes, spare=0.0, aligned=scratch.aligned):
 @given(data=st.data(), dtype=st.sampled_from((F32, F64)), rng=generators())
 def test_what_was_in_the_memory_does_not_matter(choice, direction, data, dtype, rng):
     case = data.draw(cases(max_size=48, max_kernel=15))
-    tile = {"codelet": codelet_tiles, "four_step": planar_tiles}.get(choice, lambda case: st.none())(case)
+    tile = {"codelet": codelet_tiles, "four_step": four_step_tiles}.get(choice, lambda case: st.none())(case)
     choices = {"algorithm": "direct"} if choice == "direct" else {"transform": choice, "tile": data.draw(tile)}
     plan = case.plan(direction, dtype, fused=data.draw(st.booleans()) and choice != "direct", **choices)
     a, b = case.operands(direction, dtype, rng)
