@@ -152,9 +152,9 @@ def stage_work(plan: Any) -> dict[str, tuple[float, ...]]:
     frequencies = layout.bins if layout.lanes > 1 else height * (width // 2 + 1)  # else vectors of them
     product = 8 * frequencies * tiles * filters * depth / geometry.groups
     stages = {
-        "spectra.input_to_spectra": (transform * depth, read),
+        "to_spectra.to_spectra": (transform * depth, read),
         "accumulate.product": (product, plan.weight_bytes),
-        "forward.spectra_to_output": (transform * filters, written),
+        "from_spectra.from_spectra": (transform * filters, written),
     }
     return {"forward.input_to_output": tuple(map(sum, zip(*stages.values(), strict=True)))} if plan.fused else stages
 

@@ -432,6 +432,11 @@ def report(data: Design, factors: np.ndarray) -> str:
         figures = f"{parameter.times(1):.3g}", f"{parameter.times(factor):.3g}", f"{share:.2%}"
         rows.append([f"{parameter.owner} {parameter.name}", parameter.unit, *figures])
     parts = [table(["rate", "unit", "now", "fitted", "of a pass's time"], rows)]
+    at_bound = [
+        f"{p.owner} {p.name}" for p, factor in zip(data.parameters, factors, strict=True) if factor < 1.01 * LEAST
+    ]
+    if at_bound:
+        parts.append(f"As fast as a fit may make them: {', '.join(at_bound)}. The data contradict these terms.\n")
 
     rows = []
     kinds = np.array([f"{plan.name}, {plan.direction}" for plan in data.plans])[of_passes]

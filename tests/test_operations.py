@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from numpy_emitter import NumpyEmitter
 
+from nbfftconv import rates
 from nbfftconv.transforms import codelets, four_step
 from nbfftconv.transforms.butterflies import Complex, complex_transform, real_inverse, real_transform
 
@@ -73,7 +74,7 @@ def test_rates_of_codelets_follow_from_counts(length):
     """Values that fit the registers cost 0.65 of what arithmetic alone would, others 0.45: each within a quarter."""
     instructions = (of_rows(length) + of_rows_inverse(length)) / 2, of_columns(length) / 2
     counted = nominal(length) / sum(instructions)  # of two transforms, at 2 operations an instruction
-    efficiency = codelets._RATES[length] / counted
+    efficiency = rates.of("codelet")[f"length_{length}"] / counted
     assert efficiency == pytest.approx(0.65 if length <= 16 else 0.45, rel=0.25)
 
 
@@ -81,17 +82,17 @@ def test_rates_of_codelets_follow_from_counts(length):
 def test_the_rate_of_four_step_transforms_follows_from_counts(length):
     """One rate for all lengths is 0.44 of what arithmetic alone would do, within a quarter."""
     counted = nominal(length) / in_two_steps(length)  # of two columns at once
-    assert four_step._RATE / counted == pytest.approx(0.44, rel=0.25)
+    assert rates.of("four_step")["transform"] / counted == pytest.approx(0.44, rel=0.25)
 
 
 def test_nominal_operations_are_those_of_the_cost_model():
     sides = np.array(codelets.SIDES)
     operations = codelets.TRANSFORM.operations(sides, sides, None)
     for side, base, row in zip(sides, operations.base, operations.row, strict=True):
-        assert base + side * row == pytest.approx(2 * side * nominal(side) / codelets._RATES[side])
+        assert base + side * row == pytest.approx(2 * side * nominal(side) / rates.of("codelet")[f"length_{side}"])
     sides = np.array(four_step.SIDES)
-    operations = four_step.TRANSFORM.operations(sides, sides, 1.0)
+    operations, of = four_step.TRANSFORM.operations(sides, sides, 1.0), rates.of("four_step")
     for side, base, column in zip(sides, operations.base, operations.column, strict=True):
-        rate = four_step._TALL_RATE if side > four_step._TALL else four_step._RATE
+        rate = of["tall" if side > four_step._TALL else "transform"]
         assert column == pytest.approx(nominal(side) / rate)
-        assert side * base == pytest.approx(2 * nominal(side) / four_step._RATE)
+        assert side * base == pytest.approx(2 * nominal(side) / of["transform"])

@@ -102,6 +102,21 @@ def test_the_fit_finds_the_rates_that_the_times_were_made_with(design, changed):
     assert right == count > len(GEOMETRIES) * len(DIRECTIONS)
 
 
+@pytest.mark.parametrize("is_kept", [False, True])
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_the_model_is_that_of_the_planner(direction, is_kept):
+    for geometry in GEOMETRIES:
+        for choices in (
+            (),
+            (("transform", "fftw"), ("tile", (16, 24))),
+            (("transform", "codelet"), ("tile", (16, 13))),
+        ):
+            algorithm = "fft" if choices else "direct"
+            plan = make_plan(geometry, direction, FLOAT32, algorithm, choices, weight_is_transformed=is_kept)
+            seconds = fit_costs.model(measured_as(plan, (1.0, 1.0)), is_kept, DEFAULT).sum()
+            assert seconds == pytest.approx(plan.seconds, rel=1e-12)
+
+
 def test_every_rate_is_asked_for(design):
     """And all that are asked for are there: the model would not have run."""
     unused = [p for p, term in zip(design.parameters, design.terms.T, strict=True) if not term.any()]
@@ -151,7 +166,8 @@ def test_plans_of_a_layer():
 
 def two_plans(geometry, direction, dtype, tiles):
     choices = ("transform", "codelet"), ("tile", (8, 8))
-    return [make_plan(geometry, direction, dtype, "fft", choices), make_plan(geometry, direction, dtype, "direct")]
+    by_fft = make_plan(geometry, direction, dtype, "fft", choices, transposes=False)
+    return [by_fft, make_plan(geometry, direction, dtype, "direct")]
 
 
 @pytest.fixture
@@ -175,6 +191,7 @@ def test_measured_plans_are_written_and_read(document, tmp_path):
     measured, machine, vector_bytes = fit_costs.read(path)
     assert json.loads(path.read_text()) == json.loads(json.dumps(document))
     assert (machine, vector_bytes) == (DEFAULT, fit_costs.simd.VECTOR_BYTES)
+    assert [plan.has_stages for plan in measured] == [True, False] * 3
     for plan in measured:
         if plan.has_stages:
             assert min(plan.stages) > 0
