@@ -1,40 +1,41 @@
-"""Rates of the cost model that cannot be counted, only measured: reads them from `rates.json`.
+"""Rates of the cost model that cannot be counted, only measured: reads them from `fitted_rates`.
 
-The file has, for each implementation and transform, by the unit, a number for each name: fractions of the machine's
+That module has, for each implementation and transform, by the unit, a number for each name: fractions of the machine's
 `flops` and `bandwidth`, or seconds. What the names stand for is said where they are asked for. `perf/fit_costs.py` fits
 and writes them.
 """
 
-import json
 import math
-import pkgutil
 from typing import Any
+
+from nbfftconv import fitted_rates
 
 #: Units: a fraction of a figure of the machine, or seconds.
 UNITS = ("flops", "bandwidth", "seconds")
 
 
-def parse(text: str | bytes) -> dict[str, dict[str, dict[str, float]]]:
-    """Return the rates of a file: by owner, unit and name.
+Rates = dict[str, dict[str, dict[str, float]]]
+
+
+def checked(content: Any) -> Rates:
+    """Return rates, by owner, unit and name, if they are such.
 
     Parameters
     ----------
-    text : str or bytes
-        JSON.
+    content : dict
 
     Returns
     -------
     dict
-        Of positive numbers.
+        The same: of positive numbers.
 
     Raises
     ------
     ValueError
         If a unit is unknown, a rate is no positive number, or a name is given twice.
     """
-    content: Any = json.loads(text)
     if not isinstance(content, dict):
-        raise ValueError(f"rates must be an object, got {content!r}")
+        raise ValueError(f"rates must be a dictionary, got {content!r}")
     for owner, by_unit in content.items():
         if not isinstance(by_unit, dict) or not set(by_unit) <= set(UNITS):
             raise ValueError(f"the rates of {owner} must be by their units, of {', '.join(UNITS)}, got {by_unit!r}")
@@ -52,7 +53,7 @@ def parse(text: str | bytes) -> dict[str, dict[str, dict[str, float]]]:
 
 
 #: All rates: by owner, unit and name.
-RATES = parse(pkgutil.get_data("nbfftconv", "rates.json") or b"")
+RATES = checked(fitted_rates.RATES)
 _flat = {
     owner: {name: rate for by_name in by_unit.values() for name, rate in by_name.items()}
     for owner, by_unit in RATES.items()

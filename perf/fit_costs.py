@@ -44,7 +44,7 @@ from nbfftconv.transforms import Transform, registry
 
 FORMAT = "nbfftconv costs 1"
 COSTS = Path(__file__).with_name("costs.json")
-RATES = Path(rates.__file__).with_name("rates.json")
+RATES = Path(rates.__file__).with_name("fitted_rates.py")
 
 LEAST_ROUNDS, MOST_ROUNDS = 3, 15
 SECONDS = 1.0  # of a problem, that rounds beyond the least may begin in
@@ -391,8 +391,8 @@ def fit(data: Design, prior: float = PRIOR) -> np.ndarray:
     return factors + LEAST
 
 
-def fitted_rates(data: Design, factors: np.ndarray) -> dict[str, dict[str, dict[str, float]]]:
-    """Return the document of rates.json, in three digits; a rate that hardly changes stays as it is."""
+def fitted_rates(data: Design, factors: np.ndarray) -> rates.Rates:
+    """Return the content of fitted_rates.py, in three digits; a rate that hardly changes stays as it is."""
     document = json.loads(json.dumps(rates.RATES))
     for parameter, factor in zip(data.parameters, factors, strict=True):
         if abs(factor - 1) > 1e-3:
@@ -400,7 +400,20 @@ def fitted_rates(data: Design, factors: np.ndarray) -> dict[str, dict[str, dict[
     return document
 
 
-def factors_of(data: Design, document: dict[str, dict[str, dict[str, float]]]) -> np.ndarray:
+def source_of(document: rates.Rates) -> str:
+    """Return the source of fitted_rates.py."""
+    lines = ['"""Rates of the cost model, read by `rates`. Written by perf/fit_costs.py."""', "", "RATES = {"]
+    for owner, by_unit in document.items():
+        lines.append(f'    "{owner}": {{')
+        for unit, by_name in by_unit.items():
+            lines.append(f'        "{unit}": {{')
+            lines += [f'            "{name}": {rate!r},' for name, rate in by_name.items()]
+            lines.append("        },")
+        lines.append("    },")
+    return "\n".join([*lines, "}", ""])
+
+
+def factors_of(data: Design, document: rates.Rates) -> np.ndarray:
     """Return by what the terms are multiplied with the rates of a document."""
     pairs = ((parameter, document[parameter.owner][parameter.unit][parameter.name]) for parameter in data.parameters)
     return np.array([rate / p.times(1) if p.unit == "seconds" else p.times(1) / rate for p, rate in pairs])
@@ -472,7 +485,7 @@ def main(arguments: Iterable[str] | None = None) -> int:
     of_measure.add_argument("--costs", type=Path, default=COSTS, metavar="FILE", help="instead of perf/costs.json")
     of_fit = commands.add_parser("fit", help="fit the rates to costs.json")
     of_fit.add_argument("--costs", type=Path, default=COSTS, metavar="FILE", help="instead of perf/costs.json")
-    of_fit.add_argument("--write", action="store_true", help="write nbfftconv/rates.json")
+    of_fit.add_argument("--write", action="store_true", help="write nbfftconv/fitted_rates.py")
     args = parser.parse_args(arguments)
 
     if args.command == "measure":
@@ -494,7 +507,7 @@ def main(arguments: Iterable[str] | None = None) -> int:
     document = fitted_rates(data, fit(data))
     print(report(data, factors_of(data, document)))
     if args.write:
-        RATES.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+        RATES.write_text(source_of(document), encoding="utf-8")
         print(f"Written to {os.fspath(RATES)}.")
     return 0
 

@@ -50,7 +50,7 @@ def plans(case: Case, algorithm: str, direction: str, dtype: type, transposed: b
     for tile in tiles_of(algorithm):
         plan = case.plan(direction, dtype, algorithm="fft", transform=algorithm, tile=tile, transposed=transposed)
         yield plan
-        if plan.transposed is None:
+        if not plan.is_transposed:
             units = simd.lanes(dtype) if algorithm == "codelet" else 1
             yield replace(plan, fused=False, block_tiles=units)
             if direction == "forward":

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import runpy
 import sys
 from contextlib import ExitStack
 from dataclasses import replace
@@ -208,13 +210,13 @@ def test_measured_plans_are_written_and_read(document, tmp_path):
 
 
 def test_rates_are_written_only_if_asked(document, tmp_path, monkeypatch, capsys):
-    costs, written = tmp_path / "costs.json", tmp_path / "rates.json"
+    costs, written = tmp_path / "costs.json", tmp_path / "fitted_rates.py"
     fit_costs.write(document, costs)
     monkeypatch.setattr(fit_costs, "RATES", written)
     assert fit_costs.main(["fit", "--costs", str(costs)]) == 0
     assert not written.exists()
     assert fit_costs.main(["fit", "--costs", str(costs), "--write"]) == 0
-    found = rates.parse(written.read_text())
+    found = rates.checked(runpy.run_path(str(written))["RATES"])
     assert {owner: {unit: set(of) for unit, of in by.items()} for owner, by in found.items()} == {
         owner: {unit: set(of) for unit, of in by.items()} for owner, by in rates.RATES.items()
     }
@@ -260,22 +262,22 @@ def test_the_costs_that_were_measured():
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
+    ("content", "message"),
     [
-        ("[]", "an object"),
-        ('{"fft": {"miles": {}}}', "units.*miles"),
-        ('{"fft": {"seconds": 3}}', "must have names, got 3"),
-        ('{"fft": {"seconds": {"call": 0}}}', "call of fft must be positive and finite, got 0"),
-        ('{"fft": {"seconds": {"call": -1.5}}}', "got -1.5"),
-        ('{"fft": {"seconds": {"call": NaN}}}', "got nan"),
-        ('{"fft": {"seconds": {"call": "1"}}}', "got '1'"),
-        ('{"fft": {"seconds": {"call": true}}}', "got True"),
-        ('{"fft": {"seconds": {"call": 1}, "flops": {"call": 1}}}', "two units"),
+        ([], "a dictionary"),
+        ({"fft": {"miles": {}}}, "units.*miles"),
+        ({"fft": {"seconds": 3}}, "must have names, got 3"),
+        ({"fft": {"seconds": {"call": 0}}}, "call of fft must be positive and finite, got 0"),
+        ({"fft": {"seconds": {"call": -1.5}}}, "got -1.5"),
+        ({"fft": {"seconds": {"call": math.nan}}}, "got nan"),
+        ({"fft": {"seconds": {"call": "1"}}}, "got '1'"),
+        ({"fft": {"seconds": {"call": True}}}, "got True"),
+        ({"fft": {"seconds": {"call": 1}, "flops": {"call": 1}}}, "two units"),
     ],
 )
-def test_bad_rates(text, message):
+def test_bad_rates(content, message):
     with pytest.raises(ValueError, match=message):
-        rates.parse(text)
+        rates.checked(content)
 
 
 def test_rates_of_nothing():

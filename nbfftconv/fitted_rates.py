@@ -1,0 +1,93 @@
+"""Rates of the cost model, read by `rates`. Written by perf/fit_costs.py."""
+
+RATES = {
+    "fft": {
+        "bandwidth": {
+            "read": 0.24,
+            "write": 0.4,
+            "kernels": 0.76,
+            "sums": 0.6,
+            "transposed": 0.44,
+        },
+        "seconds": {
+            "call": 0.00015,
+            "block": 3e-05,
+            "group_product": 1e-07,
+            "square": 8e-08,
+            "transform_call": 1e-07,
+        },
+    },
+    "direct": {
+        "flops": {
+            "dense": 0.8787878787878788,
+            "window": 0.696969696969697,
+            "gradient": 0.05454545454545454,
+            "grad_weight": 0.9212121212121213,
+            "gather": 0.030303030303030304,
+            "grad_weight_gather": 0.022424242424242426,
+            "pack": 0.004242424242424242,
+        },
+        "bandwidth": {
+            "dense_move": 0.2,
+            "window_move": 0.16,
+            "write": 0.4,
+        },
+        "seconds": {
+            "call": 6e-05,
+            "gradient_row": 8e-09,
+        },
+    },
+    "fftw": {
+        "flops": {
+            "transform": 0.12121212121212122,
+            "product": 0.7575757575757576,
+        },
+        "bandwidth": {
+            "spectra": 0.32,
+            "stream": 0.52,
+        },
+        "seconds": {
+            "row": 3e-09,
+        },
+    },
+    "codelet": {
+        "flops": {
+            "product": 1.0,
+            "length_8": 0.5818181818181818,
+            "length_9": 0.5515151515151515,
+            "length_10": 0.593939393939394,
+            "length_12": 0.5818181818181818,
+            "length_13": 0.3515151515151515,
+            "length_14": 0.45454545454545453,
+            "length_15": 0.4666666666666667,
+            "length_16": 0.5575757575757576,
+            "length_18": 0.36363636363636365,
+            "length_20": 0.3696969696969697,
+            "length_24": 0.36363636363636365,
+            "length_28": 0.3090909090909091,
+            "length_30": 0.28484848484848485,
+            "length_32": 0.38181818181818183,
+        },
+        "bandwidth": {
+            "spectra": 1.4,
+            "stream": 1.32,
+        },
+        "seconds": {
+            "row": 1.3e-09,
+        },
+    },
+    "four_step": {
+        "flops": {
+            "transform": 0.32727272727272727,
+            "tall": 0.2727272727272727,
+            "product": 0.7575757575757576,
+        },
+        "bandwidth": {
+            "spectra": 0.32,
+            "stream": 0.52,
+        },
+        "seconds": {
+            "row": 3e-09,
+        },
+    },
+}
