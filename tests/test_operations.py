@@ -71,7 +71,7 @@ def nominal(n):
 
 @pytest.mark.parametrize("length", codelets.SIDES)
 def test_rates_of_codelets_follow_from_counts(length):
-    """Values that fit the registers cost 0.65 of what arithmetic alone would, others 0.45: each within a quarter."""
+    """Rates are 0.65 of what arithmetic alone would do for short transforms, 0.45 for others: within a quarter."""
     instructions = (of_rows(length) + of_rows_inverse(length)) / 2, of_columns(length) / 2
     counted = nominal(length) / sum(instructions)  # of two transforms, at 2 operations an instruction
     efficiency = rates.of("codelet")[f"length_{length}"] / counted

@@ -97,7 +97,7 @@ def test_compiled_instructions_are_those_of_numpy(real, rng):
     run(real, memory.ctypes.data, aligned.ctypes.data, 5, 1)
     actual = aligned.reshape(100, lanes)
     np.testing.assert_array_equal(actual, expected.get(target, 100, lanes))
-    assert np.count_nonzero(actual.any(axis=1)) > 60
+    assert np.count_nonzero(actual.any(axis=1)) > 50
 
 
 def test_kinds_are_not_mixed():

@@ -6,6 +6,7 @@ import numpy as np
 
 from nbfftconv import simd
 from nbfftconv.jit import Callback
+from nbfftconv.rounding import cdiv, round_up
 from nbfftconv.transforms import Layout, Operations, TileTransform, Transform, signature
 
 SIZE = np.dtype([("height", np.int64), ("width", np.int64), ("pitch", np.int64), ("bins", np.int64)])
@@ -49,7 +50,7 @@ def inverse_factory(real):
 
 def layout(real, height, width):
     lanes = simd.lanes(real)
-    return Layout(1, -(-width // lanes) * lanes, -(-height * (width // 2 + 1) // lanes))
+    return Layout(1, round_up(width, lanes), cdiv(height * (width // 2 + 1), lanes))
 
 
 def make(real, height, width):
