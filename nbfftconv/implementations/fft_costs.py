@@ -34,19 +34,20 @@ from nbfftconv.accumulate import COLUMNS, ROWS
 from nbfftconv.geometry import ConvGeometry
 from nbfftconv.machine import Machine
 from nbfftconv.passes.plan import FftPlan, filters_of_block
+from nbfftconv.target import TARGET
 from nbfftconv.tiling import AxisTiles, TileGrid, axis_tiles, problem_sizes
 from nbfftconv.transforms import COMPLEX_BYTES, Transform, bin_stride
 
 # The spectra of a block of tiles are about this large, in bytes: what one stage writes is then still in the last-level
 # cache for the next. If those of the kernels, read once a block, are larger, as large, but not more than the limit.
-_BLOCK_BYTES = 24 * 2**20
-_LARGEST_BLOCK_BYTES = 96 * 2**20
-_LARGEST_SUMMED_BYTES = 160 * 2**20
+_BLOCK_BYTES = TARGET.last_level_bytes * 3 // 4
+_LARGEST_BLOCK_BYTES = 3 * TARGET.last_level_bytes
+_LARGEST_SUMMED_BYTES = 5 * TARGET.last_level_bytes
 #: The largest tile side that is tried, unless the kernel or the caller asks for more.
 LARGEST_TILE = 512
 
 # A fused block of tiles is at most this large: it stays in the second-level cache of its core.
-_CORE_BYTES = 1_300_000
+_CORE_BYTES = TARGET.l2_bytes * 62 // 100
 # Channels of a group up to which a fused pass is considered; beyond, it would read the kernels' spectra too often.
 _FUSED_DEPTH = 16
 

@@ -120,7 +120,7 @@ class Numbers:
         written = {"forward": "output", "grad_weight": "weight"}.get(self.plan.direction)
         worker = end + (self.strips[written].nbytes if written is not None and self.lanes > 1 else 0)
         if self.plan.fused:
-            self.filter_block = filters_of_block(self.group_filters, self.group_depth, self.lanes)
+            self.filter_block = int(filters_of_block(self.group_filters, self.group_depth, self.lanes))
             self.fused_spectra = {}
             for name, channels in (("input", self.group_depth), ("output", min(ROWS, self.filter_block))):
                 lane_block = self.bins * bin_stride(channels)

@@ -26,10 +26,11 @@ from nbfftconv.passes.views import (
     tiles_of,
 )
 from nbfftconv.passes.workspace import STRIPS, TRANSFORM, WORKSPACE, memory_of, point_to_strips
+from nbfftconv.target import TARGET
 from nbfftconv.transforms import COMPLEX_BYTES
 
 #: An array larger than this would not be found in the caches of a core, but drive out what is there.
-_STREAMED_BYTES = 4 * 2**20
+_STREAMED_BYTES = 2 * TARGET.l2_bytes
 
 #: `bias` is the address of what is added, for each channel, or 0. Negative values are clipped if `relu` is 1, and lines
 #: are written past the caches if `stream` is 1.

@@ -36,6 +36,7 @@ from nbfftconv.passes.views import (
 from nbfftconv.passes.workspace import TRANSFORM, WORKSPACE, memory_of
 from nbfftconv.rounding import cdiv, round_up
 from nbfftconv.simd import VECTOR_BYTES
+from nbfftconv.target import TARGET
 from nbfftconv.transforms import COMPLEX_BYTES
 
 #: Work items, enough for many threads: fewer channels than that are cut into parts.
@@ -45,7 +46,7 @@ _MOST_BYTES = 2**25
 #: Values of a large gradient that are cleared at once.
 _CLEARED = 2**20
 #: Images of at most so many bytes a channel are summed up in the second-level cache of a core.
-_PLANE_BYTES = 2**20
+_PLANE_BYTES = TARGET.l2_bytes // 2
 
 # The block of tiles under way is `lane_blocks` from `first_lane_block` on; a channel is `parts` work items. If `clear`
 # is 1, an item clears the gradient before it adds tiles. If `planes` is not 0, each worker sums up an image there,

@@ -31,14 +31,15 @@ from nbfftconv.passes.views import (
 from nbfftconv.passes.workspace import TRANSFORM, WORKSPACE, memory_of, point_to_array, point_to_tiles
 from nbfftconv.rounding import cdiv
 from nbfftconv.simd import VECTOR_BYTES
+from nbfftconv.target import TARGET
 from nbfftconv.transforms import COMPLEX_BYTES
 
 #: Kernels' spectra of more bytes would not be found in the caches of a core, but drive out what is there.
-_STREAMED_BYTES = 4 * 2**20
+_STREAMED_BYTES = 2 * TARGET.l2_bytes
 #: As much of a core's own cache may hold a spectrum until it is written.
-_FINISHED_BYTES = 2**18
+_FINISHED_BYTES = TARGET.l2_bytes // 8
 #: So many bytes of weights are looked at for zeros, and then transformed: a core's own cache holds them in between.
-_LOOKED_AT_BYTES = 2**17
+_LOOKED_AT_BYTES = TARGET.l2_bytes // 16
 
 #: `outliers` has a word for each worker, set where it met one. If it is not 0, at `has_zeros` is noted, as uint8, for
 #: each image or filter whether one of its values is zero; and at `finished` each worker finishes a spectrum before it
