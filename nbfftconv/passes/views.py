@@ -216,22 +216,40 @@ def weight_view(geometry: ConvGeometry, grid: TileGrid, lanes: int, itemsize: in
     return view if lanes == 1 else view._replace(ahead=_FETCHED_AHEAD)
 
 
+# Of most arrays there is one run, one phase and one plane: divisions, which take longer than a row of samples, are left
+# out where it is known what they give.
+
+
 @njit()
 def tiles_of(v, lanes, lane_block):
     """Return the first tile of a lane block, and how many lanes have one."""
+    if lane_block < v.lane_blocks:
+        first = lane_block * lanes
+        return first, min(lanes, v.tiles - first)
     first = lane_block % v.lane_blocks * lanes
     return lane_block // v.lane_blocks * v.tiles + first, min(lanes, v.tiles - first)
 
 
 @njit()
+def _split(number, count):
+    """Return quotient and remainder."""
+    if count == 1:
+        return number, 0
+    return number // count, number % count
+
+
+@njit()
 def position_of(v, tile):
     """Return the `Position` of a tile."""
-    x, tile = tile % v.x.tiles, tile // v.x.tiles
-    y, tile = tile % v.y.tiles, tile // v.y.tiles
-    z, tile = tile % v.z.tiles, tile // v.z.tiles
-    x_phase, tile = tile % v.x.phases, tile // v.x.phases
-    y_phase, tile = tile % v.y.phases, tile // v.y.phases
-    return Position(tile // v.z.phases, tile % v.z.phases, y_phase, x_phase, z, y, x)
+    if v.image_tiles == 1:
+        return Position(tile, 0, 0, 0, 0, 0, 0)
+    tile, x = _split(tile, v.x.tiles)
+    tile, y = _split(tile, v.y.tiles)
+    tile, z = _split(tile, v.z.tiles)
+    tile, x_phase = _split(tile, v.x.phases)
+    tile, y_phase = _split(tile, v.y.phases)
+    image, z_phase = _split(tile, v.z.phases)
+    return Position(image, z_phase, y_phase, x_phase, z, y, x)
 
 
 @njit()
@@ -255,9 +273,11 @@ def next_position(v, p, count):
 @njit()
 def channel_of(v, index):
     """Return the channel of a channel of the stride-1 problem, and its phases (z, y, x)."""
-    phase = index % v.channel_phases
-    x, phase = phase % v.x.channel_phases, phase // v.x.channel_phases
-    return index // v.channel_phases, (phase // v.y.channel_phases, phase % v.y.channel_phases, x)
+    if v.channel_phases == 1:
+        return index, (0, 0, 0)
+    phase, x = _split(index % v.channel_phases, v.x.channel_phases)
+    z, y = _split(phase, v.y.channel_phases)
+    return index // v.channel_phases, (z, y, x)
 
 
 @njit()
