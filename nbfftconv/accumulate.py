@@ -1,9 +1,9 @@
 """Spectral channel accumulation: at every frequency, the complex matrix product that each pass comes down to.
 
 Per frequency, C[i, j] = sum over r of A[i, r] · B[j, r], with A conjugated or not. What a vector lane is depends on
-the transform that made the spectra. With FFTW and four-step transforms a lane is a frequency: A, B and C are vectors,
-so matrices of any shape, down to 1×1 for depthwise layers, fill them. With the codelets a lane is a tile of B and C, or
-a filter of A, whose entries are broadcast; where the sum is over tiles, a panel of A is transposed, its lanes become
+the transform that made the spectra. Where it takes one tile at a time, a lane is a frequency: A, B and C are vectors,
+so matrices of any shape, down to 1×1 for depthwise layers, fill them. Where it takes many, a lane is a tile of B and C,
+or a filter of A, whose entries are broadcast; where the sum is over tiles, a panel of A is transposed, its lanes become
 those of C, and the entries of B are broadcast.
 
 Registers hold a block of C while r runs, so each value of C is one chain of additions in the order of r, whatever

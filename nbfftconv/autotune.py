@@ -71,7 +71,7 @@ def _measure(plans: dict[_Choice, ConvPlan]) -> dict[_Choice, Times]:
     arrays = operands_of(next(iter(plans.values())))
     runs = {choice: runner(plan, arrays) for choice, plan in plans.items()}
     for run in runs.values():
-        run()  # compiles, plans FFTW's transforms, touches the memory
+        run()  # compiles, plans a library's transforms, touches the memory
     start = time.perf_counter()
     samples = {choice: [run()] for choice, run in runs.items()}
     bounds = [_HOPELESS * min(of_plans) for of_plans in zip(*(times for (times,) in samples.values()), strict=True)]

@@ -14,7 +14,7 @@ from nbfftconv.store import ABSENT, STAMP, TEMPORARY, Folder, Refused, existing_
 
 _KERNELS = "kernels"
 _KERNEL = re.compile(r"[0-9a-f]{64}\.kernel")
-_DOCUMENT = re.compile(r"(fftw-wisdom|(?:machine|profile)-[0-9a-f]{8})\.json(\.lock|\.ignored)?")
+_DOCUMENT = re.compile(r"([a-z]+-wisdom|(?:machine|profile)-[0-9a-f]{8})\.json(\.lock|\.ignored)?")
 
 #: Kinds of files, in the order in which they are listed.
 KINDS = ("machine code", "machine code of other versions", "wisdom", "machine", "profile", "unfinished")
@@ -131,7 +131,7 @@ def _kind_of_document(name: str) -> str | None:
     found = _DOCUMENT.fullmatch(name)
     if found is None:
         return _kind_of_rest(name)
-    return "wisdom" if found[1] == "fftw-wisdom" else found[1].partition("-")[0]
+    return "wisdom" if found[1].endswith("-wisdom") else found[1].partition("-")[0]
 
 
 def _kind_of_code(name: str) -> str | None:

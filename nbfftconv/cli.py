@@ -153,7 +153,7 @@ def _amount(files: int, nbytes: int) -> str:
 
 
 def _add_cache(commands: _Parsers) -> None:
-    text = "what is kept on disk: compiled kernels, FFTW's wisdom, the machine's figures, the profile"
+    text = "what is kept on disk: compiled kernels, wisdom, the machine's figures, the profile"
     actions = commands.add_parser("cache", help=text, description=text).add_subparsers(required=True, metavar="ACTION")
 
     def add(name: str, text: str, run: Callable[[argparse.Namespace], int]) -> argparse.ArgumentParser:

@@ -26,8 +26,13 @@ from nbfftconv.profile import profile_file as get_profile_file
 from nbfftconv.profile import set_profile_file
 from nbfftconv.scratch import get_scratch_limit, set_scratch_limit
 from nbfftconv.threads import get_num_threads, set_num_threads
-from nbfftconv.transforms import fftw
-from nbfftconv.transforms.fftw import get_planning_effort, load_wisdom, save_wisdom, set_planning_effort
+from nbfftconv.transforms.registry import (
+    get_planning_effort,
+    load_wisdom,
+    planning_effort_source,
+    save_wisdom,
+    set_planning_effort,
+)
 
 __all__ = [
     "DEFAULT_MACHINE",
@@ -85,7 +90,7 @@ def settings() -> dict[str, Setting]:
     Returns
     -------
     dict from str to Setting
-        "threads" of all loops, "fftw_threads" of the stages that transform tiles by FFTW; "scratch_limit" and
+        "threads" of all loops, "library_threads" of the stages whose transforms are a library's; "scratch_limit" and
         "kept_limit" in bytes; "planning_effort"; "machine", a `Machine`, or None if nothing was measured yet; "profile"
         and "cache_directory", paths that need not exist.
 
@@ -93,14 +98,14 @@ def settings() -> dict[str, Setting]:
     --------
     >>> from nbfftconv import config
     >>> list(config.settings())[:4]
-    ['threads', 'fftw_threads', 'scratch_limit', 'kept_limit']
+    ['threads', 'library_threads', 'scratch_limit', 'kept_limit']
     """
     (loops, library), from_where = threads.get_counts(), threads.counts_source()
     figures, measured = machine.known_machine()
-    change_threads = f"config.set_num_threads(n, fftw=m), {environment.OPENMP_THREADS}, nbfftconv tune"
+    change_threads = f"config.set_num_threads(n, library=m), {environment.OPENMP_THREADS}, nbfftconv tune"
     return {
         "threads": Setting(loops, from_where, change_threads),
-        "fftw_threads": Setting(library, from_where, change_threads),
+        "library_threads": Setting(library, from_where, change_threads),
         "scratch_limit": Setting(
             get_scratch_limit(),
             scratch.scratch_limit_source(),
@@ -108,7 +113,7 @@ def settings() -> dict[str, Setting]:
         ),
         "kept_limit": Setting(get_kept_limit(), kept_kernels.kept_limit_source(), "config.set_kept_limit(nbytes)"),
         "planning_effort": Setting(
-            get_planning_effort(), fftw.planning_effort_source(), "config.set_planning_effort(effort)"
+            get_planning_effort(), planning_effort_source(), "config.set_planning_effort(effort)"
         ),
         "machine": Setting(figures, measured, "config.set_machine(machine)"),
         "profile": Setting(

@@ -26,7 +26,7 @@ class Machine:
     Attributes
     ----------
     flops : float
-        Operations a second of the complex matrix product of the codelets, within the cache.
+        Operations a second of the complex matrix product whose lanes are tiles, within the cache.
     bandwidth : float
         Bytes read and written a second where memory is copied that is too large for a core's own caches.
 

@@ -1,4 +1,4 @@
-"""Where the package keeps files between processes: compiled kernels, FFTW's wisdom, what was measured."""
+"""Where the package keeps files between processes: compiled kernels, wisdom, what was measured."""
 
 import functools
 import os

@@ -73,7 +73,8 @@ class Profile:
     Attributes
     ----------
     threads : tuple of int or None
-        The best numbers of threads, of all loops but FFTW's and of FFTW's; None if they were not measured.
+        The best numbers of threads, of all loops but those of a library's transforms, and of these; None if they were
+        not measured.
     winners : dict from Problem to Winner
     """
 
@@ -203,7 +204,9 @@ def _read(document: Document) -> Profile:
     if not isinstance(entries, list):
         raise ValueError(f"{name!r} is damaged: winners {entries!r}")
     try:
-        threads = None if counts is None else (integer("loops", counts["loops"], 1), integer("fftw", counts["fftw"], 1))
+        threads = (
+            None if counts is None else (integer("loops", counts["loops"], 1), integer("library", counts["library"], 1))
+        )
     except (TypeError, ValueError, KeyError) as error:
         raise ValueError(f"{name!r} is damaged: threads {counts!r}") from error
     winners = {}
@@ -235,7 +238,7 @@ def _winner(entry: dict[str, Any]) -> Winner:
 
 
 def _to_json(profile: Profile) -> dict[str, Any]:
-    threads = None if profile.threads is None else dict(zip(("loops", "fftw"), profile.threads, strict=True))
+    threads = None if profile.threads is None else dict(zip(("loops", "library"), profile.threads, strict=True))
     winners = []
     for problem, winner in profile.winners.items():
         entry, found = asdict(problem), asdict(winner)

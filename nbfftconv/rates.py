@@ -83,7 +83,7 @@ def of(name: str) -> dict[str, float]:
     Examples
     --------
     >>> from nbfftconv import rates
-    >>> 0 < rates.of("codelet")["product"] < 2
+    >>> 0 < rates.of("fft")["read"] < 2
     True
     """
     try:

@@ -83,7 +83,7 @@ def _default_counts() -> tuple[tuple[int, int], str]:
     return (most, most), "environment" if is_bounded else "default"
 
 
-_counts: tuple[int, int] | None = None  # as set; of the stages that run FFTW's transforms last
+_counts: tuple[int, int] | None = None  # as set; of the stages that run a library's transforms last
 
 
 def _count(n: int) -> int:
@@ -96,15 +96,15 @@ def _count(n: int) -> int:
     return count
 
 
-def set_num_threads(n: int, fftw: int | None = None) -> None:
+def set_num_threads(n: int, library: int | None = None) -> None:
     """Set the number of threads of every later call, in all Python threads.
 
     Parameters
     ----------
     n : int
         Threads of a call, from 1 to 1024. At most ``NUMBA_NUM_THREADS`` run at once.
-    fftw : int, optional
-        Threads of the stages that transform tiles by FFTW; `n` if it is left out. A tile's transform itself runs on
+    library : int, optional
+        Threads of the stages whose transforms are a library's; `n` if it is left out. A tile's transform itself runs on
         one.
 
     Raises
@@ -125,7 +125,7 @@ def set_num_threads(n: int, fftw: int | None = None) -> None:
     """
     global _counts
     loops = _count(n)
-    _counts = loops, loops if fftw is None else _count(fftw)
+    _counts = loops, loops if library is None else _count(library)
 
 
 def get_num_threads() -> int:
@@ -149,7 +149,7 @@ def get_num_threads() -> int:
 
 
 def get_counts() -> tuple[int, int]:
-    """Return the number of threads of a call, and that of its stages which transform tiles by FFTW.
+    """Return the number of threads of a call, and that of its stages whose transforms are a library's.
 
     Returns
     -------
@@ -172,8 +172,8 @@ def counts_source() -> str:
 
 def get_workers() -> tuple[int, int]:
     """Return the counts of `get_counts` as far as so many threads can run: each worker of a task has scratch memory."""
-    loops, fftw = get_counts()
-    return min(loops, numba.config.NUMBA_NUM_THREADS), min(fftw, numba.config.NUMBA_NUM_THREADS)
+    loops, library = get_counts()
+    return min(loops, numba.config.NUMBA_NUM_THREADS), min(library, numba.config.NUMBA_NUM_THREADS)
 
 
 #: Chunks that a thread's share of a task is cut into. With three times as many, more neighbours in memory are another

@@ -1,4 +1,4 @@
-"""How many threads pay for a user's layers: sweeps the counts of Numba's loops and of FFTW's transforms.
+"""How many threads pay for a user's layers: sweeps the counts of all loops, and of those of a library's transforms.
 
 A layer is a name of the benchmarks, such as k31 or vgg2.2; a JSON file with a list of layers, each
 {"input_size": [...], "weight_size": [...]} and, if need be, "name", "stride", "padding", "dilation" and "groups"; or
@@ -6,8 +6,8 @@ those sizes and options in the notation
 
     8x64x112x112,64x64x7x7,padding=3,stride=2x1,groups=1
 
-(batch x channels x height x width, out channels x channels of a group x kernel height x width). FFTW's threads are a
-count of their own only where FFTW transforms the tiles. All is measured in one process; the counts take turns, in
+(batch x channels x height x width, out channels x channels of a group x kernel height x width). Those of a library are
+a count of their own only where its transforms are chosen. All is measured in one process; the counts take turns, in
 rounds, so that all see the same noise.
 """
 
@@ -59,7 +59,7 @@ PAYS = 1.05  # the least gain for which more threads pay
 SAME = 1.03  # of total times: the smaller counts are taken
 OPTIONS = ("stride", "padding", "dilation", "groups")
 
-Counts = tuple[int, int]  # threads of the loops, of FFTW's transforms
+Counts = tuple[int, int]  # threads of the loops, of a library's transforms
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class Result:
         return self.plan.summary
 
     def at(self, counts: Counts) -> float:
-        """Seconds at any counts; where FFTW transforms nothing, its count means nothing."""
+        """Seconds at any counts; where no library transforms anything, its count means nothing."""
         return self.seconds.get(counts) or self.seconds[counts[0], counts[0]]
 
     def best_at(self, count: int) -> Counts:
@@ -171,13 +171,13 @@ def sweep(layer: Layer, direction: str, dtype: str, counts: list[int], rounds: i
 
 def table(results: list[Result]) -> str:
     """Return the table in Markdown."""
-    header = ["layer", "plan", "loops", "FFTW", "ms", "speed-up", "efficiency"]
+    header = ["layer", "plan", "loops", "library", "ms", "speed-up", "efficiency"]
     rows = []
     for result in results:
-        for (loops, fftw), seconds in result.seconds.items():
+        for (loops, library), seconds in result.seconds.items():
             speedup = result.seconds[1, 1] / seconds
-            used = str(fftw) if result.plan.uses_library else ""
-            figures = [f"{1e3 * seconds:.2f}", f"{speedup:.2f}", f"{speedup / max(loops, fftw):.0%}"]
+            used = str(library) if result.plan.uses_library else ""
+            figures = [f"{1e3 * seconds:.2f}", f"{speedup:.2f}", f"{speedup / max(loops, library):.0%}"]
             rows.append([result.name, result.chosen, str(loops), used, *figures])
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
     rule = ["-" * width if i < 2 else "-" * (width - 1) + ":" for i, width in enumerate(widths)]
@@ -205,8 +205,10 @@ def where_it_stops(result: Result) -> str:
             break
     if result.plan.uses_library and stop > 1:
         fastest = result.seconds[result.best_at(stop)]
-        enough = min(fftw for (loops, fftw), time in result.seconds.items() if loops == stop and time < PAYS * fastest)
-        verdict += f"; FFTW needs {enough} of them" if enough < stop else "; for FFTW as well"
+        enough = min(
+            library for (loops, library), time in result.seconds.items() if loops == stop and time < PAYS * fastest
+        )
+        verdict += f"; the library needs {enough} of them" if enough < stop else "; for the library as well"
     return f"- {result.name} ({result.chosen}): {verdict}."
 
 
@@ -224,7 +226,7 @@ def all_counts(results: list[Result]) -> Iterator[Counts]:
 
 
 def draw(results: list[Result], path: Path) -> None:
-    """Draw a panel for each result: time against the threads of the loops, a line for each count of FFTW's."""
+    """Draw a panel for each result: time against the threads of the loops, a line for each count of the library's."""
     from matplotlib.figure import Figure
 
     columns = min(4, len(results))
@@ -239,9 +241,9 @@ def draw(results: list[Result], path: Path) -> None:
         ideal = [1e3 * result.seconds[1, 1] / count for count in counts]
         axes.plot(counts, ideal, color="grey", linestyle="--", linewidth=1, label="1 thread's time / threads")
         if result.plan.uses_library:
-            for fftw in counts:
-                times = [1e3 * result.seconds[loops, fftw] for loops in counts]
-                axes.plot(counts, times, marker="o", label=f"FFTW on {fftw}")
+            for library in counts:
+                times = [1e3 * result.seconds[loops, library] for loops in counts]
+                axes.plot(counts, times, marker="o", label=f"library on {library}")
             axes.legend(fontsize="x-small")
         else:
             axes.plot(counts, [1e3 * result.seconds[count, count] for count in counts], marker="o", color="black")
@@ -305,19 +307,19 @@ def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
             results.append(sweep(layer, direction, args.dtype, counts, args.rounds, args.measure))
             print(f"{results[-1].name}: done", file=sys.stderr)
 
-    (loops, fftw), totals = recommend(results)
+    (loops, library), totals = recommend(results)
     print(table(results))
     print("\n" + "\n".join(map(where_it_stops, results)))
     print(
-        f"\nIn all: {loops} thread{'s' * (loops > 1)} for the loops, {fftw} for FFTW: "
-        f"{1e3 * totals[loops, fftw]:.1f} ms for all layers, against {1e3 * totals[1, 1]:.1f} ms on one thread "
+        f"\nIn all: {loops} thread{'s' * (loops > 1)} for the loops, {library} for a library's transforms: "
+        f"{1e3 * totals[loops, library]:.1f} ms for all layers, against {1e3 * totals[1, 1]:.1f} ms on one thread "
         f"and {1e3 * totals[counts[-1], counts[-1]]:.1f} ms on {counts[-1]}."
     )
     if args.plot:
         draw(results, args.plot)
     if args.write or args.profile:
-        profile.remember(threads=(loops, fftw))
+        profile.remember(threads=(loops, library))
         print(f"Written to {profile.profile_file()}: the counts are those of every process from now on.")
     else:
-        print(f"Not written; nbfftconv.set_num_threads({loops}, fftw={fftw}) sets them in a program.")
+        print(f"Not written; nbfftconv.set_num_threads({loops}, library={library}) sets them in a program.")
     return 0

@@ -678,7 +678,7 @@ def test_set_num_threads(value, exception):
     before = get_counts()
     assert_raises(exception, repr(value), nbfftconv.set_num_threads, value)
     if value is not None:  # as many as for everything else
-        assert_raises(exception, repr(value), nbfftconv.set_num_threads, 1, fftw=value)
+        assert_raises(exception, repr(value), nbfftconv.set_num_threads, 1, library=value)
     assert get_counts() == before
 
 

@@ -20,7 +20,7 @@ from nbfftconv import config, environment, kept_kernels, machine, paths, profile
 from nbfftconv.transforms import fftw
 
 NAMES = [
-    "threads", "fftw_threads", "scratch_limit", "kept_limit", "planning_effort", "machine", "profile",
+    "threads", "library_threads", "scratch_limit", "kept_limit", "planning_effort", "machine", "profile",
     "cache_directory",
 ]  # fmt: skip
 
@@ -62,7 +62,7 @@ def test_from_the_environment(tmp_path):
         NBFFTCONV_SCRATCH_BYTES="12345678",
         OMP_NUM_THREADS="1",
     )
-    assert found["threads"] == found["fftw_threads"] == ["1", "environment"]
+    assert found["threads"] == found["library_threads"] == ["1", "environment"]
     assert found["scratch_limit"] == ["12345678", "environment"]
     assert found["profile"] == [str(tmp_path / "profile.json"), "environment"]
     assert found["cache_directory"] == [str(tmp_path / "cache"), "environment"]
@@ -70,7 +70,7 @@ def test_from_the_environment(tmp_path):
 
 
 SET = """
-config.set_num_threads(3, fftw=2)
+config.set_num_threads(3, library=2)
 config.set_scratch_limit(10**6)
 config.set_kept_limit(0)
 config.set_planning_effort("patient")
@@ -108,7 +108,7 @@ config.set_profile_file({str(tmp_path / "profile.json")!r})
 profile.remember(threads=(1, 1))
 """
     found = in_a_process(code, NBFFTCONV_CACHE_DIR=str(tmp_path))
-    assert found["threads"] == found["fftw_threads"] == ["1", "profile"]
+    assert found["threads"] == found["library_threads"] == ["1", "profile"]
 
 
 def test_measured_figures(tmp_path):
@@ -216,7 +216,7 @@ def test_plans_follow_the_profile_that_is_set(restore_paths, monkeypatch, tmp_pa
     monkeypatch.delenv(environment.PROFILE)
     config.set_profile_file(tmp_path / "profile.json")
     profile.remember(threads=(2, 1))
-    assert json.loads((tmp_path / "profile.json").read_text())["threads"] == {"loops": 2, "fftw": 1}
+    assert json.loads((tmp_path / "profile.json").read_text())["threads"] == {"loops": 2, "library": 1}
     assert profile.get_profile().threads == (2, 1)
     config.set_profile_file(tmp_path / "other.json")
     assert profile.get_profile().threads is None

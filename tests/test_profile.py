@@ -156,8 +156,8 @@ BROKEN = {
     "winners by name": json.dumps(content(winners={"first": entry()})).encode(),
     "threads a number": json.dumps(content(threads=2)).encode(),
     "threads a list": json.dumps(content(threads=[1, 2])).encode(),
-    "threads a text": json.dumps(content(threads={"loops": "2", "fftw": 1})).encode(),
-    "threads none": json.dumps(content(threads={"loops": 0, "fftw": 1})).encode(),
+    "threads a text": json.dumps(content(threads={"loops": "2", "library": 1})).encode(),
+    "threads none": json.dumps(content(threads={"loops": 0, "library": 1})).encode(),
     "threads some": json.dumps(content(threads={"loops": 2})).encode(),
 }
 
@@ -173,7 +173,7 @@ def test_a_broken_or_foreign_file(name, file, by_model):
         profile.remember(threads=(1, 1))
     assert not caught  # once is enough
     assert profile.get_profile().threads == (1, 1)
-    assert json.loads(file.read_text())["threads"] == {"loops": 1, "fftw": 1}
+    assert json.loads(file.read_text())["threads"] == {"loops": 1, "library": 1}
     assert (file.parent / "profile.json.ignored").read_bytes() == BROKEN[name]  # perhaps it was precious
 
 
@@ -307,9 +307,9 @@ def test_a_folder_in_its_place(file, by_model):
     ("threads", "expected"),
     [
         (None, [available(), available()]),
-        ({"loops": 1, "fftw": 1}, [1, 1]),
-        ({"loops": available(), "fftw": 1}, [available(), 1]),
-        ({"loops": 1, "fftw": 10**6}, [1, available()]),
+        ({"loops": 1, "library": 1}, [1, 1]),
+        ({"loops": available(), "library": 1}, [available(), 1]),
+        ({"loops": 1, "library": 10**6}, [1, available()]),
     ],
 )
 def test_a_new_process_begins_with_the_profiles_counts(threads, expected, file):
@@ -324,7 +324,7 @@ def test_fftw_counts_are_set_and_change_no_result(restore_threads, rng):
         a[0, 0, 1, 1] = np.nan
         results = set()
         for counts in ((1, 1), (1, 3), (3, 1), (2, 2)):
-            nbfftconv.set_num_threads(counts[0], fftw=counts[1])
+            nbfftconv.set_num_threads(counts[0], library=counts[1])
             assert get_counts() == counts
             assert nbfftconv.get_num_threads() == counts[0]
             results.add(CASE.run(direction, a, b, plan).tobytes())
@@ -350,7 +350,7 @@ def test_tune_threads(tmp_path, file):
     )
     assert plot.read_bytes().startswith(b"\x89PNG")
     written = json.loads(file.read_text())
-    assert written["threads"] == {"loops": 1, "fftw": 1}
+    assert written["threads"] == {"loops": 1, "library": 1}
     assert [winner["groups"] for winner in written["winners"]] == [2, 2, 1, 1]
     assert run_scenario("planned")["counts"] == [1, 1]
 

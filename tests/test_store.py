@@ -265,7 +265,7 @@ def test_a_disk_without_locks(cache, own_profile, monkeypatch, code):
     assert loaded == [1]
     after = json.loads((cache / "fftw-wisdom.json").read_text())["single"]
     assert set(before.splitlines()) < set(after.splitlines())
-    assert json.loads(own_profile.read_text())["threads"] == {"loops": 1, "fftw": 1}
+    assert json.loads(own_profile.read_text())["threads"] == {"loops": 1, "library": 1}
 
 
 @pytest.mark.parametrize("code", [errno.EROFS, errno.EACCES, errno.ENOSPC], ids=errno.errorcode.get)
@@ -341,7 +341,7 @@ def test_a_profile_beside_a_stopped_process(own_profile, slept):
     """What took minutes to measure is kept."""
     with stopped_holder(own_profile.with_name(f"{own_profile.name}.lock")), no_warnings():
         profile.remember(threads=(1, 1))
-    assert json.loads(own_profile.read_text())["threads"] == {"loops": 1, "fftw": 1}
+    assert json.loads(own_profile.read_text())["threads"] == {"loops": 1, "library": 1}
 
 
 # Machine code ----------------------------------------------------------------------------------------

@@ -1,6 +1,26 @@
 """The transforms that there are: the one place that names them all."""
 
 from nbfftconv.transforms import Transform, codelets, fftw, four_step
+from nbfftconv.transforms.fftw import (
+    get_planning_effort,
+    load_wisdom,
+    planning_effort_source,
+    save_wisdom,
+    set_planning_effort,
+)
+
+__all__ = [
+    "candidates",
+    "get",
+    "get_planning_effort",
+    "load_wisdom",
+    "names",
+    "planning_effort_source",
+    "register",
+    "remove",
+    "save_wisdom",
+    "set_planning_effort",
+]
 
 _transforms: dict[str, Transform] = {}
 _available: tuple[Transform, ...] = ()
