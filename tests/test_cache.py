@@ -25,7 +25,8 @@ def test_the_next_process_gives_the_same_bytes_and_compiles_nothing(prefixes, tm
     """In a copy of this session's cache, after a process has filled it."""
     run_scenario("once", *prefixes)
     warm = tmp_path / "copy"
-    shutil.copytree(os.environ["NBFFTCONV_CACHE_DIR"], warm)
+    # not what other processes are about to put in place
+    shutil.copytree(os.environ["NBFFTCONV_CACHE_DIR"], warm, ignore=shutil.ignore_patterns(".*.tmp"))
     first = run_scenario("once", *prefixes, NBFFTCONV_CACHE_DIR=str(warm))
     before = files(warm)
     assert len(before) > 10
@@ -50,16 +51,16 @@ def test_no_directory_to_write_to(prefixes, tmp_path):
     assert path.read_text() == "a file"
 
 
-@some_results
-def test_damaged_files(prefixes, tmp_path):
+@pytest.mark.slow
+def test_damaged_files(tmp_path):
     """Every file cut in half or overwritten: the next process works, and so does the one after it."""
     environment = {"NBFFTCONV_CACHE_DIR": str(tmp_path)}
-    assert run_scenario("once", *prefixes, **environment).keys() == set(prefixes)
+    assert run_scenario("once", *FEW, **environment).keys() == set(FEW)
     for number, path in enumerate(files(tmp_path)):
         content = path.read_bytes()
         path.write_bytes(content[: len(content) // 2] if number % 2 else b"garbage")
     for _ in range(2):
-        assert run_scenario("once", *prefixes, **environment).keys() == set(prefixes)
+        assert run_scenario("once", *FEW, **environment).keys() == set(FEW)
 
 
 SIDES = {"float32": (30, 36, 40), "float64": (36, 30, 40)}

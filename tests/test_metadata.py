@@ -12,6 +12,7 @@ import nbfftconv
 tomllib = pytest.importorskip("tomllib")  # of Python 3.11
 
 ROOT = Path(__file__).parents[1]
+DOCS = sorted(f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md"))
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 REPOSITORY = "https://github.com/nbfftconv/nbfftconv"
@@ -43,7 +44,7 @@ def test_the_readme_can_be_read_elsewhere():
     assert all((ROOT / name).is_file() for name in files)
 
 
-@pytest.mark.parametrize("page", ["CONTRIBUTING.md", *(f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md"))])
+@pytest.mark.parametrize("page", ["CONTRIBUTING.md", *DOCS])
 def test_links_between_files(page):
     addresses = re.findall(r"\]\(([^)#:]+)\)", (ROOT / page).read_text(encoding="utf-8"))
     missing = [address for address in addresses if not ((ROOT / page).parent / address).is_file()]

@@ -562,7 +562,9 @@ def test_keys_tell_settings_options_and_signatures(monkeypatch, setting):
     assert not before & keys()
 
 
-@pytest.mark.parametrize("value", [object(), np.zeros(2000), {1: 2}, threading.Lock()], ids=str)
+@pytest.mark.parametrize(
+    "value", [object(), np.zeros(2000), {1: 2}, threading.Lock()], ids=lambda value: type(value).__name__
+)
 def test_a_closure_that_cannot_be_told_is_not_kept(value):
     def function():
         return value
