@@ -120,7 +120,7 @@ def sizes():
 
 @pytest.mark.parametrize("real", [np.float32, pytest.param(np.float64, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("in_lanes", [False, True])
-@pytest.mark.parametrize("workers", [1, 2])  # threads: half of the sizes each
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])  # threads: half of the sizes each
 class TestProducts:
     def test_forward(self, real, in_lanes, workers, rng):
         """C = conj(A) · B over channels."""
