@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from nbfftconv.forking import cached_property
+
 #: A size, stride, dilation or padding is below this, so that sums and products of two of them fit 64 bits.
 SIZE_LIMIT = 2**31
 #: No array may be larger.
@@ -161,7 +163,7 @@ class ConvGeometry:
 
     Examples
     --------
-    >>> from nbfftconv.geometry import ConvGeometry
+    >>>     from nbfftconv.geometry import ConvGeometry
     >>> geometry = ConvGeometry.from_arguments((1, 3, 32, 32), (8, 3, 4, 4), padding="same")
     >>> geometry.padding, geometry.output_size
     (((1, 2), (1, 2)), (1, 8, 32, 32))
@@ -177,7 +179,7 @@ class ConvGeometry:
     def __hash__(self) -> int:
         return self._hash
 
-    @functools.cached_property
+    @cached_property
     def _hash(self) -> int:
         """Every table of plans, records and transforms asks for it."""
         return hash((self.input_size, self.weight_size, self.stride, self.padding, self.dilation, self.groups))
@@ -248,13 +250,13 @@ class ConvGeometry:
         check_bytes(f"output for input {input_size} with padding {pads}", geometry.output_size)
         return geometry
 
-    @functools.cached_property
+    @cached_property
     def padded_size(self) -> tuple[int, int]:
         """Pixels of the padded input, (height, width)."""
         (top, bottom), (left, right) = self.padding
         return self.input_size[2] + top + bottom, self.input_size[3] + left + right
 
-    @functools.cached_property
+    @cached_property
     def output_size(self) -> tuple[int, int, int, int]:
         """Shape of the output, (batch, out channels, height, width)."""
         height, width = (

@@ -1,12 +1,12 @@
 """ConvPlan: what the planner decided for one pass of one convolution. Each implementation has its own kind of plan."""
 
-import functools
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import numpy as np
 
+from nbfftconv.forking import cached_property
 from nbfftconv.geometry import ConvGeometry
 
 DIRECTIONS = ("forward", "grad_weight", "grad_input")
@@ -101,7 +101,7 @@ class ConvPlan:
         """
         return replace(self, geometry=geometry, direction="grad_input", is_transposed=True)
 
-    @functools.cached_property
+    @cached_property
     def run_as(self: _Plan) -> _Plan:
         """The plan of the pass that is run: this one, or, if it is transposed, that of the forward pass."""
         if not self.is_transposed:
@@ -125,7 +125,7 @@ class ConvPlan:
             return geometry
         return self.run_as.geometry if geometry is self.geometry else _transposed(geometry)
 
-    @functools.cached_property
+    @cached_property
     def kernel_form(self) -> KernelForm:
         """The form in which it needs the kernels."""
         return KernelForm(self.algorithm, self.dtype, self.geometry.groups, self.is_transposed, self._kernel_layout())

@@ -9,6 +9,8 @@ import functools
 import os
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -17,6 +19,12 @@ from processes import FEW, TIMEOUT, run_scenario
 
 import nbfftconv
 from nbfftconv import jit, scratch, simd, threads
+from nbfftconv.forking import cached_property
+from nbfftconv.geometry import ConvGeometry
+from nbfftconv.implementations.direct import DirectPlan
+from nbfftconv.passes.context import Context
+from nbfftconv.passes.plan import FftPlan
+from nbfftconv.plan import ConvPlan
 
 LAYERS = {"default": None, "workqueue": "workqueue"}
 #: Results of process_worker.py by each transform and direct, fused and in stages.
@@ -227,3 +235,27 @@ def test_there_is_scratch_memory_for_no_more_threads_than_there_are(
     np.testing.assert_array_equal(*results)
     assert taken.get(most) == taken.get(1000)
     assert choice == "direct" or taken[most] > 0
+
+
+def test_nothing_of_a_plan_is_locked_while_it_is_computed():
+    """functools.cached_property holds a lock before Python 3.12: a child that was forked meanwhile would hang."""
+    for kind in (ConvGeometry, ConvPlan, FftPlan, DirectPlan, Context):
+        found = [value for value in vars(kind).values() if isinstance(value, functools.cached_property)]
+        assert all(type(value) is cached_property for value in found)
+    inside, leave = threading.Event(), threading.Event()
+
+    class Value:
+        def __init__(self, waits):
+            self.waits = waits
+
+        @cached_property
+        def value(self):
+            inside.set()
+            return not self.waits or leave.wait(10)
+
+    with ThreadPoolExecutor(1) as pool:
+        other = pool.submit(lambda: Value(True).value)
+        assert inside.wait(60)
+        assert Value(False).value
+        leave.set()
+        assert other.result()

@@ -8,6 +8,7 @@ import numpy as np
 
 from nbfftconv import jit, scratch, threads
 from nbfftconv.accumulate import ROWS, Matrix, panel_bytes
+from nbfftconv.forking import cached_property
 from nbfftconv.geometry import ConvGeometry
 from nbfftconv.passes.plan import FftPlan, filters_of_block
 from nbfftconv.passes.records import Record
@@ -195,7 +196,7 @@ class Context(Numbers):
         record["workspace.address"] = self.workspace
         self._tasks.append(threads.Task(stage.address(self.real), record.words, items, self.transform_workers))
 
-    @functools.cached_property
+    @cached_property
     def workspace(self) -> int:
         """Address of the workers' memory; tasks follow each other, so they share it."""
         _, worker, _, work, factors, *_ = self.workspace_numbers
@@ -231,7 +232,7 @@ class Context(Numbers):
         """Make room for the spectra of all kernels, to outlive the call if `is_kept`."""
         return self._spectra(self.groups * self.views["weight"].lane_blocks, self.group_depth, is_kept)
 
-    @functools.cached_property
+    @cached_property
     def panels(self) -> Memory:
         """Room for a panel of a product, for each worker."""
         return self.borrow(self.workers * panel_bytes(self.real))
