@@ -163,7 +163,7 @@ class ConvGeometry:
 
     Examples
     --------
-    >>>     from nbfftconv.geometry import ConvGeometry
+    >>> from nbfftconv.geometry import ConvGeometry
     >>> geometry = ConvGeometry.from_arguments((1, 3, 32, 32), (8, 3, 4, 4), padding="same")
     >>> geometry.padding, geometry.output_size
     (((1, 2), (1, 2)), (1, 8, 32, 32))
