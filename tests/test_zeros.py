@@ -259,3 +259,19 @@ def test_long_work_is_cut(case, direction, transposed, zeros, rng, monkeypatch):
     np.testing.assert_array_equal(cut.view(np.uint32), whole.view(np.uint32))
     check(cut, case.expect(direction, a, b), case.expect(direction, a != 0, b != 0), (a, b))
     assert many > few
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(("transform", "tile"), [("fftw", (37, 15)), ("codelet", (32, 16)), ("four_step", (40, 30))])
+def test_gradients_that_are_zero_have_no_sign(transform, tile, dtype, rng):
+    """A zero of a gradient is +0, as in direct convolution, wherever the inverse transform left -0."""
+    case = Case((4, 5, 1, 1), (7, 5, 9, 13), padding=(13, 6), dilation=(3, 1))
+    x = np.zeros(case.input_size, dtype)
+    x[1, 2], x[3, 0] = 0.5, -0.25
+    g = rng.standard_normal(case.output_size).astype(dtype)
+    g[:, ::2] = 0
+    plan = case.plan("grad_weight", dtype, algorithm="fft", transform=transform, tile=tile)
+    found = case.run("grad_weight", x, g, plan)
+    zeros = found == 0
+    assert zeros.any() and not zeros.all()
+    assert not np.signbit(found[zeros]).any()
