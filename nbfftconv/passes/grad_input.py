@@ -61,11 +61,10 @@ _OVERLAP_ADD = RecordType(
 
 @njit()
 def _clear_rows(real, v, plane, begin, end):
-    """Set those rows of pixels to zero that there are."""
-    for y in range(max(0, begin), min(v.y.size, end)):
-        pixels = simd.pointer(real, plane + y * v.y.stride)
-        for x in range(v.x.size):
-            pixels[x] = real(0)
+    """Set those rows of pixels to zero that there are; they follow each other."""
+    pixels = simd.pointer(real, plane)
+    for at in range(max(0, begin) * v.x.size, min(v.y.size, end) * v.x.size):
+        pixels[at] = real(0)
 
 
 @njit()
@@ -167,8 +166,9 @@ _overlap_add = jit.stage(_OVERLAP_ADD.dtype)(_stage)
 def _overlap_add_numbers(numbers: Numbers) -> Record:
     view, memory = numbers.views["input"], (numbers.transform_numbers, numbers.workspace_numbers)
     reached = (view.y.tiles - 1) * view.y.advance + view.y.samples + view.y.origin
-    # With gaps between samples, or rows that none reaches, nobody would clear them.
-    is_covered = view.y.sample_step == view.x.sample_step == 1 and reached >= view.y.size
+    # With gaps between samples or rows, or rows that none reaches, nobody would clear them.
+    is_dense = view.y.sample_step == view.x.sample_step == 1 and view.y.stride == view.x.size * view.x.stride
+    is_covered = is_dense and reached >= view.y.size
     return _OVERLAP_ADD.make((0, 0, 0, is_covered, 0, 0, 0, (0, 0, 0), view, *memory))
 
 
