@@ -10,6 +10,7 @@ from types import FunctionType
 from typing import Any
 
 from llvmlite.binding import ffi
+from numba import types
 from numba.core import cgutils, config
 from numba.core.caching import NullCache
 from numba.core.ccallback import CFunc
@@ -33,10 +34,12 @@ __all__ = [
     "global_compiler_lock",
     "intrinsic_definition",
     "llvm_lock",
+    "num_threads",
     "packed",
     "python_function",
     "refresh",
     "set_cache",
+    "set_num_threads",
     "settings",
     "target_of",
     "unpacked",
@@ -53,6 +56,12 @@ SETTINGS = (
 
 #: The lock that llvmlite holds whenever it is in LLVM: a context manager.
 llvm_lock = ffi.lib._lock
+
+#: For compiled code, once the pool is started: how many of its threads the next parallel loop of this thread takes.
+#: `numba.get_num_threads` and `numba.set_num_threads` call them by addresses of this process, so that no machine code
+#: can be kept that calls these; which cost each process 0.4 s.
+num_threads = types.ExternalFunction("get_num_threads", types.intc())
+set_num_threads = types.ExternalFunction("set_num_threads", types.void(types.intc))
 
 
 def settings() -> list[tuple[str, str]]:

@@ -24,6 +24,7 @@ import numba
 import numpy as np
 
 from nbfftconv import environment, simd
+from nbfftconv import numba_internals as internals
 from nbfftconv.forking import fork_safe_lock
 from nbfftconv.jit import copy_record, njit
 from nbfftconv.rounding import cdiv
@@ -285,10 +286,10 @@ def _run_parallel(table: int, count: int, workers: int, end: int) -> None:
 @njit()
 def _run_tasks(table: int, count: int, workers: int, threads: int, nanoseconds: int) -> None:
     """Run on that many of Numba's threads. Compiled, since Numba's settings cost 10 us from Python."""
-    mask = numba.get_num_threads()
-    numba.set_num_threads(threads)
+    mask = internals.num_threads()
+    internals.set_num_threads(threads)
     _run_parallel(table, count, workers, _end(nanoseconds))
-    numba.set_num_threads(mask)
+    internals.set_num_threads(mask)
 
 
 @njit()

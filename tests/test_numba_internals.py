@@ -173,6 +173,23 @@ def test_machine_code_with_addresses_is_no_bytes():
     assert list(cache.codes.values()) == [None]
 
 
+def test_threads_of_a_loop_are_set_by_code_that_can_be_kept():
+    def change(number):
+        before = internals.num_threads()
+        internals.set_num_threads(number)
+        return before
+
+    numba.get_num_threads()  # starts the pool
+    dispatcher, cache = njit(change)
+    before = numba.get_num_threads()
+    try:
+        assert dispatcher(1) == before
+        assert numba.get_num_threads() == 1
+    finally:
+        numba.set_num_threads(before)
+    assert [type(code) for code in cache.codes.values()] == [bytes]
+
+
 def test_a_target_is_told_by_triple_cpu_and_features():
     triple, name, features = internals.target_of(cpu_target.target_context)
     assert triple == llvmlite.binding.get_process_triple()

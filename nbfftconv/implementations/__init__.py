@@ -125,11 +125,14 @@ class Implementation(ABC, Generic[_Plan, _Kernels]):
         What follows its seconds in a plan's reason.
     options : tuple of str
         What a caller may choose of a plan.
+    is_available : bool
+        Whether it is to be had in this process; if not, no plan is of it.
     """
 
     name: str
     phrase: str
     options: tuple[str, ...] = ()
+    is_available: bool = True
 
     @abstractmethod
     def candidates(self, request: Request) -> Candidates:
