@@ -198,7 +198,7 @@ def test_strides_are_data(kind, transform, tile, rng):
         for _ in context.blocks():
             add_to_spectra(context, "input", array, found)
         context.run()
-        return found.array.copy()
+        return found.array[: context.most_lane_blocks * found.lane_block].copy()  # memory that is used again is larger
 
     found = spectra(array)
     assert found.any()
