@@ -1,10 +1,10 @@
-"""Spectral channel accumulation: at every frequency, the complex matrix product that each pass comes down to.
+"""Spectral channel accumulation: at every bin, the matrix product that each pass comes down to.
 
-Per frequency, C[i, j] = sum over r of A[i, r] · B[j, r], with A conjugated or not. What a vector lane is depends on
-the transform that made the spectra. Where it takes one tile at a time, a lane is a frequency: A, B and C are vectors,
-so matrices of any shape, down to 1×1 for depthwise layers, fill them. Where it takes many, a lane is a tile of B and C,
-or a filter of A, whose entries are broadcast; where the sum is over tiles, a panel of A is transposed, its lanes become
-those of C, and the entries of B are broadcast.
+Per bin, C[i, j] = sum over r of A[i, r] · B[j, r], with A conjugated or not. Entries are complex, or, as some transforms
+have them, real. What a vector lane is depends on the transform that made the spectra. Where it takes one tile at a
+time, a lane is a frequency: A, B and C are vectors, so matrices of any shape, down to 1×1 for depthwise layers, fill
+them. Where it takes many, a lane is a tile of B and C, or a filter of A, whose entries are broadcast; where the sum is
+over tiles, a panel of A is transposed, its lanes become those of C, and the entries of B are broadcast.
 
 Registers hold a block of C while r runs, so each value of C is one chain of additions in the order of r, whatever
 the blocks and the threads.
@@ -20,34 +20,89 @@ from nbfftconv.rounding import cdiv, round_up
 from nbfftconv.scratch import Memory
 from nbfftconv.simd import VECTOR_BYTES
 from nbfftconv.target import TARGET, WIDEST_VECTOR_BYTES, power_of_two
-from nbfftconv.transforms import COMPLEX_BYTES
 
 
-def _register_block(registers: int) -> tuple[int, int]:
+#: Real products of so many channels, or tiles, are summed apart.
+_REAL_DEPTH = 64
+
+
+@dataclass(frozen=True)
+class Blocking:
+    """How products of one kind of entries are blocked; derived from the target.
+
+    Attributes
+    ----------
+    vectors : int
+        Vectors of an entry: real and imaginary parts, or 1 if it is real.
+    rows, columns : int
+        Of the block of C in registers, at most.
+    depth : int
+        Channels, or tiles, summed before the next block, in eights: the block's columns of B, and C, take three
+        quarters of the first-level cache. The rest is for A, which streams past.
+    item_rows : int
+        Rows of C in one work item: their A of one depth takes at most three quarters of the second-level cache. No
+        more, so that one group and few bins still feed all threads.
+    panel_vectors : int
+        Vectors of a transposed panel, at most, a power of two as numbers of filters are: with the tiles that it is made
+        of, a quarter of the second-level cache.
+    is_summed_apart : bool
+        Whether the sum of each depth is formed apart, and then added: short chains of additions have smaller errors,
+        which Winograd's maps would multiply.
+    """
+
+    vectors: int
+    rows: int
+    columns: int
+    depth: int
+    item_rows: int
+    panel_vectors: int
+    is_summed_apart: bool
+
+    @classmethod
+    def of(cls, vectors: int) -> "Blocking":
+        """Return that of entries of so many vectors."""
+        rows, columns = _register_block(TARGET.registers, vectors)
+        # What stays in caches is reckoned for the widest vectors and their block of C.
+        entry = vectors * WIDEST_VECTOR_BYTES
+        widest_rows, widest_columns = _register_block(32, vectors)
+        depth = (TARGET.l1_bytes * 3 // 4 // entry - widest_rows * widest_columns) // widest_columns // 8 * 8
+        if vectors == 1:
+            depth = min(depth, _REAL_DEPTH)
+        item_rows = TARGET.l2_bytes * 3 // 4 // (depth * entry) // 16 * 16
+        panel_vectors = power_of_two(TARGET.l2_bytes // 4 // (2 * round_up(depth, 16) * entry))
+        return cls(vectors, rows, columns, depth, item_rows, panel_vectors, vectors == 1)
+
+    @property
+    def tall_rows(self) -> int:
+        """Rows of a block of one column: enough chains of additions to hide their latency."""
+        return 2 * self.rows
+
+    @property
+    def entry_bytes(self) -> int:
+        """Bytes of an entry."""
+        return self.vectors * VECTOR_BYTES
+
+    @property
+    def panel_bytes(self) -> int:
+        """Bytes of a panel, of either scalar type."""
+        return self.panel_vectors * round_up(self.depth, VECTOR_BYTES // 4) * self.entry_bytes
+
+
+def _register_block(registers: int, vectors: int) -> tuple[int, int]:
     """Rows and columns of the block of C in registers, for the fewest loads a product.
 
-    C has 2 vectors an entry, B 2 a column, and an entry of A takes 2 more.
+    An entry takes `vectors` of C, as many a column of B, and as many of A. Real blocks are of so many rows, a power of
+    two, as numbers of filters are.
     """
-    sides = range(1, registers // 2)
-    blocks = [(i, j) for i in sides for j in sides if 2 * (i * j + j + 1) <= registers]
+    sides = range(1, registers // vectors)
+    blocks = [(i, j) for i in sides for j in sides if vectors * (i * j + j + 1) <= registers]
+    if vectors == 1:
+        blocks = [(i, 3) for i, j in blocks if j == 3 and i == power_of_two(i)]
     return min(blocks, key=lambda block: 1 / block[0] + 1 / block[1])
 
 
-ROWS, COLUMNS = _register_block(TARGET.registers)
-#: Rows of a block of one column: enough chains of additions to hide their latency.
-TALL_ROWS = 2 * ROWS
-# What stays in caches is reckoned for the widest vectors and their block of C.
-_WIDEST = 2 * WIDEST_VECTOR_BYTES
-_WIDEST_ROWS, _WIDEST_COLUMNS = _register_block(32)
-#: Channels, or tiles, summed before the next block, in eights: the block's columns of B, and C, take three quarters of
-#: the first-level cache. The rest is for A, which streams past.
-_DEPTH = (TARGET.l1_bytes * 3 // 4 // _WIDEST - _WIDEST_ROWS * _WIDEST_COLUMNS) // _WIDEST_COLUMNS // 8 * 8
-#: Rows of C in one work item, in vectors of filters: their A of one depth takes at most three quarters of the
-#: second-level cache. No more, so that one group and few frequencies still feed all threads.
-_ITEM_ROWS = TARGET.l2_bytes * 3 // 4 // (_DEPTH * _WIDEST) // 16 * 16
-#: Vectors of a transposed panel, at most, a power of two as numbers of filters are: with the tiles that it is made of,
-#: a quarter of the second-level cache.
-_PANEL_VECTORS = power_of_two(TARGET.l2_bytes // 4 // (2 * round_up(_DEPTH, 16) * _WIDEST))
+#: Of complex entries, by which spectra of FFTs are multiplied, and of real ones.
+COMPLEX, REAL = Blocking.of(2), Blocking.of(1)
 
 _OPERAND = np.dtype(
     [
@@ -85,6 +140,8 @@ class Matrix:
         The index, if any, whose neighbours are the lanes of a vector, so that an entry is a scalar.
     vectors : int
         Along that index, from one vector to the next; `row` or `column` is the distance of lanes.
+    blocking : Blocking
+        `COMPLEX` or `REAL`.
     """
 
     real: type
@@ -95,6 +152,7 @@ class Matrix:
     bin: int
     lane_axis: str | None = None
     vectors: int = 0
+    blocking: Blocking = COMPLEX
 
 
 @dataclass(frozen=True)
@@ -110,36 +168,50 @@ class _Variant:
         An entry of A is a scalar.
     nested : bool
         Neighbours along r are lanes of A.
+    blocking : Blocking
     """
 
     name: str
     conjugate: bool = False
     broadcast: bool = False
     nested: bool = False
+    blocking: Blocking = COMPLEX
+
+
+def _multiply_real(v, a, b, sums, conjugate):
+    return [v.fma(a[0], b[0], sums[0])]
+
+
+def _multiply_complex(v, a, b, sums, conjugate):
+    (a_re, a_im), (b_re, b_im) = a, b
+    to_re, to_im = (a_im, -a_im) if conjugate else (-a_im, a_im)
+    re, im = v.fma(a_re, b_re, sums[0]), v.fma(a_re, b_im, sums[1])
+    return [v.fma(to_re, b_im, re), v.fma(to_im, b_re, im)]
 
 
 def _block(variant: _Variant, rows: int, columns: int):
     """Return the emitter of a block of rows × columns entries of C, at some bins of the spectra."""
+    vectors = variant.blocking.vectors
+    multiply = {1: _multiply_real, 2: _multiply_complex}[vectors]
+    is_summed_apart = variant.blocking.is_summed_apart
 
     def emit(
         v, a, a_row, a_column, a_columns, a_bin, b, b_row, b_column, b_bin, c, c_row, c_column, c_bin,
         depth, depth_lanes, bins, go_on, ahead, c_ahead,
     ):  # fmt: skip
-        def both(load, address):
-            return load(address), load(address + v.vector_bytes)
+        def parts(load, address):
+            return [load(address + part * v.vector_bytes) for part in range(vectors)]
 
         def add_products(a, b, ahead, *sums):
             sums = list(sums)
             v.prefetch(ahead, level=2)
-            b_values = [both(v.load, b + b_row * j) for j in range(columns)]
+            b_values = [parts(v.load, b + b_row * j) for j in range(columns)]
             for i in range(rows):
-                a_re, a_im = both(v.broadcast if variant.broadcast else v.load, a + a_row * i)
-                to_re, to_im = (a_im, -a_im) if variant.conjugate else (-a_im, a_im)
-                for j, (b_re, b_im) in enumerate(b_values):
-                    k = 2 * (i * columns + j)
-                    re, im = v.fma(a_re, b_re, sums[k]), v.fma(a_re, b_im, sums[k + 1])
-                    sums[k : k + 2] = v.fma(to_re, b_im, re), v.fma(to_im, b_re, im)
-            return [a + a_column, b + b_column, ahead + 2 * v.vector_bytes, *sums]
+                a_value = parts(v.broadcast if variant.broadcast else v.load, a + a_row * i)
+                for j, b_value in enumerate(b_values):
+                    of_entry = slice(vectors * (i * columns + j), vectors * (i * columns + j + 1))
+                    sums[of_entry] = multiply(v, a_value, b_value, sums[of_entry], variant.conjugate)
+            return [a + a_column, b + b_column, ahead + vectors * v.vector_bytes, *sums]
 
         def add_lanes(a, b, ahead, left, *sums):
             _, b, ahead, *sums = v.repeat(v.minimum(left, depth_lanes), [a, b, ahead, *sums], add_products)
@@ -147,21 +219,28 @@ def _block(variant: _Variant, rows: int, columns: int):
 
         mask = v.all_lanes_if(go_on)
 
+        def so_far(entries):
+            return [part for entry in entries for part in parts(lambda at: v.masked_load(at, mask), entry)]
+
         def block(a, b, c):
             entries = [c + c_row * i + c_column * j for i in range(rows) for j in range(columns)]
-            sums = []
             for entry in entries:
-                v.prefetch(entry + c_ahead, write=True, level=2)
-                v.prefetch(entry + v.vector_bytes + c_ahead, write=True, level=2)
-                sums += both(lambda at: v.masked_load(at, mask), entry)
+                for part in range(vectors):
+                    v.prefetch(entry + part * v.vector_bytes + c_ahead, write=True, level=2)
+            if is_summed_apart:
+                sums = [0.0] * (vectors * rows * columns)
+            else:
+                sums = so_far(entries)
             if variant.nested:
-                vectors = (depth + (depth_lanes - 1)) // depth_lanes
-                _, _, _, _, *sums = v.repeat(vectors, [a, b, ahead, depth, *sums], add_lanes)
+                whole = (depth + (depth_lanes - 1)) // depth_lanes
+                _, _, _, _, *sums = v.repeat(whole, [a, b, ahead, depth, *sums], add_lanes)
             else:
                 _, _, _, *sums = v.repeat(depth, [a, b, ahead, *sums], add_products)
+            if is_summed_apart:
+                sums = [total + value for total, value in zip(so_far(entries), sums, strict=True)]
             for k, entry in enumerate(entries):
-                v.store(sums[2 * k], entry)
-                v.store(sums[2 * k + 1], entry + v.vector_bytes)
+                for part in range(vectors):
+                    v.store(sums[vectors * k + part], entry + part * v.vector_bytes)
             return [a + a_bin, b + b_bin, c + c_bin]
 
         v.repeat(bins, [a, b, c], block)
@@ -170,9 +249,13 @@ def _block(variant: _Variant, rows: int, columns: int):
 
 
 def _kernel(variant: _Variant):
+    blocking = variant.blocking
+    sizes = itertools.product(range(1, blocking.rows + 1), range(1, blocking.columns + 1))
+    blocks = [*sizes, (blocking.tall_rows, 1)]
+
     def emit(v, *arguments):
         *operands, rows, columns = arguments
-        for i, j in [*itertools.product(range(1, ROWS + 1), range(1, COLUMNS + 1)), (TALL_ROWS, 1)]:
+        for i, j in blocks:
             with v.when(rows, i), v.when(columns, j):
                 _block(variant, i, j)(v, *operands)
 
@@ -184,36 +267,40 @@ _VARIANTS = (
     _Variant("conjugate_product", conjugate=True),
     _Variant("nested_scalar_product", broadcast=True, nested=True),
     _Variant("scalar_conjugate_product", conjugate=True, broadcast=True),
+    _Variant("real_scalar_product", broadcast=True, blocking=REAL),
+    _Variant("real_nested_scalar_product", broadcast=True, nested=True, blocking=REAL),
 )
 #: Intrinsics ``(a, a_row, a_column, a_rows, a_bin, b, b_row, b_column, b_bin, c, c_row, c_column, c_bin, depth,
-#: depth_lanes, bins, go_on, ahead, c_ahead, rows, columns)`` of a block of up to `ROWS` rows and `COLUMNS` columns, or
-#: of `TALL_ROWS` and one. With `go_on`, C is added to. A line for every r is fetched from `ahead` on, and those
+#: depth_lanes, bins, go_on, ahead, c_ahead, rows, columns)`` of a block of up to `rows` and `columns` of the blocking,
+#: or of `tall_rows` and one. With `go_on`, C is added to. A line for every r is fetched from `ahead` on, and those
 #: `c_ahead` from what is written.
 KERNELS = {variant.name: _kernel(variant) for variant in _VARIANTS}
 
 
 @jit.njit()
-def block_depth(lanes, depth):
-    """Return how many of so many entries along r are summed before the next block: whole vectors of them."""
-    return round_up(cdiv(depth, cdiv(depth, _DEPTH)), lanes)
+def block_depth(lanes, depth, most):
+    """Return how many of so many entries along r are summed before the next block: whole vectors, about `most`."""
+    return round_up(cdiv(depth, cdiv(depth, most)), lanes)
 
 
 def _stage(variant: _Variant):
     multiply = KERNELS[variant.name]
+    most_rows, most_columns, tall_rows = variant.blocking.rows, variant.blocking.columns, variant.blocking.tall_rows
+    vectors, most_depth, item_rows = variant.blocking.vectors, variant.blocking.depth, variant.blocking.item_rows
 
     def factory(real):
         lanes = simd.lanes(real)
 
         def product(p, worker, begin, end):
-            row_items = cdiv(p.rows, _ITEM_ROWS)
-            depth = block_depth(lanes, p.depth)
+            row_items = cdiv(p.rows, item_rows)
+            depth = block_depth(lanes, p.depth, most_depth)
             # Groups are next to each other in memory, bins follow.
             a_following, b_following, c_following = p.a.bin, p.b.bin, p.c.bin
             if p.groups > 1:
                 a_following, b_following, c_following = p.a.group, p.b.group, p.c.group
             for item in range(begin, end):
-                first_row = item % row_items * _ITEM_ROWS
-                last_row = min(first_row + _ITEM_ROWS, p.rows)
+                first_row = item % row_items * item_rows
+                last_row = min(first_row + item_rows, p.rows)
                 group = item // row_items % p.groups
                 spectrum_bin = item // (row_items * p.groups)
                 a_start = p.a.address + group * p.a.group + spectrum_bin * p.a.bin + first_row // lanes * p.a.rows
@@ -234,21 +321,21 @@ def _stage(variant: _Variant):
                         j = 0
                         while j < p.columns:
                             # never a single column where two and two will do
-                            columns = 2 if p.columns - j == 4 and COLUMNS == 3 else min(COLUMNS, p.columns - j)
+                            columns = 2 if p.columns - j == 4 and most_columns == 3 else min(most_columns, p.columns - j)
                             i = first
                             while i < last:
-                                rows = min(ROWS, last - i)
-                                if columns == 1 and last - i >= TALL_ROWS:
-                                    rows = TALL_ROWS
+                                rows = min(most_rows, last - i)
+                                if columns == 1 and last - i >= tall_rows:
+                                    rows = tall_rows
                                 a = a_rows + (i - first) * p.a.row
                                 b = b_block + j * p.b.row
                                 c = c_start + first // lanes * p.c.rows + (i - first) * p.c.row + j * p.c.column
                                 ahead = b
                                 if a_lines < p.a_lines:
-                                    ahead = a_ahead + a_lines // 2 * p.a.row + a_lines % 2 * VECTOR_BYTES
+                                    ahead = a_ahead + a_lines // vectors * p.a.row + a_lines % vectors * VECTOR_BYTES
                                     a_lines += 1
-                                elif b_lines < 2 * p.columns:
-                                    ahead = b_next + b_lines // 2 * p.b.row + b_lines % 2 * VECTOR_BYTES
+                                elif b_lines < vectors * p.columns:
+                                    ahead = b_next + b_lines // vectors * p.b.row + b_lines % vectors * VECTOR_BYTES
                                     b_lines += 1
                                 multiply(real, (
                                     a, p.a.row, p.a.column, p.a.columns, 0, b, p.b.row, p.b.column, 0,
@@ -264,38 +351,48 @@ def _stage(variant: _Variant):
     return jit.stage(_RECORD)(factory)
 
 
-def _transpose(v, source, row, last_row, target):
-    for part in (0, v.vector_bytes):
-        values = v.transpose([v.load(source + row * v.minimum(i, last_row) + part) for i in range(v.lanes)])
-        for i, value in enumerate(values):
-            v.store(-value if part else value, target + (2 * i * v.vector_bytes + part))
+def _transposition(blocking: Blocking):
+    """Return ``(source, row, last_row, target)``: conjugates of as many vectors of entries as a vector has lanes, `row`
+    bytes apart, transposed; what is beyond the last row repeats it."""
+    vectors = blocking.vectors
+
+    def emit(v, source, row, last_row, target):
+        for part in range(vectors):
+            at = source + part * v.vector_bytes
+            values = v.transpose([v.load(at + row * v.minimum(i, last_row)) for i in range(v.lanes)])
+            for i, value in enumerate(values):
+                v.store(-value if part else value, target + (vectors * i + part) * v.vector_bytes)
+
+    return simd.kernel(emit, f"transpose_conjugates_{vectors}")
 
 
-# (source, row, last_row, target): conjugates of as many complex vectors as a vector has lanes, `row` bytes apart,
-# transposed; what is beyond the last row repeats it.
-_transpose_conjugates = simd.kernel(_transpose, "transpose_conjugates")
-
-
-def _panel_stage():
-    multiply = KERNELS["nested_scalar_product"]
+def _panel_stage(variant: _Variant):
+    multiply, transpose_conjugates = KERNELS[variant.name], _transposition(variant.blocking)
+    most_rows, most_columns, tall_rows = variant.blocking.rows, variant.blocking.columns, variant.blocking.tall_rows
+    vectors, most_depth, item_rows = variant.blocking.vectors, variant.blocking.depth, variant.blocking.item_rows
+    panel_vectors, entry, panel_bytes = (
+        variant.blocking.panel_vectors,
+        variant.blocking.entry_bytes,
+        variant.blocking.panel_bytes,
+    )
 
     def factory(real):
         lanes, itemsize = simd.lanes(real), np.dtype(real).itemsize
 
         def panel_product(p, worker, begin, end):
-            vectors = cdiv(p.rows, lanes)
-            panels = cdiv(vectors, _PANEL_VECTORS)
-            column_items = cdiv(p.columns, _ITEM_ROWS)
-            depth = block_depth(lanes, p.depth)
+            row_vectors = cdiv(p.rows, lanes)
+            panels = cdiv(row_vectors, panel_vectors)
+            column_items = cdiv(p.columns, item_rows)
+            depth = block_depth(lanes, p.depth, most_depth)
             a_following, b_following, c_following = p.a.bin, p.b.bin, p.c.bin
             if p.groups > 1:
                 a_following, b_following, c_following = p.a.group, p.b.group, p.c.group
-            panel = p.panels + worker * _PANEL_VECTORS * block_depth(lanes, _DEPTH) * COMPLEX_BYTES
+            panel = p.panels + worker * panel_bytes
             for item in range(begin, end):
-                first_column = item % column_items * _ITEM_ROWS
-                last_column = min(first_column + _ITEM_ROWS, p.columns)
-                first_vector = item // column_items % panels * _PANEL_VECTORS
-                last_vector = min(first_vector + _PANEL_VECTORS, vectors)
+                first_column = item % column_items * item_rows
+                last_column = min(first_column + item_rows, p.columns)
+                first_vector = item // column_items % panels * panel_vectors
+                last_vector = min(first_vector + panel_vectors, row_vectors)
                 group = item // (column_items * panels) % p.groups
                 spectrum_bin = item // (column_items * panels * p.groups)
                 a_start = p.a.address + group * p.a.group + spectrum_bin * p.a.bin
@@ -305,10 +402,10 @@ def _panel_stage():
                     tiles = min(depth, p.depth - r)
                     for vector in range(first_vector, last_vector):
                         for tile in range(0, tiles, lanes):
-                            _transpose_conjugates(real, (
+                            transpose_conjugates(real, (
                                 a_start + (r + tile) // lanes * p.a.columns + vector * p.a.rows, p.a.row,
                                 p.rows - 1 - vector * lanes,
-                                panel + ((vector - first_vector) * depth + tile) * COMPLEX_BYTES,
+                                panel + ((vector - first_vector) * depth + tile) * entry,
                             ))  # fmt: skip
                     # what comes next: the next depth, bin or group of A and B, a line of every entry for each product
                     is_last = r + depth >= p.depth
@@ -324,15 +421,15 @@ def _panel_stage():
                     while vector < last_vector:
                         # never a single vector where two and two will do
                         left = last_vector - vector
-                        count = 2 if left == 4 and COLUMNS == 3 else min(COLUMNS, left)
+                        count = 2 if left == 4 and most_columns == 3 else min(most_columns, left)
                         column = first_column
                         while column < last_column:
-                            columns = min(ROWS, last_column - column)
-                            if count == 1 and last_column - column >= TALL_ROWS:
-                                columns = TALL_ROWS
+                            columns = min(most_rows, last_column - column)
+                            if count == 1 and last_column - column >= tall_rows:
+                                columns = tall_rows
                             a = b_start + r // lanes * p.b.columns + column * p.b.row
-                            b = panel + (vector - first_vector) * depth * COMPLEX_BYTES
-                            ahead, index = b, fetched // 2
+                            b = panel + (vector - first_vector) * depth * entry
+                            ahead, index = b, fetched // vectors
                             if index < lane_blocks * a_chunks:
                                 ahead = (
                                     a_next + index % lane_blocks * p.a.columns + index // lane_blocks * tiles * p.a.row
@@ -342,11 +439,11 @@ def _panel_stage():
                                 ahead = (
                                     b_next + index % lane_blocks * p.b.columns + index // lane_blocks * tiles * p.b.row
                                 )
-                            ahead += fetched % 2 * VECTOR_BYTES
+                            ahead += fetched % vectors * VECTOR_BYTES
                             fetched += 1
                             multiply(real, (
                                 a, p.b.row, itemsize, p.b.columns, 0,
-                                b, depth * COMPLEX_BYTES, COMPLEX_BYTES, 0,
+                                b, depth * entry, entry, 0,
                                 c_start + vector * p.c.rows + column * p.c.column, p.c.column, p.c.rows, 0,
                                 tiles, lanes, 1, p.add + r, ahead,
                                 c_following if is_last else 0, columns, count,
@@ -360,13 +457,7 @@ def _panel_stage():
 
 
 _STAGES = {variant.name: _stage(variant) for variant in _VARIANTS}
-_panel_product = _panel_stage()
-
-
-def panel_bytes(real: type) -> int:
-    """Bytes of a thread's panel."""
-    lanes = simd.lanes(real)
-    return _PANEL_VECTORS * round_up(_DEPTH, lanes) * COMPLEX_BYTES
+_PANEL_STAGES = {variant.blocking: _panel_stage(variant) for variant in _VARIANTS if variant.nested}
 
 
 def _operand(m: Matrix) -> tuple[int, ...]:
@@ -377,8 +468,9 @@ def _operand(m: Matrix) -> tuple[int, ...]:
 
 
 def _record(a: Matrix, b: Matrix, c: Matrix, shape: tuple[int, ...], add: bool, panels: int = 0) -> np.ndarray:
-    # Along r, the entries of a row of A fill cache lines of real and of imaginary parts, or share them with other rows.
-    a_lines = {None: 2 * simd.lanes(a.real), "row": 2, "column": 0}[a.lane_axis]
+    # Along r, the entries of a row of A fill cache lines of each of their parts, or share them with other rows.
+    vectors = a.blocking.vectors
+    a_lines = {None: vectors * simd.lanes(a.real), "row": vectors, "column": 0}[a.lane_axis]
     return np.array((*map(_operand, (a, b, c)), *shape, add, a_lines, panels), _RECORD)
 
 
@@ -386,7 +478,7 @@ def _task(
     name: str, a: Matrix, b: Matrix, c: Matrix, shape: tuple[int, ...], workers: int, add: bool = False
 ) -> threads.Task:
     groups, rows, _, _, bins = shape
-    items = groups * cdiv(rows, _ITEM_ROWS) * bins
+    items = groups * cdiv(rows, a.blocking.item_rows) * bins
     return threads.Task(_STAGES[name].address(c.real), _record(a, b, c, shape, add), items, workers)
 
 
@@ -396,13 +488,14 @@ def product(a: Matrix, b: Matrix, c: Matrix, shape: tuple[int, ...], workers: in
     Parameters
     ----------
     a, b, c : Matrix
-        The entries of A may be lanes along r.
+        The entries of A may be lanes along r; real ones are.
     shape : tuple of int
         (groups, rows i, columns j, depth r, bins of the spectra).
     workers : int
         Threads to use at most.
     """
-    return _task("product" if a.lane_axis is None else "nested_scalar_product", a, b, c, shape, workers)
+    name = "product" if a.lane_axis is None else "nested_scalar_product"
+    return _task("real_" + name if a.blocking is REAL else name, a, b, c, shape, workers)
 
 
 def conjugate_product(
@@ -410,10 +503,10 @@ def conjugate_product(
 ) -> threads.Task:
     """Return the task C = conj(A) · B, or C += conj(A) · B.
 
-    Parameters are as in `product`, but the entries of A may be lanes along i.
+    Parameters are as in `product`, but the entries of A may be lanes along i; real ones are.
     """
     name = "conjugate_product" if a.lane_axis is None else "scalar_conjugate_product"
-    return _task(name, a, b, c, shape, workers, add)
+    return _task("real_scalar_product" if a.blocking is REAL else name, a, b, c, shape, workers, add)
 
 
 def panel_product(
@@ -421,11 +514,11 @@ def panel_product(
 ) -> threads.Task:
     """Return the task C = conj(A) · B, or C += conj(A) · B, where entries of A and B are lanes along r, of C along i.
 
-    Parameters are as in `product`; `panels` has `panel_bytes` for each thread.
+    Parameters are as in `product`; `panels` has `panel_bytes` of the blocking for each thread.
     """
     groups, rows, columns, _, bins = shape
-    real = c.real
+    real, blocking = c.real, a.blocking
     vectors = cdiv(rows, simd.lanes(real))
-    items = groups * cdiv(columns, _ITEM_ROWS) * cdiv(vectors, _PANEL_VECTORS) * bins
+    items = groups * cdiv(columns, blocking.item_rows) * cdiv(vectors, blocking.panel_vectors) * bins
     record = _record(a, b, c, shape, add, panels.address)
-    return threads.Task(_panel_product.address(real), record, items, workers)
+    return threads.Task(_PANEL_STAGES[blocking].address(real), record, items, workers)

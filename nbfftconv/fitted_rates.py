@@ -76,6 +76,19 @@ RATES = {
             "row": 1.3e-09,
         },
     },
+    "winograd": {
+        "flops": {
+            "transform": 0.3,
+            "product": 0.9,
+        },
+        "bandwidth": {
+            "spectra": 1.4,
+            "stream": 1.32,
+        },
+        "seconds": {
+            "row": 1e-09,
+        },
+    },
     "four_step": {
         "flops": {
             "transform": 0.32727272727272727,

@@ -329,6 +329,16 @@ class Emitter:
         """Every other lane, from the first on, of two vectors."""
         return Vector(self._builder, self._shuffle(a.llvm, b.llvm, list(range(0, 2 * self.lanes, 2))))
 
+    def odd_lanes(self, a: Vector, b: Vector) -> Vector:
+        """Every other lane, from the second on, of two vectors."""
+        return Vector(self._builder, self._shuffle(a.llvm, b.llvm, list(range(1, 2 * self.lanes, 2))))
+
+    def zip_lanes(self, a: Vector, b: Vector) -> list[Vector]:
+        """The lanes of two vectors in turns, as two vectors."""
+        order = [lane + other for lane in range(self.lanes) for other in (0, self.lanes)]
+        halves = order[: self.lanes], order[self.lanes :]
+        return [Vector(self._builder, self._shuffle(a.llvm, b.llvm, half)) for half in halves]
+
     # Control flow
 
     def repeat(self, count: Operand, state: Sequence[Operand], body: Callable[..., Sequence[Operand]]) -> list[Value]:
@@ -373,6 +383,12 @@ class Emitter:
     def when(self, value: Operand, equals: int) -> Iterator[None]:
         """Emit the body of the with statement under ``if value == equals``."""
         with self._builder.if_then(self._builder.icmp_signed("==", self._integer(value), ir.Constant(_WORD, equals))):
+            yield
+
+    @contextmanager
+    def unless(self, value: Operand, equals: int) -> Iterator[None]:
+        """Emit the body of the with statement under ``if value != equals``."""
+        with self._builder.if_then(self._builder.icmp_signed("!=", self._integer(value), ir.Constant(_WORD, equals))):
             yield
 
 

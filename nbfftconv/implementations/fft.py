@@ -57,13 +57,16 @@ class CostedChoices(NamedTuple):
 
 
 @functools.lru_cache(maxsize=4)
-def costed_choices(request: Request) -> list[CostedChoices]:
+def costed_choices(request: Request, algorithm: str) -> list[CostedChoices]:
     """Return all that there is to choose from, last the stages of the pass itself; kept for a moment, for a step."""
     options = dict(request.choices)
     transforms, is_named = request.transforms, "transform" in options
     if is_named:
         registry.get(options["transform"])  # one of a name, not all
         transforms = registry.candidates(options["transform"])
+    transforms = tuple(transform for transform in transforms if transform.algorithm == algorithm)
+    if not transforms:
+        raise Inapplicable(f"the {options['transform']} transform is not for algorithm {algorithm}")
     passes = [(request.geometry, request.direction, 0.0)]
     if (transposed := request.transposed()) is not None:
         is_free = request.weight_is_transformed
@@ -151,7 +154,7 @@ class Fft(Implementation[FftPlan, FftKernels]):
         """Return the tiles to choose from."""
         if not request.is_asked and request.geometry.weight_size[2:] == (1, 1):
             raise Inapplicable("an FFT cannot save anything with a 1x1 kernel")
-        candidates = FftCandidates(request, costed_choices(request))
+        candidates = FftCandidates(request, costed_choices(request, self.name))
         if candidates.seconds < math.inf:
             return candidates
         if not request.is_asked:
@@ -177,7 +180,8 @@ class Fft(Implementation[FftPlan, FftKernels]):
         ]
         if not tiles:
             return None
-        choices = choices_of(geometry, dtype, request.transforms, tiles, request.machine)
+        transforms = tuple(transform for transform in request.transforms if transform.algorithm == self.name)
+        choices = choices_of(geometry, dtype, transforms, tiles, request.machine)
         costed = [CostedChoices.of(each, 0.0, request) for each in blocked(choices, request.direction, request.limit)]
         candidates = FftCandidates(request, costed)
         return candidates if candidates.seconds < math.inf else None
@@ -186,7 +190,7 @@ class Fft(Implementation[FftPlan, FftKernels]):
         """Return the best step of passes of one tile grid."""
         if not requests[0].is_asked and requests[0].geometry.weight_size[2:] == (1, 1):
             return None
-        forward, grad_weight, grad_input = step = [costed_choices(request)[-1] for request in requests]
+        forward, grad_weight, grad_input = step = [costed_choices(request, self.name)[-1] for request in requests]
         keeps = forward.choices.input_bytes <= spectra_limit
         shared = grad_weight.cost.output + grad_input.cost.weight + keeps * grad_weight.cost.input
         seconds = forward.seconds + grad_weight.seconds + grad_input.seconds - shared

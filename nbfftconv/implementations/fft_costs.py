@@ -30,13 +30,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from nbfftconv import rates, simd
-from nbfftconv.accumulate import COLUMNS, ROWS
+from nbfftconv.accumulate import COMPLEX, REAL
 from nbfftconv.geometry import ConvGeometry
 from nbfftconv.machine import Machine
-from nbfftconv.passes.plan import FftPlan, filters_of_block
+from nbfftconv.passes.plan import PLANS, FftPlan, filters_of_block
 from nbfftconv.target import TARGET
 from nbfftconv.tiling import AxisTiles, TileGrid, axis_tiles, problem_sizes
-from nbfftconv.transforms import COMPLEX_BYTES, Transform, bin_stride
+from nbfftconv.transforms import Transform, bin_stride
 
 # The spectra of a block of tiles are about this large, in bytes: what one stage writes is then still in the last-level
 # cache for the next. If those of the kernels, read once a block, are larger, as large, but not more than the limit.
@@ -72,12 +72,14 @@ class Tiles(NamedTuple):
         Sides.
     lanes, bins : numpy.ndarray
         As of their layout.
+    entry : numpy.ndarray
+        Bytes of an entry of a spectrum.
     nbytes : numpy.ndarray
         Bytes of a tile in memory.
     base, column, row : numpy.ndarray
         Seconds of a transform, and on top of that of every column, in whole pairs of vectors, and row that is needed.
     product : numpy.ndarray
-        Seconds of a complex multiply-add.
+        Seconds of a multiply-add of entries.
     spectra, stream : numpy.ndarray
         Seconds of a byte of spectra that go through the last-level cache, and of kernels' spectra that are read.
     """
@@ -87,6 +89,7 @@ class Tiles(NamedTuple):
     width: Numbers
     lanes: Numbers
     bins: Numbers
+    entry: Numbers
     nbytes: Numbers
     base: Numbers
     column: Numbers
@@ -120,11 +123,12 @@ def _table(
         width=width,
         lanes=layout.lanes,
         bins=layout.bins,
+        entry=layout.vectors * simd.VECTOR_BYTES,
         nbytes=height * layout.pitch * dtype.itemsize,
         base=base,
         column=column,
         row=row + transform.row if transform.skips_rows else 0.0,
-        product=8 * slow / (machine.flops * transform.product_rate),
+        product=2 * layout.vectors**2 * slow / (machine.flops * transform.product_rate),
         spectra=1 / (machine.bandwidth * transform.spectra_rate),
         stream=1 / (machine.bandwidth * transform.stream_rate),
     )
@@ -143,21 +147,23 @@ def _tiles(
     sizes, found = problem_sizes(geometry), []
     sides: list[tuple[int, ...]]
     for index, transform in enumerate(transforms):
-        known = transform.sides
+        known = [transform.sides(taps) if transform.sides else None for _, taps in sizes]
         if tile is not None:
-            if known and not set(tile) <= set(known):
+            wrong = [axis for axis, side in enumerate(tile) if known[axis] is not None and side not in known[axis]]
+            if wrong:
                 if is_asked:
-                    raise ValueError(f"the {transform.name} transform has tile sides {known}, not tile {tile}")
+                    of_axis = known[wrong[0]]
+                    raise ValueError(f"the {transform.name} transform has tile sides {of_axis}, not tile {tile}")
                 continue
             for axis, side in enumerate(tile):
                 axis_tiles(geometry, axis, side)  # raises where the kernel does not fit
             sides, ranges = [tile[:1], tile[1:]], [slice(None)] * 2
         else:
-            sides = [known or _smooth_sides(taps) for _, taps in sizes]
+            sides = [_smooth_sides(taps) if of_axis is None else of_axis for of_axis, (_, taps) in zip(known, sizes, strict=True)]
             ranges = [_sides_for(of_axis, *size) for of_axis, size in zip(sides, sizes, strict=True)]
             if is_asked and any(r.start >= len(s) for r, s in zip(ranges, sides, strict=True)):
                 raise ValueError(
-                    f"no {transform.name} tile, of sides {known}, holds the kernel {geometry.weight_size[2:]}"
+                    f"no {transform.name} tile, of sides {known[0]}, holds the kernel {geometry.weight_size[2:]}"
                 )
         table = _table(index, transform, *sides, dtype, machine)
         found.append(table[:, ranges[0], ranges[1]].reshape(len(table), -1))
@@ -233,16 +239,16 @@ class TileChoices:
         filters, channels = geometry.weight_size[:2]
         depth = channels * grid.channel_phases
         lane_blocks = _ceil(grid.tiles, tiles.lanes)
-        lane_block = tiles.bins * (bin_stride(depth * geometry.groups) + bin_stride(filters))
+        lane_block = tiles.bins * (bin_stride(depth * geometry.groups, tiles.entry) + bin_stride(filters, tiles.entry))
         lane_filters = geometry.groups * _ceil(filters // geometry.groups, tiles.lanes) * tiles.lanes
-        weight = lane_filters / tiles.lanes * tiles.bins * bin_stride(depth)
+        weight = lane_filters / tiles.lanes * tiles.bins * bin_stride(depth, tiles.entry)
         return cls(geometry, dtype, transforms, tiles, grid, lane_blocks, lane_block, weight, lane_filters)
 
     @property
     def input_bytes(self) -> np.ndarray:
         """Bytes of the input's spectra, of all tiles."""
         depth = self.geometry.input_size[1] * self.grid.channel_phases
-        return self.lane_blocks * self.tiles.bins * bin_stride(depth)
+        return self.lane_blocks * self.tiles.bins * bin_stride(depth, self.tiles.entry)
 
     def staged(self, direction: str, limit: int) -> "BlockedChoices":
         """Stage after stage, each over as many lane_blocks as fit the limits."""
@@ -261,13 +267,18 @@ class TileChoices:
         """All stages of a block of a forward pass by one thread, where one fits a core's cache."""
         filters, channels = self.geometry.weight_size[0] // self.geometry.groups, self.geometry.weight_size[1]
         depth = channels * self.grid.channel_phases
-        if depth > _FUSED_DEPTH:
+        blocking = COMPLEX
+        if {transform.algorithm for transform in self.transforms} == {"winograd"}:
+            blocking = REAL
+        elif depth > _FUSED_DEPTH:
             return None
         block = filters_of_block(filters, depth, self.tiles.lanes)
-        lane_block = self.tiles.bins * (bin_stride(depth) + bin_stride(np.minimum(ROWS, block).astype(np.int64)))
+        entry = self.tiles.entry.astype(np.int64)
+        of_output = bin_stride(np.minimum(blocking.rows, block).astype(np.int64), entry)
+        lane_block = self.tiles.bins * (bin_stride(depth, entry) + of_output)
         tiles = 2 * self.tiles.lanes * self.tiles.nbytes
         lane_blocks = np.floor(np.minimum(_CORE_BYTES - tiles, limit) / lane_block)
-        lane_blocks = np.minimum(np.minimum(lane_blocks, self.lane_blocks), 2 * COLUMNS)
+        lane_blocks = np.minimum(np.minimum(lane_blocks, self.lane_blocks), (2 if blocking is COMPLEX else 1) * blocking.columns)
         fits, lane_blocks, filter_blocks = lane_blocks >= 1, np.maximum(lane_blocks, 1), _ceil(filters, block)
         return BlockedChoices(
             **(vars(self) | {"lane_block": lane_block}),
@@ -313,7 +324,8 @@ class BlockedChoices(TileChoices):
         vertical, horizontal = (axis_tiles(self.geometry, axis, side) for axis, side in enumerate(tile))
         grid = TileGrid(vertical, horizontal, self.geometry.input_size[0])
         block_lane_blocks = int(self.block_lane_blocks[index])
-        return FftPlan(
+        transform = self.transforms[int(self.tiles.transform[index])]
+        return PLANS[transform.algorithm](
             geometry=self.geometry,
             direction=self.direction,
             dtype=self.dtype,
@@ -321,7 +333,7 @@ class BlockedChoices(TileChoices):
             weight_bytes=int(self.weight[index]),
             reason=reason,
             seconds=seconds,
-            transform=self.transforms[int(self.tiles.transform[index])].name,
+            transform=transform.name,
             grid=grid,
             fused=self.fused,
             block_tiles=max(1, min(grid.tiles, block_lane_blocks * int(self.tiles.lanes[index]))),
@@ -354,7 +366,7 @@ def choices_of(
         if name not in indices:
             continue
         transform = transforms[indices[name]]
-        sides = [transform.sides or _smooth_sides(taps) for _, taps in sizes]
+        sides = [transform.sides(taps) if transform.sides else _smooth_sides(taps) for _, taps in sizes]
         if tile[0] in sides[0] and tile[1] in sides[1]:
             table = _table(indices[name], transform, *sides, dtype, machine)
             found.append(table[:, sides[0].index(tile[0]), sides[1].index(tile[1])])
@@ -410,7 +422,7 @@ def fft_cost(choices: BlockedChoices, weight_is_transformed: bool, machine: Mach
         return tiles.base + tiles.column * (_ceil(columns, 2 * lanes) * 2 * lanes) + tiles.row * rows
 
     count = choices.lane_blocks * tiles.lanes
-    spectrum = tiles.bins * COMPLEX_BYTES  # of a lane_block
+    spectrum = tiles.bins * tiles.entry  # of a lane_block
     through_cache = 0 if choices.fused else choices.lane_blocks * spectrum * tiles.spectra
 
     def both_ways(

@@ -1,6 +1,7 @@
 """Both gradients of a training step: G^ is made once for both, W^ is the forward pass's, and so is X^ if it was kept.
 
-The gradient at the bias, the sum of G over images and pixels, is the frequency 0 of G^, summed over the tiles.
+The gradient at the bias, the sum of G over images and pixels, is in G^, for FFTs at the frequency 0, summed over the
+tiles.
 """
 
 import numpy as np
@@ -17,21 +18,22 @@ from nbfftconv.passes.to_spectra import TransformedWeight, add_to_spectra
 from nbfftconv.passes.unmet_weights import UnmetWeights
 from nbfftconv.passes.views import SPECTRA
 from nbfftconv.threads import Task
-from nbfftconv.transforms import COMPLEX_BYTES
 
-# At `sums` a float64 for each filter.
-_SUMS = RecordType(fields("sums", "lane_blocks", "lanes", spectra=SPECTRA))
+# At `sums` a float64 for each filter, to which `bins` bins of the spectra are added, times float64 `factors`; an entry
+# has so many bytes.
+_SUMS = RecordType(fields("sums", "lane_blocks", "factors", "bins", "lanes", "entry", spectra=SPECTRA))
 
 
 def _sums(real):
     def output_to_sums(r, worker, begin, end):
-        sums = simd.pointer(np.float64, r.sums)
+        sums, factors = simd.pointer(np.float64, r.sums), simd.pointer(np.float64, r.factors)
         for k in range(begin, end):
             for lane_block in range(r.lane_blocks):
-                spectrum = r.spectra.address + lane_block * r.spectra.lane_block + k * COMPLEX_BYTES
-                real_parts = simd.pointer(real, spectrum)
-                for lane in range(r.lanes):  # tiles; or, of one tile, frequencies from 0 on
-                    sums[k] += real_parts[lane]
+                spectrum = r.spectra.address + lane_block * r.spectra.lane_block + k * r.entry
+                for index in range(r.bins):
+                    real_parts = simd.pointer(real, spectrum + index * r.spectra.bin)
+                    for lane in range(r.lanes):  # tiles; or, of one tile, frequencies from 0 on
+                        sums[k] += factors[index] * real_parts[lane]
 
     return output_to_sums
 
@@ -41,8 +43,9 @@ _output_to_sums = jit.stage(_SUMS.dtype)(_sums)
 
 def _add_sums(context: Context, output_spectra: Spectra, sums: np.ndarray) -> None:
     """Add the sums of the block of tiles under way."""
-    spectra = output_spectra.address, output_spectra.lane_block, output_spectra.bin
-    record = _SUMS.make((context.address(sums), context.lane_blocks, context.lanes, spectra))
+    spectra, factors = (output_spectra.address, output_spectra.lane_block, output_spectra.bin), context.transform.sums
+    numbers = context.lane_blocks, context.address(factors), len(factors), context.lanes, context.entry
+    record = _SUMS.make((context.address(sums), *numbers, spectra))
     context.add_task(Task(_output_to_sums.address(context.real), record.words, context.filters, context.workers))
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from nbfftconv import jit, scratch, threads
-from nbfftconv.accumulate import ROWS, Matrix, panel_bytes
+from nbfftconv.accumulate import COMPLEX, REAL, Matrix
 from nbfftconv.forking import cached_property
 from nbfftconv.geometry import ConvGeometry
 from nbfftconv.passes.plan import FftPlan, filters_of_block
@@ -16,7 +16,7 @@ from nbfftconv.passes.views import View, input_view, output_view, weight_view
 from nbfftconv.passes.workspace import Strips, transform_numbers, workspace_numbers
 from nbfftconv.rounding import cdiv
 from nbfftconv.scratch import Memory
-from nbfftconv.transforms import COMPLEX_BYTES, TileTransform, bin_stride, registry
+from nbfftconv.transforms import TileTransform, bin_stride, registry
 
 
 @dataclass(frozen=True)
@@ -72,12 +72,18 @@ class Numbers:
         Lane blocks of tiles of the batch, and of a block.
     bins : int
         Bins of a spectrum.
+    blocking : Blocking
+        Of the products of its entries.
+    entry : int
+        Bytes of an entry.
     workers, transform_workers : int
         Threads to use at most; in stages that transform tiles.
     areas : int
         Threads that have scratch memory.
-    transform_numbers, workspace_numbers : tuple of int
-        Of the records of these names; the latter without an address.
+    transform_numbers : dict
+        For "input", "weight" and "output" the numbers of `TRANSFORM`.
+    workspace_numbers : tuple of int
+        Of the record of this name, without an address.
     strips : dict
         The `Strips` of "weight" and "output".
     filter_block : int
@@ -99,6 +105,8 @@ class Numbers:
         self.filters = geometry.weight_size[0]
         self.group_depth, self.group_filters = self.depth // self.groups, self.filters // self.groups
         self.lanes, self.bins = layout.lanes, layout.bins
+        self.blocking = REAL if layout.vectors == 1 else COMPLEX
+        self.entry = self.blocking.entry_bytes
         self.views: dict[str, View] = {
             "input": input_view(geometry, grid, self.lanes, itemsize),
             "weight": weight_view(geometry, grid, self.lanes, itemsize),
@@ -106,26 +114,29 @@ class Numbers:
         }
         self.all_lane_blocks = self.views["input"].lane_blocks
         self.most_lane_blocks = cdiv(plan.block_tiles, self.lanes)
-        self.transform_numbers = transform_numbers(transform, plan.tile, itemsize)
+        self.transform_numbers = {
+            name: transform_numbers(transform, name, plan.tile[0], itemsize) for name in self.views
+        }
         self._describe_memory()
         self._records: dict[str, Record] = {}
 
     def _describe_memory(self) -> None:
         """Lay out a worker's memory: for tiles, for strips of what is written, and for the spectra of a fused pass."""
         address, _, *offsets, end = workspace_numbers(self.transform, self.plan.tile[0], self.real)
-        row = self.transform.layout.pitch * self.plan.dtype.itemsize
+        layout, itemsize = self.transform.layout, self.plan.dtype.itemsize
         self.strips = {
-            name: Strips.of(self.views[name], self.lanes, row, self.plan.dtype.itemsize)
-            for name in ("weight", "output")
+            "weight": Strips.of(self.views["weight"], layout, itemsize, False),
+            "output": Strips.of(self.views["output"], layout, itemsize, layout.is_side_by_side),
         }
         written = {"forward": "output", "grad_weight": "weight"}.get(self.plan.direction)
         worker = end + (self.strips[written].nbytes if written is not None and self.lanes > 1 else 0)
         if self.plan.fused:
             self.filter_block = int(filters_of_block(self.group_filters, self.group_depth, self.lanes))
             self.fused_spectra = {}
-            for name, channels in (("input", self.group_depth), ("output", min(ROWS, self.filter_block))):
-                lane_block = self.bins * bin_stride(channels)
-                self.fused_spectra[name] = worker, lane_block, bin_stride(channels)
+            for name, channels in (("input", self.group_depth), ("output", min(self.blocking.rows, self.filter_block))):
+                stride = bin_stride(channels, self.entry)
+                self.fused_spectra[name] = worker, self.bins * stride, stride
+                lane_block = self.bins * stride
                 worker += self.most_lane_blocks * lane_block
         self.workspace_numbers = address, worker, *offsets, end
 
@@ -159,7 +170,7 @@ class Context(Numbers):
 
     def __init__(self, plan: FftPlan, geometry: ConvGeometry) -> None:
         kind = registry.get(plan.transform)
-        transform = kind.make(plan.dtype.type, *plan.tile)
+        transform = kind.make(plan.dtype.type, plan.tile, plan.taps)
         workers, library_workers = threads.get_workers()
         # made once a plan, and shared by its calls
         numbers = _numbers(plan, geometry, transform, workers, library_workers if kind.is_library else workers)
@@ -216,7 +227,7 @@ class Context(Numbers):
 
     def _spectra(self, lane_blocks: int, channels: int, is_kept: bool) -> Spectra:
         """Make room for the spectra of some lane blocks and channels, to outlive the call if `is_kept`."""
-        stride = bin_stride(channels)
+        stride = bin_stride(channels, self.entry)
         array, address = (scratch.lasting if is_kept else self.borrow)(lane_blocks * self.bins * stride)
         return Spectra(array, address, self.bins * stride, stride)
 
@@ -235,7 +246,7 @@ class Context(Numbers):
     @cached_property
     def panels(self) -> Memory:
         """Room for a panel of a product, for each worker."""
-        return self.borrow(self.workers * panel_bytes(self.real))
+        return self.borrow(self.workers * self.blocking.panel_bytes)
 
     @property
     def block_tiles(self) -> int:
@@ -248,22 +259,23 @@ class Context(Numbers):
 
         `row` and `column` name what the rows and columns are: "channel", "lane block", or, as column, "tile".
         """
-        strides = {"lane block": spectra.lane_block, "channel": COMPLEX_BYTES, "tile": self.plan.dtype.itemsize}
+        strides = {"lane block": spectra.lane_block, "channel": self.entry, "tile": self.plan.dtype.itemsize}
         return Matrix(
             self.real,
             spectra.address,
-            group=group_channels * COMPLEX_BYTES,
+            group=group_channels * self.entry,
             row=strides[row],
             column=strides[column],
             bin=spectra.bin,
             lane_axis="column" if column == "tile" else None,
             vectors=spectra.lane_block,
+            blocking=self.blocking,
         )
 
     def weight_matrix(self, spectra: Spectra, filter_axis: str) -> Matrix:
         """Return the kernels' spectra as an operand whose "row" or "column" is the filter."""
         lanes = self.lanes > 1
-        strides = {"row": COMPLEX_BYTES, "column": COMPLEX_BYTES}
+        strides = {"row": self.entry, "column": self.entry}
         strides[filter_axis] = self.plan.dtype.itemsize if lanes else spectra.lane_block
         return Matrix(
             self.real,
@@ -273,6 +285,7 @@ class Context(Numbers):
             bin=spectra.bin,
             lane_axis=filter_axis if lanes else None,
             vectors=spectra.lane_block,
+            blocking=self.blocking,
         )
 
     def blocks(self) -> Iterator[int]:

@@ -7,7 +7,7 @@ A fused pass lets a worker take a block of tiles from input to output, in the ca
 import numpy as np
 
 from nbfftconv import jit, simd
-from nbfftconv.accumulate import COLUMNS, KERNELS, ROWS, conjugate_product
+from nbfftconv.accumulate import COMPLEX, KERNELS, REAL, Blocking, conjugate_product
 from nbfftconv.geometry import ConvGeometry
 from nbfftconv.outliers import WORDS
 from nbfftconv.passes.blank_windows import BlankWindows
@@ -31,7 +31,6 @@ from nbfftconv.passes.to_spectra import (
 from nbfftconv.passes.views import SPECTRA
 from nbfftconv.passes.workspace import WORKSPACE, memory_of, point_to_strips
 from nbfftconv.rounding import cdiv
-from nbfftconv.transforms import COMPLEX_BYTES
 
 # Channels, with their phases, and filters are those of a group. A work item transforms `block_lane_blocks` lane blocks,
 # and convolves them with `filter_block` filters. The addresses of the spectra of input and output are counted from a
@@ -44,7 +43,9 @@ _FUSED = RecordType(
 )  # fmt: skip
 
 
-def _fused(kernel):
+def _fused(kernel, blocking: Blocking):
+    most_rows, most_columns, entry, depth = blocking.rows, blocking.columns, blocking.entry_bytes, blocking.depth
+
     def factory(real):
         word, limit = WORDS[real]
         itemsize = np.dtype(real).itemsize
@@ -63,26 +64,28 @@ def _fused(kernel):
                 pointed = -1
                 for i in range(lane_blocks):
                     for c in range(r.channels):
-                        spectrum = x + i * xs.lane_block + c * COMPLEX_BYTES
+                        spectrum = x + i * xs.lane_block + c * entry
                         index = group * r.channels + c
                         pointed = lane_block_to_spectrum(
                             real, word, limit, itemsize, r.input, worker, first + i, index, spectrum, xs.bin, pointed
                         )  # fmt: skip
-                for k in range(first_filter, min(first_filter + r.filter_block, r.filters), ROWS):
-                    rows = min(ROWS, r.filters - k)
+                for k in range(first_filter, min(first_filter + r.filter_block, r.filters), most_rows):
+                    rows = min(most_rows, r.filters - k)
                     w = ws.address + (group * r.weight_lane_blocks + k // lanes) * ws.lane_block + k % lanes * itemsize
-                    for j in range(0, lane_blocks, COLUMNS):
-                        kernel(real, (
-                            w, r.filter, COMPLEX_BYTES, 0, ws.bin,
-                            x + j * xs.lane_block, xs.lane_block, COMPLEX_BYTES, xs.bin,
-                            y + j * ys.lane_block, COMPLEX_BYTES, ys.lane_block, ys.bin,
-                            r.channels, 1, r.input.transform.bins, 0, x, 0, rows, min(COLUMNS, lane_blocks - j),
-                        ))  # fmt: skip
+                    for j in range(0, lane_blocks, most_columns):
+                        for c in range(0, r.channels, depth):
+                            kernel(real, (
+                                w + c * entry, r.filter, entry, 0, ws.bin,
+                                x + j * xs.lane_block + c * entry, xs.lane_block, entry, xs.bin,
+                                y + j * ys.lane_block, entry, ys.lane_block, ys.bin,
+                                min(depth, r.channels - c), 1, r.input.transform.bins, c, x, 0, rows,
+                                min(most_columns, lane_blocks - j),
+                            ))  # fmt: skip
                     for i in range(lane_blocks):
                         if lanes > 1:
                             point_to_strips(itemsize, r.output.target, r.output, memory, first + i)
                         for row in range(rows):
-                            spectrum = y + i * ys.lane_block + row * COMPLEX_BYTES
+                            spectrum = y + i * ys.lane_block + row * entry
                             index = group * r.filters + k + row
                             lane_block_from_spectrum(
                                 real, itemsize, r.output, worker, first + i, index, spectrum, ys.bin
@@ -96,8 +99,9 @@ def _fused(kernel):
 
 
 _input_to_output = {
-    "filters": jit.stage(_FUSED.dtype)(_fused(KERNELS["scalar_conjugate_product"])),
-    "frequencies": jit.stage(_FUSED.dtype)(_fused(KERNELS["conjugate_product"])),
+    "filters": jit.stage(_FUSED.dtype)(_fused(KERNELS["scalar_conjugate_product"], COMPLEX)),
+    "frequencies": jit.stage(_FUSED.dtype)(_fused(KERNELS["conjugate_product"], COMPLEX)),
+    "points": jit.stage(_FUSED.dtype)(_fused(KERNELS["real_scalar_product"], REAL)),
 }
 
 
@@ -132,7 +136,8 @@ def _add_fused(
     record["output.relu"], record["output.stream"] = relu, is_streamed(output)
     filter_blocks = cdiv(context.group_filters, context.filter_block)
     items = context.groups * filter_blocks * cdiv(context.all_lane_blocks, context.most_lane_blocks)
-    context.add(_input_to_output["filters" if context.lanes > 1 else "frequencies"], record, items)
+    kind = "points" if context.blocking is REAL else "filters" if context.lanes > 1 else "frequencies"
+    context.add(_input_to_output[kind], record, items)
 
 
 def forward(

@@ -27,7 +27,6 @@ from nbfftconv.passes.views import (
 )
 from nbfftconv.passes.workspace import STRIPS, TRANSFORM, WORKSPACE, memory_of, point_to_strips
 from nbfftconv.target import TARGET
-from nbfftconv.transforms import COMPLEX_BYTES
 
 #: An array larger than this would not be found in the caches of a core, but drive out what is there.
 _STREAMED_BYTES = 2 * TARGET.l2_bytes
@@ -92,7 +91,7 @@ def lane_block_from_spectrum(real, itemsize, r, worker, lane_block, index, spect
     factors, work = memory + w.factors, memory + w.work
     channel, channel_phases = channel_of(v, index)
     scale_and_bias = simd.pointer(real, factors)
-    scale_and_bias[0] = real(1) / real(t.samples)
+    scale_and_bias[0] = real(1) / real(t.divisor)
     scale_and_bias[1] = simd.pointer(real, r.bias)[channel] if r.bias != 0 else real(0)
     address = v.address + channel * v.channel
     tile, count = tiles_of(v, t.lanes, lane_block)
@@ -133,7 +132,7 @@ def _stage(real):
                 memory = memory_of(r.workspace, worker)
                 point_to_strips(itemsize, v, r, memory, r.first_lane_block + lane_block)
                 pointed = lane_block
-            spectrum = s.address + lane_block * s.lane_block + index * COMPLEX_BYTES
+            spectrum = s.address + lane_block * s.lane_block + index * r.transform.entry
             lane_block_from_spectrum(
                 real, itemsize, r, worker, r.first_lane_block + lane_block, index, spectrum, s.bin
             )  # fmt: skip
@@ -148,7 +147,7 @@ _from_spectra = jit.stage(FROM_SPECTRA)(_stage)
 
 def from_spectra_numbers(numbers: Numbers, name: str, spectra: tuple[int, int, int] = (0, 0, 0)) -> tuple[Any, ...]:
     """Return the numbers of `FROM_SPECTRA` for the "weight" or "output", without addresses."""
-    memory = numbers.transform_numbers, numbers.workspace_numbers, numbers.strips[name]
+    memory = numbers.transform_numbers[name], numbers.workspace_numbers, numbers.strips[name]
     return 0, 0, 0, 0, spectra, numbers.views[name], *memory
 
 

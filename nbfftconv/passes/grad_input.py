@@ -37,7 +37,6 @@ from nbfftconv.passes.workspace import TRANSFORM, WORKSPACE, memory_of
 from nbfftconv.rounding import cdiv, round_up
 from nbfftconv.simd import VECTOR_BYTES
 from nbfftconv.target import TARGET
-from nbfftconv.transforms import COMPLEX_BYTES
 
 #: Work items, enough for many threads: fewer channels than that are cut into parts.
 _ITEMS = 24
@@ -107,7 +106,7 @@ def _stage(real):
         memory = memory_of(w, worker)
         factors = memory + w.factors
         scale = simd.pointer(real, factors)
-        scale[0] = real(1) / real(t.samples)
+        scale[0] = real(1) / real(t.divisor)
         scale[2], scale[3] = real(1), real(0)  # of what is summed up
         lanes, grid_rows = t.lanes, v.y.tiles
         grid_tiles = v.x.tiles * grid_rows
@@ -128,7 +127,7 @@ def _stage(real):
             to_tile = min(last_tile, own_end * v.x.tiles)
             for lane_block in range(from_tile // lanes, cdiv(to_tile, lanes)):
                 spectrum = r.spectra.address + (lane_block - r.first_lane_block) * r.spectra.lane_block
-                _lane_block_to_tiles(r, memory, spectrum + index * COMPLEX_BYTES)
+                _lane_block_to_tiles(r, memory, spectrum + index * t.entry)
                 first = max(from_tile, lane_block * lanes)
                 p = position_of(v, first)
                 for tile in range(first, min(to_tile, (lane_block + 1) * lanes)):
@@ -164,7 +163,7 @@ _overlap_add = jit.stage(_OVERLAP_ADD.dtype)(_stage)
 
 
 def _overlap_add_numbers(numbers: Numbers) -> Record:
-    view, memory = numbers.views["input"], (numbers.transform_numbers, numbers.workspace_numbers)
+    view, memory = numbers.views["input"], (numbers.transform_numbers["input"], numbers.workspace_numbers)
     reached = (view.y.tiles - 1) * view.y.advance + view.y.samples + view.y.origin
     # With gaps between samples or rows, or rows that none reaches, nobody would clear them.
     is_dense = view.y.sample_step == view.x.sample_step == 1 and view.y.stride == view.x.size * view.x.stride
@@ -201,7 +200,7 @@ def add_tiles(
     context.point(record, "spectra", input_spectra)
     record["first_lane_block"], record["lane_blocks"] = context.first_lane_block, context.lane_blocks
     rows = cdiv(context.lane_blocks * context.lanes, context.views["input"].x.tiles)
-    fewest = cdiv(context.lane_blocks * context.bins * COMPLEX_BYTES, _MOST_BYTES)
+    fewest = cdiv(context.lane_blocks * context.bins * context.entry, _MOST_BYTES)
     record["parts"] = parts = min(rows, max(fewest, cdiv(_ITEMS, context.depth)))
     context.add(_overlap_add, record, context.depth * parts)
 

@@ -93,6 +93,11 @@ class FftPlan(ConvPlan):
         return self.grid.vertical.tile, self.grid.horizontal.tile
 
     @property
+    def taps(self) -> tuple[int, int]:
+        """Taps of the kernel's longest phase, (height, width)."""
+        return self.grid.vertical.taps, self.grid.horizontal.taps
+
+    @property
     def tiles(self) -> tuple[int, int]:
         """Tiles that cover an image, (rows, columns)."""
         return self.grid.vertical.count, self.grid.horizontal.count
@@ -142,3 +147,15 @@ class FftPlan(ConvPlan):
             f"tiles {rows}x{columns} an image ({self.grid.tiles} in all, {kind} of {self.block_tiles})"
             f"\n  scratch {self.scratch_bytes} bytes, kernels' spectra {self.weight_bytes} bytes"
         )
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class WinogradPlan(FftPlan):
+    """How a pass is computed by Winograd's minimal filtering, tile by tile: as an `FftPlan`, with another transform."""
+
+    algorithm: ClassVar[str] = "winograd"
+
+    __hash__ = ConvPlan.__hash__
+
+
+PLANS: dict[str, type[FftPlan]] = {kind.algorithm: kind for kind in (FftPlan, WinogradPlan)}

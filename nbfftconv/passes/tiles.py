@@ -61,11 +61,14 @@ def _write(v, source, pitch, target, row, rows, count, factors, relu, stream):
                 write(clip, store)
 
 
-def _stream(v, source, target, stride, bins):
+def _stream(v, source, target, stride, bins, vectors):
     def one_bin(source, target):
-        for part in (0, v.vector_bytes):
-            v.store_nontemporal(v.load(source + part), target + part)
-        return [source + 2 * v.vector_bytes, target + stride]
+        def vector(source, at):
+            v.store_nontemporal(v.load(source), at)
+            return [source + v.vector_bytes, at + v.vector_bytes]
+
+        source, _ = v.repeat(vectors, [source, target], vector)
+        return [source, target + stride]
 
     v.repeat(bins, [source, target], one_bin)
 
@@ -115,21 +118,6 @@ def _clear(v, tile, vectors):
     v.repeat(vectors, [tile], vector)
 
 
-def _copy(v, indirection, indirection_row, base, tiles, tile, pitch, rows, vectors):
-    def vector(source, target, mask):
-        v.store(_finite(v, v.masked_load(source, v.load_mask(mask))), target)
-        return [source + v.vector_bytes, target + v.vector_bytes, mask + 2 * v.lanes]
-
-    for lane in range(v.lanes):
-
-        def row(pointers, target, lane=lane):
-            source = base + v.load_integer(pointers + 8 * lane)
-            v.repeat(vectors, [source, target, pointers + (8 * v.lanes + 2 * lane)], vector)
-            return [pointers + indirection_row, target + pitch]
-
-        v.repeat(rows, [indirection, tiles + tile * lane], row)
-
-
 def _least(v, source, vectors, last, least):
     def vector(at, magnitude):
         return [at + v.vector_bytes, v.minimum(magnitude, v.magnitude(v.load(at)))]
@@ -147,8 +135,9 @@ gather_tile = simd.kernel(_gather, "gather_tile")
 #: times factors[0], plus factors[1], clipped if `relu` is 1; past the caches if `stream` is 1. Whole lines are written,
 #: so that none is read before: on one core 20 GB/s instead of 8.
 write_rows = simd.kernel(_write, "write_rows")
-#: ``(source, target, stride, bins)``: a spectrum whose bins follow each other, to bins `stride` bytes apart, past
-#: the caches: on one core 19 GB/s instead of 4, where neighbouring channels fill a page for every bin.
+#: ``(source, target, stride, bins, vectors)``: a spectrum whose bins, of so many vectors, follow each other, to bins
+#: `stride` bytes apart, past the caches: on one core 19 GB/s instead of 4, where neighbouring channels fill a page for
+#: every bin.
 stream_bins = simd.kernel(_stream, "stream_bins")
 #: ``(source, pitch, target, row, rows, begin, end, vectors, scale)``: samples begin .. end - 1 of `rows` rows, added
 #: times the scalar at `scale`, or written.
@@ -158,8 +147,5 @@ write_tile = simd.kernel(_scaled(False), "write_tile")
 reverse = simd.kernel(_reverse, "reverse")
 #: ``(tile, vectors)``: set the outliers of so many vectors to zero.
 clear_outliers = simd.kernel(_clear, "clear_outliers")
-#: ``(indirection, indirection_row, base, tiles, tile, pitch, rows, vectors)``: the tiles of a lane
-#: block, without outliers, from where they are to scratch memory, one every `tile` bytes; `vectors` are in a row.
-copy_tiles = simd.kernel(_copy, "copy_tiles")
 #: ``(source, vectors, last, least)``: the least magnitudes, as bits, of so many vectors and one more.
 find_least = simd.kernel(_least, "find_least")

@@ -15,7 +15,7 @@ from nbfftconv.outliers import WORDS
 from nbfftconv.passes.context import Context, Numbers, Spectra
 from nbfftconv.passes.plan import FftPlan
 from nbfftconv.passes.records import Record, RecordType, fields
-from nbfftconv.passes.tiles import clear_outliers, copy_tiles, find_least, gather_tile, stream_bins
+from nbfftconv.passes.tiles import clear_outliers, find_least, gather_tile, stream_bins
 from nbfftconv.passes.views import (
     NO_TILE,
     SPECTRA,
@@ -32,7 +32,6 @@ from nbfftconv.passes.workspace import TRANSFORM, WORKSPACE, memory_of, point_to
 from nbfftconv.rounding import cdiv
 from nbfftconv.simd import VECTOR_BYTES
 from nbfftconv.target import TARGET
-from nbfftconv.transforms import COMPLEX_BYTES
 
 #: Kernels' spectra of more bytes would not be found in the caches of a core, but drive out what is there.
 _STREAMED_BYTES = 2 * TARGET.l2_bytes
@@ -115,17 +114,11 @@ def _transform_tile(real, word, limit, itemsize, r, worker, memory, spectrum, st
 
 
 @njit()
-def _transform_lane_block(real, word, limit, itemsize, r, worker, memory, base, ahead, spectrum, stride):
-    """Transform the tiles that the indirection buffer points to, free of outliers; tell whether it is what it was."""
-    t, w, rows = r.transform, r.workspace, r.source.y.samples
+def _transform_lane_block(real, r, memory, base, ahead, spectrum, stride):
+    """Transform the tiles that the indirection buffer points to."""
+    t, w = r.transform, r.workspace
     rows_at, work, largest = memory + w.indirection, memory + w.work, memory + w.largest
-    simd.call(t.forward, (t.context, rows_at, base, work, spectrum, stride, rows, ahead, largest))
-    if not _met_outliers(word, limit, itemsize, r, worker, memory):
-        return True
-    copy_tiles(real, (rows_at, w.indirection_row, base, memory, w.tile, t.row, rows, t.row_vectors))
-    point_to_tiles(r, memory, rows)
-    simd.call(t.forward, (t.context, rows_at, memory, work, spectrum, stride, rows, 0, largest))
-    return False
+    simd.call(t.forward, (t.context, rows_at, base, work, spectrum, stride, r.source.y.samples, ahead, largest))
 
 
 @njit()
@@ -139,18 +132,28 @@ def lane_block_to_spectrum(real, word, limit, itemsize, r, worker, lane_block, i
     channel, channel_phases = channel_of(v, index)
     base, ahead = v.address + channel * v.channel, v.ahead
     pointing = lane_block * v.channel_phases + index % v.channel_phases
-    if t.lanes == 1 or column_step(v) != itemsize:
+    is_gathered = t.lanes == 1 or column_step(v) != itemsize
+    if is_gathered:
         _gather_lane_block(real, itemsize, r, memory, base, lane_block, channel_phases)
         if t.lanes == 1:
             _transform_tile(real, word, limit, itemsize, r, worker, memory, spectrum, stride)
             return -1
-        base, ahead, pointing = memory, 0, 0
+        pointing = 0
         if pointed != pointing:
             point_to_tiles(r, memory, v.y.samples)
-    elif pointed != pointing:
-        point_to_array(v, r, memory, lane_block, channel_phases)
-    holds = _transform_lane_block(real, word, limit, itemsize, r, worker, memory, base, ahead, spectrum, stride)
-    return pointing if holds else -1
+        _transform_lane_block(real, r, memory, memory, 0, spectrum, stride)
+    else:
+        if pointed != pointing:
+            point_to_array(v, r, memory, lane_block, channel_phases)
+        _transform_lane_block(real, r, memory, base, ahead, spectrum, stride)
+    if not _met_outliers(word, limit, itemsize, r, worker, memory):
+        return pointing
+    if not is_gathered:
+        _gather_lane_block(real, itemsize, r, memory, base, lane_block, channel_phases)
+        point_to_tiles(r, memory, v.y.samples)
+    clear_outliers(real, (memory, t.lanes * t.rows * t.row_vectors))
+    _transform_lane_block(real, r, memory, memory, 0, spectrum, stride)
+    return -1
 
 
 @njit()
@@ -186,7 +189,7 @@ def _stage(real):
     itemsize = np.dtype(real).itemsize
 
     def to_spectra(r, worker, begin, end):
-        v, s, bins = r.source, r.spectra, r.transform.bins
+        v, s, bins, entry = r.source, r.spectra, r.transform.bins, r.transform.entry
         channels = v.channels * v.channel_phases
         # channels that are looked at for zeros together
         run = max(1, _LOOKED_AT_BYTES // (r.transform.lanes * v.channel)) * v.channel_phases
@@ -197,16 +200,16 @@ def _stage(real):
                 last = min(channels, (index // run + 1) * run, index + end - item)
                 first_channel, last_channel = index // v.channel_phases, cdiv(last, v.channel_phases)
                 _note_zeros(real, word, itemsize, r, worker, lane_block, first_channel, last_channel)
-            target = s.address + lane_block * s.lane_block + index * COMPLEX_BYTES
+            target = s.address + lane_block * s.lane_block + index * entry
             spectrum, stride = target, s.bin
             if r.finished != 0:
-                spectrum, stride = r.finished + worker * bins * COMPLEX_BYTES, COMPLEX_BYTES
+                spectrum, stride = r.finished + worker * bins * entry, entry
             lane_block += r.first_lane_block
             pointed = lane_block_to_spectrum(
                 real, word, limit, itemsize, r, worker, lane_block, index, spectrum, stride, pointed
             )  # fmt: skip
             if r.finished != 0:
-                stream_bins(real, (spectrum, target, s.bin, bins))
+                stream_bins(real, (spectrum, target, s.bin, bins, entry // VECTOR_BYTES))
         if r.finished != 0:
             simd.fence()
 
@@ -218,7 +221,7 @@ _to_spectra = jit.stage(TO_SPECTRA)(_stage)
 
 def to_spectra_numbers(numbers: Numbers, name: str, spectra: tuple[int, int, int] = (0, 0, 0)) -> tuple[Any, ...]:
     """Return the numbers of `TO_SPECTRA` for the "input", "weight" or "output", without addresses."""
-    return 0, 0, 0, 0, numbers.views[name], spectra, numbers.transform_numbers, numbers.workspace_numbers
+    return 0, 0, 0, 0, numbers.views[name], spectra, numbers.transform_numbers[name], numbers.workspace_numbers
 
 
 def add_to_spectra(context: Context, name: str, array: np.ndarray, spectra: Spectra) -> None:
@@ -263,7 +266,7 @@ def transform_weight(plan: FftPlan, weight: np.ndarray) -> TransformedWeight:
     context = Context(plan, plan.geometry)
     spectra = context.weight_spectra(is_kept=True)
     record = _record(context, "weight", weight, spectra)
-    finished = context.bins * COMPLEX_BYTES
+    finished = context.bins * context.entry
     if spectra.array.nbytes > _STREAMED_BYTES and finished <= _FINISHED_BYTES:
         record["finished"] = context.borrow(context.areas * finished).address
     has_zeros = np.zeros(weight.shape[0], np.uint8)

@@ -1,8 +1,8 @@
 """What stages that transform tiles have in common: the transform, and each worker's memory for a lane block of tiles.
 
-Transforms of many tiles read rows by an indirection buffer: of every row, for each lane the address of its samples and
-a mask of those that are not zero. All channels of a lane block have the same one, a channel apart. Transforms back
-write to one address a lane.
+Transforms of many tiles read them by an indirection buffer, which is of their own making: from the `Tile` of each
+lane. All channels of a lane block have the same one, a channel apart. Transforms back write to one address a lane, or
+rows of all lanes side by side.
 """
 
 from typing import NamedTuple
@@ -15,27 +15,31 @@ from nbfftconv.passes.records import fields
 from nbfftconv.passes.views import NO_TILE, Tile, View, next_position, position_of, row_step, tile_at, tiles_of
 from nbfftconv.rounding import round_up
 from nbfftconv.simd import VECTOR_BYTES
-from nbfftconv.transforms import TileTransform, indirection_row_bytes
+from nbfftconv.transforms import Functions, Layout, TileTransform
 
 _LINE = 64
 
-#: A transform: addresses of its functions and of what they read, tiles that it transforms together, bins of a spectrum,
-#: rows of a tile, vectors in a row, bytes from a row to the next, and samples of a tile.
-TRANSFORM = fields("forward", "inverse", "context", "lanes", "bins", "rows", "row_vectors", "row", "samples")
+#: A transform of the tiles of one array: addresses of its functions and of what they read, tiles that it transforms
+#: together, bytes of an entry, bins of a spectrum, rows of a tile, vectors in a row, bytes from a row to the next, and
+#: what an inverse transform has to be divided by.
+TRANSFORM = fields(
+    "forward", "inverse", "context", "point", "lanes", "entry", "bins", "rows", "row_vectors", "row", "divisor"
+)
 #: A worker's memory: `address` is that of the first worker's, `worker` the bytes to the next one's. It begins with
 #: tiles, `tile` bytes each; at `work` is the transform's work, at `factors` what results are multiplied by and what is
-#: added to them, at `largest` a vector of the largest magnitudes, at `indirection` the buffer, of `indirection_row`
-#: bytes a row, at `strips` tiles side by side.
-WORKSPACE = fields(
-    "address", "worker", "tile", "work", "factors", "largest", "indirection", "indirection_row", "strips"
-)
+#: added to them, at `largest` a vector of the largest magnitudes, at `tiles` the `Tile` of each lane, at `indirection`
+#: the buffer, at `strips` tiles side by side.
+WORKSPACE = fields("address", "worker", "tile", "work", "factors", "largest", "tiles", "indirection", "strips")
+#: Bytes of a `Tile`.
+_TILE_BYTES = 8 * len(Tile._fields)
 
 
-def transform_numbers(transform: TileTransform, tile: tuple[int, int], itemsize: int) -> tuple[int, ...]:
-    """Return the numbers of `TRANSFORM`."""
+def transform_numbers(transform: TileTransform, name: str, rows: int, itemsize: int) -> tuple[int, ...]:
+    """Return the numbers of `TRANSFORM`, of the "input", "weight" or "output"; a tile has so many rows."""
     layout, row = transform.layout, transform.layout.pitch * itemsize
-    addresses = transform.forward, transform.inverse, transform.context
-    return (*addresses, layout.lanes, layout.bins, tile[0], row // VECTOR_BYTES, row, tile[0] * tile[1])
+    functions: Functions = getattr(transform, name)
+    entry = layout.vectors * VECTOR_BYTES
+    return (*functions, layout.lanes, entry, layout.bins, rows, row // VECTOR_BYTES, row, transform.divisor)
 
 
 def workspace_numbers(transform: TileTransform, rows: int, real: type) -> tuple[int, ...]:
@@ -45,10 +49,10 @@ def workspace_numbers(transform: TileTransform, rows: int, real: type) -> tuple[
     work = round_up(layout.lanes * tile, _LINE)
     factors = work + round_up(transform.work_items * itemsize, _LINE)
     largest = factors + _LINE
-    indirection = largest + _LINE
-    indirection_row = indirection_row_bytes(real, layout.pitch) if layout.lanes > 1 else 0
-    strips = indirection + round_up(rows * indirection_row, _LINE)
-    return 0, 0, tile, work, factors, largest, indirection, indirection_row, strips
+    tiles = largest + _LINE
+    indirection = tiles + round_up(layout.lanes * _TILE_BYTES if layout.lanes > 1 else 0, _LINE)
+    strips = indirection + round_up(rows * transform.indirection_bytes, _LINE)
+    return 0, 0, tile, work, factors, largest, tiles, indirection, strips
 
 
 class Strips(NamedTuple):
@@ -70,8 +74,12 @@ class Strips(NamedTuple):
     total: int
 
     @classmethod
-    def of(cls, view: View, lanes: int, tile_row: int, itemsize: int) -> "Strips":
-        """Return the strips of what is written to a view; `tile_row` is the bytes of a row of a tile."""
+    def of(cls, view: View, layout: Layout, itemsize: int, is_side_by_side: bool) -> "Strips":
+        """Return the strips of what is written to a view; if tiles are side by side, one is as wide as all lanes."""
+        lanes, tile_row = layout.lanes, layout.pitch * itemsize
+        if is_side_by_side:
+            row = lanes * view.x.samples * itemsize
+            return cls(row, view.y.samples * row, 1)
         columns = min(lanes, view.x.tiles) * view.x.samples
         if view.x.sample_step == 1 and view.x.tiles <= lanes:  # as in the array: rows follow each other
             columns = view.x.size
@@ -97,34 +105,29 @@ def memory_of(w, worker):
 
 
 @njit()
-def _point_rows(r, memory, lane, rows, row_bytes, tile):
-    """Note where a lane's rows are, and what of them is not zero."""
+def _note_tile(memory, r, lane, tile):
+    """Note the tile of a lane."""
+    numbers = simd.pointer(np.int64, memory + r.workspace.tiles + lane * _TILE_BYTES)
+    numbers[0], numbers[1], numbers[2], numbers[3], numbers[4] = tile
+
+
+@njit()
+def _point(r, memory, row_bytes, rows):
+    """Let the indirection buffer point to the tiles that were noted."""
     t, w = r.transform, r.workspace
-    for i in range(rows):
-        row = memory + w.indirection + i * w.indirection_row
-        simd.pointer(np.int64, row)[lane] = tile.offset + i * row_bytes
-        masks = simd.pointer(np.uint16, row + 8 * t.lanes)
-        for vector in range(t.row_vectors):
-            bits = 0
-            if tile.above <= i and i < tile.below:
-                last = min(max(tile.end - vector * t.lanes, 0), t.lanes)
-                bits = (1 << last) - (1 << min(max(tile.begin - vector * t.lanes, 0), last))
-            masks[vector * t.lanes + lane] = bits
+    simd.call(t.point, (t.context, memory + w.tiles, memory + w.indirection, row_bytes, rows))
 
 
 @njit()
 def point_to_array(v, r, memory, lane_block, channel_phases):
     """Let the indirection buffer point to the tiles of a lane block in an array whose columns are neighbours."""
-    rows, row_bytes = v.y.samples, row_step(v)
     tile, count = tiles_of(v, r.transform.lanes, lane_block)
     position = position_of(v, tile)
     for lane in range(r.transform.lanes):
         if lane > 0:
             position = next_position(v, position, 1)
-        if lane < count:
-            _point_rows(r, memory, lane, rows, row_bytes, tile_at(v, position, channel_phases))
-        else:
-            _point_rows(r, memory, lane, rows, row_bytes, NO_TILE)
+        _note_tile(memory, r, lane, tile_at(v, position, channel_phases) if lane < count else NO_TILE)
+    _point(r, memory, row_step(v), v.y.samples)
 
 
 @njit()
@@ -132,8 +135,8 @@ def point_to_tiles(r, memory, rows):
     """Let the indirection buffer point to the tiles of a lane block in the worker's memory."""
     t = r.transform
     for lane in range(t.lanes):
-        tile = Tile(lane * r.workspace.tile, 0, rows, 0, t.row_vectors * t.lanes)
-        _point_rows(r, memory, lane, rows, t.row, tile)
+        _note_tile(memory, r, lane, Tile(lane * r.workspace.tile, 0, rows, 0, t.row_vectors * t.lanes))
+    _point(r, memory, t.row, rows)
 
 
 @njit()
@@ -147,7 +150,7 @@ def point_to_strips(itemsize, v, r, memory, lane_block):
         if lane > 0:
             column += 1
             at += v.x.samples * itemsize
-        if column == v.x.tiles:
+        if column == v.x.tiles and strips.total > 1:
             column, strip = 0, strip + 1
             at = strip * strips.strip
         addresses[lane] = at if lane < count else (strips.total - 1) * strips.strip

@@ -1,8 +1,8 @@
-"""Real transforms of tiles: what one has to offer. Each module has one `Transform`, and `registry` has them all.
+"""Linear transforms of tiles: what one has to offer. Each module has one `Transform`, and `registry` has them all.
 
-All write spectra as `[lane block, bin, channel, (re, im), lane]`, so that a product reads contiguous channels. A lane
-is a tile, or a filter, and a bin a frequency; or a lane block is one tile, a lane a frequency, and a bin a vector of
-them.
+All write spectra as `[lane block, bin, channel, (re, im), lane]`, or, where a transform is real, `[lane block, bin,
+channel, lane]`, so that a product reads contiguous channels. A lane is a tile, or a filter, and a bin a frequency, or a
+point; or a lane block is one tile, a lane a frequency, and a bin a vector of them.
 """
 
 import functools
@@ -22,10 +22,10 @@ from nbfftconv.simd import VECTOR_BYTES
 COMPLEX_BYTES = 2 * VECTOR_BYTES
 
 
-def bin_stride(channels: int) -> int:
+def bin_stride(channels: Any, entry_bytes: Any) -> Any:
     """Bytes from one bin to the next: an odd number of channels, since bins an even number apart share few sets of a
     cache."""
-    return (channels | 1) * COMPLEX_BYTES
+    return (channels | 1) * entry_bytes
 
 
 @dataclass(frozen=True)
@@ -40,11 +40,17 @@ class Layout:
         Scalars from a row of a tile to the next.
     bins : int
         Frequencies or, with one lane, vectors of them.
+    vectors : int
+        Vectors of an entry of a spectrum: real and imaginary parts, or 1 if it is real.
+    is_side_by_side : bool
+        Of many tiles, whether outputs are written as rows of all tiles, one beside the other, instead of tile by tile.
     """
 
     lanes: int
     pitch: int
     bins: int
+    vectors: int = 2
+    is_side_by_side: bool = False
 
 
 def indirection_row_bytes(real: type, pitch: int) -> int:
@@ -53,43 +59,78 @@ def indirection_row_bytes(real: type, pitch: int) -> int:
     return 8 * lanes + 2 * pitch
 
 
-@dataclass(frozen=True)
-class TileTransform:
-    """The real two-dimensional FFT of one tile size and dtype, as compiled code calls it.
+class Functions(NamedTuple):
+    """The transform of the tiles of one array, as compiled code calls it: addresses of C functions on addresses.
 
-    `forward` and `inverse` are addresses of C functions on addresses, from a lane block of tiles to its spectra, and
-    back, unnormalised:
+    `forward` goes from a lane block of tiles to its spectra, `inverse` back, up to a divisor:
 
     - of one tile, ``void (context, tile, work, spectrum, stride, rows, columns)``: its `height` rows are `pitch`
       scalars apart, and of them only the first `columns` are needed;
     - of a tile for each lane, ``void (context, indirection, base, work, spectrum, stride, rows, ahead, largest)`` and
-      ``void (context, indirection, base, pitch, work, spectrum, stride, rows)``. The indirection buffer has,
-      forward, for every row an int64 for each lane, the address of its samples in bytes from `base` on, and 16 bits
-      for each lane of each vector of the row, of the samples that are not zero. In the inverse transform it has an
-      int64 for each lane, from where on its rows are `pitch` bytes apart. Forward, what is `ahead` bytes further on is
-      fetched for a later call, and the largest magnitudes, as bits, are written to the vector at `largest`.
+      ``void (context, indirection, base, pitch, work, spectrum, stride, rows)``. Forward, the indirection buffer is
+      what `point` made of the tiles, whose addresses are counted from `base`; what is `ahead` bytes further on is
+      fetched for a later call, and the largest magnitudes, as bits, are written to the vector at `largest`. In the
+      inverse transform it has an int64 for each lane, from where on its rows are `pitch` bytes apart; where outputs are
+      side by side, it is not read, and rows of all lanes are written from `base` on.
 
-    For every bin, `stride` bytes from the next one's, a spectrum has a vector of real parts and one of imaginary parts.
-    Of a tile only the first `rows` rows are needed. What is not needed is zero, or may be left out. `work` has room for
-    `work_items` scalars, zero at first; nothing else is destroyed. The addresses are good as long as somebody holds the
-    transform.
+    ``void point(context, tiles, indirection, row_bytes, rows)`` fills an indirection buffer: `tiles` has, for each
+    lane, the numbers of `nbfftconv.passes.views.Tile` as int64, and of a tile the first `rows` rows, `row_bytes` apart,
+    are read.
+
+    For every bin, `stride` bytes from the next one's, a spectrum has the vectors of an entry. Of a tile only the first
+    `rows` rows are needed. What is not needed is zero, or may be left out.
 
     Attributes
     ----------
     forward, inverse : int
     context : int
-    layout : Layout
-    work_items : int
-    kept : object
-        What is at the addresses.
+    point : int
+        0 for transforms of one tile.
     """
 
     forward: int
     inverse: int
     context: int
+    point: int = 0
+
+
+@dataclass(frozen=True)
+class TileTransform:
+    """The linear transform of one tile size and dtype.
+
+    `work` has room for `work_items` scalars, zero at first; nothing else is destroyed. The addresses are good as long
+    as somebody holds the transform.
+
+    Attributes
+    ----------
+    input, weight, output : Functions
+        From and to the input, the kernels and the output, or their gradients. Those of an FFT are all the same.
+    layout : Layout
+    work_items : int
+    indirection_bytes : int
+        Of an indirection buffer of a row.
+    divisor : int
+        What an inverse transform has to be divided by.
+    sums : numpy.ndarray
+        Factors, float64, of the first bins of the output's spectra, of which the sum of a tile is the combination.
+    kept : object
+        What is at the addresses.
+    """
+
+    input: Functions
+    weight: Functions
+    output: Functions
     layout: Layout
     work_items: int
+    divisor: int
+    indirection_bytes: int = 0
+    sums: np.ndarray = field(default_factory=lambda: np.ones(1), compare=False, repr=False)
     kept: Any = field(default=None, compare=False, repr=False)
+
+    @classmethod
+    def of_all(cls, functions: Functions, layout: Layout, **rest: Any) -> "TileTransform":
+        """Return the transform whose functions are the same for all arrays."""
+        return cls(functions, functions, functions, layout, **rest)
 
 
 class Operations(NamedTuple):
@@ -117,11 +158,12 @@ class Transform:
     name : str
         As plans and users call it.
     make : callable
-        ``make(real, height, width)`` returns the `TileTransform` of a tile size.
+        ``make(real, tile, taps)`` returns the `TileTransform` of a tile size, (height, width), for kernels of so many
+        taps a side.
     layout : callable
         ``layout(real, height, width)`` returns the `Layout`; of arrays of sides, one of arrays.
-    sides : tuple of int or None
-        The sides that it has, rising; None for any.
+    sides : callable or None
+        ``sides(taps)`` returns the tile sides that it has for so many taps, rising; None for any.
     operations : callable
         ``operations(height, width, frequencies)``, of arrays, returns `Operations`.
     product_rate : float
@@ -133,6 +175,8 @@ class Transform:
         Seconds of a row that is gathered or scattered.
     skips_rows : bool
         Whether rows that are not needed are left out.
+    algorithm : str
+        The name of the implementation whose plans may choose it.
     is_library : bool
         Whether a library computes it, for whose stages users may set a number of threads.
     is_available : bool
@@ -140,15 +184,16 @@ class Transform:
     """
 
     name: str
-    make: Callable[[type, int, int], TileTransform]
+    make: Callable[[type, tuple[int, int], tuple[int, int]], TileTransform]
     layout: Callable[[type, Any, Any], Layout]
-    sides: tuple[int, ...] | None
+    sides: Callable[[int], tuple[int, ...]] | None
     operations: Callable[[np.ndarray, np.ndarray, np.ndarray], Operations]
     product_rate: float
     spectra_rate: float
     stream_rate: float
     row: float
     skips_rows: bool = False
+    algorithm: str = "fft"
     is_library: bool = False
     is_available: bool = True
 

@@ -12,9 +12,10 @@ import numpy as np
 
 from nbfftconv import rates, simd
 from nbfftconv.jit import Callback
-from nbfftconv.rounding import cdiv, round_up
+from nbfftconv.rounding import round_up
 from nbfftconv.transforms import (
     COMPLEX_BYTES,
+    Functions,
     Layout,
     Operations,
     TileTransform,
@@ -22,6 +23,7 @@ from nbfftconv.transforms import (
     kernel_callback,
     signature,
 )
+from nbfftconv.transforms.lanes import load_row, point_callback, row_bytes, store_row
 from nbfftconv.transforms.butterflies import (
     Complex,
     complex_transform,
@@ -45,24 +47,14 @@ def rows_forward(length):
     """
 
     def emit(v, indirection, base, work, count, ahead, largest):
-        size, groups = 2 * v.vector_bytes, cdiv(length, v.lanes)
-        masks = 8 * v.lanes  # after the addresses
+        size = 2 * v.vector_bytes
 
         def row(pointers, work, magnitude):
-            samples = []
-            for group in range(groups):
-                rows = []
-                for lane in range(v.lanes):
-                    at = base + v.load_integer(pointers + 8 * lane) + group * v.vector_bytes
-                    v.prefetch(at + ahead)
-                    mask = v.load_mask(pointers + (masks + 2 * (group * v.lanes + lane)))
-                    rows.append(v.masked_load(at, mask))
-                    magnitude = v.maximum(magnitude, v.magnitude(rows[-1]))
-                samples += v.transpose(rows)
-            spectrum = real_transform([Complex(v, x) for x in samples[:length]])
+            samples, pointers, magnitude = load_row(v, length, pointers, base, ahead, magnitude)
+            spectrum = real_transform([Complex(v, x) for x in samples])
             for k, value in enumerate(spectrum):
                 store_complex(v, value, work + k * size)
-            return [pointers + (masks + 2 * groups * v.lanes), work + len(spectrum) * size, magnitude]
+            return [pointers, work + len(spectrum) * size, magnitude]
 
         _, _, magnitude = v.repeat(count, [indirection, work, v.zero_magnitude()], row)
         v.store_magnitude(magnitude, largest)
@@ -122,15 +114,11 @@ def rows_inverse(length):
     """
 
     def emit(v, indirection, base, pitch, work, count):
-        size, groups = 2 * v.vector_bytes, cdiv(length, v.lanes)
+        size = 2 * v.vector_bytes
 
         def row(base, work):
             spectrum = [load_complex(v, work + k * size) for k in range(length // 2 + 1)]
-            samples = [x.re for x in real_inverse(spectrum, length)]
-            samples += [0.0] * (groups * v.lanes - length)
-            for group in reversed(range(groups)):
-                for lane, value in enumerate(v.transpose(samples[group * v.lanes : (group + 1) * v.lanes])):
-                    v.store(value, base + v.load_integer(indirection + 8 * lane) + group * v.vector_bytes)
+            store_row(v, [x.re for x in real_inverse(spectrum, length)], indirection, base)
             return [base + pitch, work + len(spectrum) * size]
 
         v.repeat(count, [base, work], row)
@@ -146,6 +134,7 @@ _CONTEXT = np.dtype(
             "height",
             "pitch",  # bytes from a row of the work memory to the next
             "complex_columns", "last_columns",  # columns that are complex; 1 if one more is real
+            "row_vectors",
         )
     ]
 )  # fmt: skip
@@ -172,6 +161,7 @@ def _inverse_factory(real):
     return inverse
 
 
+_point = point_callback(_CONTEXT)
 _forward = Callback(_forward_factory, signature(_CONTEXT, arguments=9))
 _inverse = Callback(_inverse_factory, signature(_CONTEXT, arguments=8))
 
@@ -202,16 +192,15 @@ def codelet(real: type, height: int, width: int) -> TileTransform:
         kernel_callback(rows_forward, width), kernel_callback(columns, height, -1),
         kernel_callback(columns, height, 1), kernel_callback(rows_inverse, width),
     )  # fmt: skip
-    context = np.array(
-        (*(callback.address(real) for callback in callbacks), height, half * COMPLEX_BYTES, half - 1 - last, last),
-        _CONTEXT,
-    )
-    return TileTransform(
-        _forward.address(real),
-        _inverse.address(real),
-        context.ctypes.data,
+    addresses = (callback.address(real) for callback in callbacks)
+    numbers = height, half * COMPLEX_BYTES, half - 1 - last, last, shape.pitch // shape.lanes
+    context = np.array((*addresses, *numbers), _CONTEXT)
+    return TileTransform.of_all(
+        Functions(_forward.address(real), _inverse.address(real), context.ctypes.data, _point.address(real)),
         shape,
         work_items=2 * height * half * shape.lanes,
+        divisor=height * width,
+        indirection_bytes=row_bytes(real, shape.pitch),
         kept=context,
     )
 
@@ -225,7 +214,7 @@ def _operations(height, width, frequencies):
 
 
 TRANSFORM = Transform(
-    "codelet", codelet, layout, SIDES, _operations,
+    "codelet", lambda real, tile, taps: codelet(real, *tile), layout, lambda taps: SIDES, _operations,
     product_rate=_RATES["product"], spectra_rate=_RATES["spectra"], stream_rate=_RATES["stream"], row=_RATES["row"],
     skips_rows=True,
 )  # fmt: skip

@@ -23,7 +23,7 @@ from nbfftconv.jit import Callback
 from nbfftconv.report import report
 from nbfftconv.rounding import cdiv, round_up
 from nbfftconv.store import ABSENT, Document
-from nbfftconv.transforms import COMPLEX_BYTES, Layout, Operations, TileTransform, Transform, signature
+from nbfftconv.transforms import COMPLEX_BYTES, Functions, Layout, Operations, TileTransform, Transform, signature
 
 # Symbols are found through the libraries that pyFFTW's extension module is linked to.
 _library = ctypes.CDLL(pyfftw.pyfftw.__file__)
@@ -266,11 +266,10 @@ def _make(real: type, height: int, width: int, flags: int) -> TileTransform:
     )  # fmt: skip
     execute = _execute(real, "execute_split_dft_r2c"), _execute(real, "execute_split_dft_c2r")
     context = np.array((*execute, forward, inverse, shape.bins), _CONTEXT)
-    return TileTransform(
-        _forward.address(real),
-        _inverse.address(real),
-        context.ctypes.data,
+    return TileTransform.of_all(
+        Functions(_forward.address(real), _inverse.address(real), context.ctypes.data),
         shape,
+        divisor=height * width,
         work_items=2 * shape.bins * simd.lanes(real),
         kept=context,
     )
@@ -331,7 +330,7 @@ def _is_available() -> bool:
 
 
 TRANSFORM = Transform(
-    "fftw", fftw, layout, None, _operations,
+    "fftw", lambda real, tile, taps: fftw(real, *tile), layout, None, _operations,
     product_rate=_RATES["product"], spectra_rate=_RATES["spectra"], stream_rate=_RATES["stream"], row=_RATES["row"],
     is_library=True, is_available=_is_available(),
 )  # fmt: skip

@@ -17,6 +17,7 @@ from nbfftconv.jit import Callback
 from nbfftconv.rounding import cdiv, round_up
 from nbfftconv.transforms import (
     COMPLEX_BYTES,
+    Functions,
     Layout,
     Operations,
     TileTransform,
@@ -330,11 +331,10 @@ def four_step(real: type, height: int, width: int) -> TileTransform:
         _CONTEXT,
     )  # fmt: skip
     buffer = max(height, round_up(width, lanes)) * 2 * lanes
-    return TileTransform(
-        _forward.address(real),
-        _inverse.address(real),
-        context.ctypes.data,
+    return TileTransform.of_all(
+        Functions(_forward.address(real), _inverse.address(real), context.ctypes.data),
         shape,
+        divisor=height * width,
         work_items=2 * pairs * groups * lanes * 2 * lanes + buffer,
         kept=(context, tables, steps),
     )
@@ -347,6 +347,6 @@ def _operations(height, width, frequencies):
 
 
 TRANSFORM = Transform(
-    "four_step", four_step, layout, SIDES, _operations,
+    "four_step", lambda real, tile, taps: four_step(real, *tile), layout, lambda taps: SIDES, _operations,
     product_rate=_RATES["product"], spectra_rate=_RATES["spectra"], stream_rate=_RATES["stream"], row=_RATES["row"],
 )  # fmt: skip

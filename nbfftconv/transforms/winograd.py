@@ -1,0 +1,454 @@
+"""Winograd's minimal filtering F(m, r): of a tile, m outputs a side under r taps, by products at m + r - 1 points.
+
+Along one axis, with the points p of `POINTS` and infinity, y = A·[(G·g) × (B·d)] is the correlation of m + r - 1
+samples d with r taps g, where A[i, p] = p^i, G[p, i] = p^i / N(p), N(p) is the product of p - q over the other points q,
+and row p of B has the coefficients of the product of x - q. Of infinity, A and G take the last sample, and B the
+coefficients of the product of all x - p. Along two axes, the maps follow each other. (Winograd, Arithmetic Complexity
+of Computations, 1980; Lavin and Gray, Fast Algorithms for Convolutional Neural Networks, 2016.)
+
+The maps of gradients are the transposed ones. A vector lane is a tile, or a filter; tiles are read as they lie in the
+array, side by side, and sorted into lanes.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from nbfftconv import rates, simd
+from nbfftconv.jit import Callback
+from nbfftconv.rounding import cdiv, round_up
+from nbfftconv.transforms import (
+    Functions,
+    Layout,
+    Operations,
+    TileTransform,
+    Transform,
+    kernel_callback,
+    signature,
+)
+from nbfftconv.transforms.lanes import load_row, point_callback, row_bytes, store_row
+
+#: For numbers of points, infinity aside, those for which rounding errors are smallest, or nearly, of points that come in
+#: pairs p, -p, with which maps take fewer operations. Errors of products of random values grow, by two axes, up to 7.1
+#: times for five points (31 for 0, 1, -1, 2, -2), 4.2 for four, 1.7 for three, 2 for two.
+POINTS = {
+    2: (1.0, -1.0),
+    3: (0.0, 1.0, -1.0),
+    4: (0.4, -0.4, 1.25, -1.25),
+    5: (0.0, 0.5**0.5, -(0.5**0.5), 2**0.5, -(2**0.5)),
+}
+#: Outputs of a tile along an axis, powers of two: vectors are sorted by them.
+OUTPUTS = (2, 4)
+#: Taps along an axis.
+MOST_TAPS = 3
+
+
+@functools.cache
+def matrices(outputs: int, taps: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return A, G and B; of one tap, A and B are the identity, and G repeats it."""
+    if taps == 1:
+        return np.eye(outputs), np.ones((outputs, 1)), np.eye(outputs)
+    points = np.array(POINTS[outputs + taps - 2])
+    count = len(points)
+    a, g, b = np.zeros((outputs, count + 1)), np.zeros((count + 1, taps)), np.zeros((count + 1, count + 1))
+    for index, p in enumerate(points):
+        others = np.delete(points, index)
+        a[:, index], g[index] = p ** np.arange(outputs), p ** np.arange(taps) / np.prod(p - others)
+        b[index, :count] = np.poly(others)[::-1]
+    a[-1, -1] = g[-1, -1] = 1
+    b[-1] = np.poly(points)[::-1]
+    return a, g, b
+
+
+def apply(v: Any, matrix: np.ndarray, values: list[Any]) -> list[Any]:
+    """Emit the product of a matrix and a vector of vectors."""
+
+    def combination(row: np.ndarray) -> Any:
+        total = None
+        for factor, value in zip(row.tolist(), values, strict=True):
+            if factor != 0:
+                total = v.fma(value, factor, total) if total is not None else value if factor == 1 else value * factor
+        return 0.0 if total is None else total
+
+    return [combination(row) for row in matrix]
+
+
+def _pairs(points: tuple[float, ...]) -> list[float]:
+    """Return one of each pair of points."""
+    return [p for p in points if p > 0]
+
+
+def apply_input(v: Any, points: tuple[float, ...], d: list[Any]) -> list[Any]:
+    """Emit B·d: the factors x² - p² of the pairs follow each other, and rows share them."""
+    zero, rows = int(0.0 in points), []
+
+    def times_square(p: float, values: list[Any]) -> list[Any]:
+        return [v.fma(values[j], -p * p, values[j + 2]) for j in range(len(values) - 2)]
+
+    for p in _pairs(points):
+        of_others = functools.reduce(lambda values, q: times_square(q, values), set(_pairs(points)) - {p}, d)
+        rows += [v.fma(of_others[zero], sign * p, of_others[zero + 1]) for sign in (1, -1)]
+    of_all = times_square(p, of_others)
+    return [*of_all[:zero], *rows, of_all[zero]]
+
+
+def apply_output(v: Any, points: tuple[float, ...], outputs: int, values: list[Any]) -> list[Any]:
+    """Emit A·values by sums and differences of the pairs, which rows share."""
+    *finite, last = values
+    zero = int(0.0 in points)
+    pairs = list(zip(_pairs(points), finite[zero::2], finite[zero + 1 :: 2], strict=True))
+    sums, differences = [a + b for _, a, b in pairs], [a - b for _, a, b in pairs]
+    rows = []
+    for i in range(outputs):
+        total = finite[0] if i == 0 and zero else last if i == outputs - 1 else None
+        for (p, _, _), value in zip(pairs, differences if i % 2 else sums, strict=True):
+            factor = p**i
+            total = (value if factor == 1 else value * factor) if total is None else v.fma(value, factor, total)
+        rows.append(total)
+    return rows
+
+
+def _apply_map(v: Any, name: str, outputs: int, taps: int, values: list[Any]) -> list[Any]:
+    """Emit a map: "input" is B, "output" A transposed, "weight" G, and "to_input" and so on their transposes."""
+    a, g, b = matrices(outputs, taps)
+    if taps > 1 and name == "input":
+        return apply_input(v, POINTS[outputs + taps - 2], values)
+    if taps > 1 and name == "to_output":
+        return apply_output(v, POINTS[outputs + taps - 2], outputs, values)
+    of_name = {"input": b, "output": a.T, "weight": g, "to_input": b.T, "to_output": a, "to_weight": g.T}
+    return apply(v, of_name[name], values)
+
+
+_MAPS = ("input", "output", "weight", "to_input", "to_output", "to_weight")
+
+
+def _sizes(name: str, outputs: int, taps: int) -> tuple[int, int]:
+    """Return how many values a map takes and gives."""
+    points = outputs + taps - 1
+    size = {"input": points, "output": outputs, "weight": taps}[name.removeprefix("to_")]
+    return (points, size) if name.startswith("to_") else (size, points)
+
+
+def rows_of_lanes(name_index: int, outputs: int, taps: int) -> Callable:
+    """Emitter: rows of tiles, each where it is, mapped, to [row, point, lane]; as `rows_forward` of codelets."""
+    name = _MAPS[name_index]
+    length, points = _sizes(name, outputs, taps)
+
+    def emit(v, indirection, base, work, count, ahead, largest):
+        def row(pointers, work, magnitude):
+            samples, pointers, magnitude = load_row(v, length, pointers, base, ahead, magnitude)
+            for k, value in enumerate(_apply_map(v, name, outputs, taps, samples)):
+                v.store(value, work + k * v.vector_bytes)
+            return [pointers, work + points * v.vector_bytes, magnitude]
+
+        _, _, magnitude = v.repeat(count, [indirection, work, v.zero_magnitude()], row)
+        v.store_magnitude(magnitude, largest)
+
+    return emit
+
+
+def rows_to_lanes(name_index: int, outputs: int, taps: int) -> Callable:
+    """Emitter: `count` rows of points from [row, point, lane], mapped, to an address for each lane."""
+    name = _MAPS[name_index]
+    points, _ = _sizes(name, outputs, taps)
+
+    def emit(v, indirection, base, pitch, work, count):
+        def row(base, work):
+            values = [v.load(work + k * v.vector_bytes) for k in range(points)]
+            store_row(v, _apply_map(v, name, outputs, taps, values), indirection, base)
+            return [base + pitch, work + points * v.vector_bytes]
+
+        v.repeat(count, [base, work], row)
+
+    return emit
+
+
+#: Bytes of a place in an indirection buffer of tiles side by side: an address and a mask.
+_PLACE = 16
+
+
+def _places(name: str, outputs: int, taps: int) -> int:
+    """Return the vectors in which a row of all lanes lies, those of samples that tiles share once for each tile."""
+    length, _ = _sizes(name, outputs, taps)
+    return cdiv(length, outputs) * outputs
+
+
+def _deinterleave(v: Any, vectors: list[Any]) -> list[Any]:
+    """Emit the sorting of vectors, a power of two, whose lanes take turns in so many sequences."""
+    if len(vectors) == 1:
+        return vectors
+    pairs = list(zip(vectors[::2], vectors[1::2], strict=True))
+    even = _deinterleave(v, [v.even_lanes(a, b) for a, b in pairs])
+    odd = _deinterleave(v, [v.odd_lanes(a, b) for a, b in pairs])
+    return [x for pair in zip(even, odd, strict=True) for x in pair]
+
+
+def _interleave(v: Any, vectors: list[Any]) -> list[Any]:
+    """Emit the reverse of `_deinterleave`."""
+    if len(vectors) == 1:
+        return vectors
+    even, odd = _interleave(v, vectors[::2]), _interleave(v, vectors[1::2])
+    return [x for pair in zip(even, odd, strict=True) for x in v.zip_lanes(*pair)]
+
+
+def rows_side_by_side(name_index: int, outputs: int, taps: int) -> Callable:
+    """Emitter: rows of tiles that lie side by side, mapped, to [row, point, lane].
+
+    The indirection buffer begins with the number of segments; then it has, for every row and every segment, for each
+    vector of the row of all lanes an address and a mask.
+    """
+    name = _MAPS[name_index]
+    length, points = _sizes(name, outputs, taps)
+    places = _places(name, outputs, taps)
+
+    def emit(v, indirection, base, work, count, ahead, largest):
+        def rows(segments, is_one):
+            def row(pointers, work, magnitude):
+                vectors = []
+                for place in range(places):
+                    def load(pointer):
+                        at = base + v.load_integer(pointer)
+                        return at, v.masked_load(at, v.load_mask(pointer + 8))
+
+                    at, value = load(pointers + place * _PLACE)
+                    if place < outputs:
+                        v.prefetch(at + ahead)
+                    if not is_one:
+
+                        def segment(pointer, value, load=load):
+                            return [pointer + places * _PLACE, value + load(pointer)[1]]
+
+                        _, value = v.repeat(segments - 1, [pointers + (places + place) * _PLACE, value], segment)
+                    vectors.append(value)
+                samples = []
+                for first in range(0, places, outputs):
+                    samples += _deinterleave(v, vectors[first : first + outputs])
+                samples = samples[:length]
+                for sample in samples:
+                    magnitude = v.maximum(magnitude, v.magnitude(sample))
+                for k, value in enumerate(_apply_map(v, name, outputs, taps, samples)):
+                    v.store(value, work + k * v.vector_bytes)
+                return [pointers + segments * (places * _PLACE), work + points * v.vector_bytes, magnitude]
+
+            _, _, magnitude = v.repeat(count, [indirection + 64, work, v.zero_magnitude()], row)
+            v.store_magnitude(magnitude, largest)
+
+        segments = v.load_integer(indirection)
+        with v.when(segments, 1):
+            rows(1, True)
+        with v.unless(segments, 1):
+            rows(segments, False)
+
+    return emit
+
+
+def rows_to_side_by_side(name_index: int, outputs: int, taps: int) -> Callable:
+    """Emitter: `count` rows of points from [row, point, lane], mapped, to rows of all tiles, side by side."""
+    name = _MAPS[name_index]
+    points, _ = _sizes(name, outputs, taps)
+
+    def emit(v, base, pitch, work, count, unused):
+        def row(base, work):
+            values = [v.load(work + k * v.vector_bytes) for k in range(points)]
+            for k, value in enumerate(_interleave(v, _apply_map(v, name, outputs, taps, values))):
+                v.store(value, base + k * v.vector_bytes)
+            return [base + pitch, work + points * v.vector_bytes]
+
+        v.repeat(count, [base, work], row)
+
+    return emit
+
+
+def columns(name_index: int, outputs: int, taps: int) -> Callable:
+    """Emitter: `count` columns, `pitch` bytes from row to row, mapped, to the points of each; or, of a map that begins
+    with "to_", back.
+
+    Points are `stride` bytes apart, along a row of them, and `bin_row` from row to row.
+    """
+    name = _MAPS[name_index]
+    from_size, to_size = _sizes(name, outputs, taps)
+
+    def emit(v, work, pitch, spectrum, stride, bin_row, count):
+        def column(work, spectrum):
+            inside = [work + pitch * i for i in range(to_size if name.startswith("to_") else from_size)]
+            outside = [spectrum + bin_row * i for i in range(from_size if name.startswith("to_") else to_size)]
+            if name.startswith("to_"):
+                for at in outside:  # the next channel's comes next
+                    v.prefetch(at + v.vector_bytes, level=2)
+                results = zip(_apply_map(v, name, outputs, taps, [v.load(at) for at in outside]), inside, strict=True)
+            else:
+                for at in outside:  # a column's lines are apart: stores alone would wait for one after the other
+                    v.prefetch(at + stride, write=True)
+                results = zip(_apply_map(v, name, outputs, taps, [v.load(at) for at in inside]), outside, strict=True)
+            for value, at in results:
+                v.store(value, at)
+            return [work + v.vector_bytes, spectrum + stride]
+
+        v.repeat(count, [work, spectrum], column)
+
+    return emit
+
+
+_CONTEXT = np.dtype(
+    [
+        (name, np.int64)
+        for name in (
+            "rows_forward", "columns_forward", "columns_inverse", "rows_inverse",  # addresses of code
+            "points",  # along a row
+            "outputs", "samples", "places",  # along a row: of a tile, and vectors in which that of all lanes lies
+            "is_side_by_side",
+            "row_vectors",
+        )
+    ]
+)  # fmt: skip
+
+
+def _forward_factory(real):
+    vector_bytes = simd.VECTOR_BYTES
+
+    def forward(c, indirection, base, work, spectrum, stride, rows, ahead, largest):
+        simd.call(c.rows_forward, (indirection, base, work, rows, ahead, largest))
+        pitch = c.points * vector_bytes
+        simd.call(c.columns_forward, (work, pitch, spectrum, stride, c.points * stride, c.points))
+
+    return forward
+
+
+def _inverse_factory(real):
+    vector_bytes = simd.VECTOR_BYTES
+
+    def inverse(c, indirection, base, pitch, work, spectrum, stride, rows):
+        work_row = c.points * vector_bytes
+        simd.call(c.columns_inverse, (work, work_row, spectrum, stride, c.points * stride, c.points))
+        if c.is_side_by_side != 0:
+            simd.call(c.rows_inverse, (base, pitch, work, rows, 0))
+        else:
+            simd.call(c.rows_inverse, (indirection, base, pitch, work, rows))
+
+    return inverse
+
+
+def _point_factory(real):
+    lanes, itemsize = simd.lanes(real), np.dtype(real).itemsize
+
+    def point(c, tiles, indirection, row_bytes, rows):
+        numbers, places = simd.pointer(np.int64, tiles), simd.pointer(np.int64, indirection)
+        # Lanes of a vector follow each other in memory, up to where a segment ends.
+        most = 0
+        for is_written in range(2):
+            for place in range(c.places):
+                first = place % c.outputs * lanes
+                turn = place // c.outputs * c.outputs
+                segment = -1
+                start, above, below = 0, 0, 0
+                for i in range(lanes):
+                    lane, sample = (first + i) // c.outputs, turn + (first + i) % c.outputs
+                    at = 5 * lane
+                    here = numbers[at] + (sample - i) * itemsize
+                    if segment < 0 or here != start or above != numbers[at + 1] or below != numbers[at + 2]:
+                        segment += 1
+                        start, above, below = here, numbers[at + 1], numbers[at + 2]
+                        if is_written != 0:
+                            for row in range(rows):
+                                entry = 8 + 2 * ((row * most + segment) * c.places + place)
+                                places[entry] = start + row * row_bytes
+                                places[entry + 1] = 0
+                    if is_written != 0 and numbers[at + 3] <= sample and sample < min(numbers[at + 4], c.samples):
+                        for row in range(above, min(below, rows)):
+                            places[8 + 2 * ((row * most + segment) * c.places + place) + 1] |= 1 << i
+                if is_written == 0:
+                    most = max(most, segment + 1)
+                else:
+                    for rest in range(segment + 1, most):
+                        for row in range(rows):
+                            entry = 8 + 2 * ((row * most + rest) * c.places + place)
+                            places[entry], places[entry + 1] = 0, 0
+        places[0] = most
+
+    return point
+
+
+_forward = Callback(_forward_factory, signature(_CONTEXT, arguments=9))
+_inverse = Callback(_inverse_factory, signature(_CONTEXT, arguments=8))
+_point_side_by_side = Callback(_point_factory, signature(_CONTEXT, arguments=5))
+_point_lanes = point_callback(_CONTEXT)
+
+
+def layout(real: type, height: Any, width: Any) -> Layout:
+    """Return the layout of tiles and spectra: rows are whole vectors."""
+    lanes = simd.lanes(real)
+    return Layout(lanes, round_up(width, lanes), height * width, vectors=1, is_side_by_side=True)
+
+
+def _sum_factors(outputs: int, taps: int) -> np.ndarray:
+    """Return the least factors of the points of which the sum of the outputs is the combination."""
+    a, _, _ = matrices(outputs, taps)
+    return np.linalg.pinv(a) @ np.ones(outputs)
+
+
+@functools.cache
+def winograd(real: type, tile: tuple[int, int], taps: tuple[int, int]) -> TileTransform:
+    """Return the transform of tiles of (height, width) points, compiled at the first request.
+
+    Parameters
+    ----------
+    real : type
+        `numpy.float32` or `numpy.float64`.
+    tile, taps : tuple of int
+        Points and taps, (vertical, horizontal).
+    """
+    shape = layout(real, *tile)
+    outputs = tuple(points - of_axis + 1 for points, of_axis in zip(tile, taps, strict=True))
+    kept, of_arrays = [], {}
+    for name in ("input", "weight", "output"):
+        is_side_by_side = name != "weight"
+        forward, inverse = _MAPS.index(name), _MAPS.index(f"to_{name}")
+        y, x = (outputs[0], taps[0]), (outputs[1], taps[1])
+        rows_forward = rows_side_by_side if is_side_by_side else rows_of_lanes
+        rows_inverse = rows_to_side_by_side if name == "output" else rows_to_lanes
+        callbacks = (
+            kernel_callback(rows_forward, forward, *x), kernel_callback(columns, forward, *y),
+            kernel_callback(columns, inverse, *y), kernel_callback(rows_inverse, inverse, *x),
+        )  # fmt: skip
+        samples = _sizes(name, *x)[0]
+        numbers = tile[1], outputs[1], samples, _places(name, *x), name == "output", shape.pitch // shape.lanes
+        context = np.array((*(callback.address(real) for callback in callbacks), *numbers), _CONTEXT)
+        point = _point_side_by_side if is_side_by_side else _point_lanes
+        kept.append(context)
+        of_arrays[name] = Functions(
+            _forward.address(real), _inverse.address(real), context.ctypes.data, point.address(real)
+        )
+    places = max(_places(name, outputs[1], taps[1]) for name in ("input", "output"))
+    segments = cdiv(shape.lanes, outputs[1]) + 1
+    return TileTransform(
+        **of_arrays,
+        layout=shape,
+        work_items=tile[0] * tile[1] * shape.lanes,
+        divisor=1,
+        sums=np.outer(*(_sum_factors(*of_axis) for of_axis in zip(outputs, taps, strict=True))).reshape(-1),
+        indirection_bytes=max(row_bytes(real, shape.pitch), segments * places * _PLACE) + 64,
+        kept=kept,
+    )
+
+
+def sides(taps: int) -> tuple[int, ...]:
+    """Return the points of tiles for so many taps."""
+    return tuple(outputs + taps - 1 for outputs in OUTPUTS) if taps <= MOST_TAPS else ()
+
+
+_RATES = rates.of("winograd")
+
+
+def _operations(height, width, frequencies):
+    # some 3 a point and axis, of vectors that are full
+    operations = 6 * height * width / _RATES["transform"]
+    return Operations(operations, 0.0, 0.0)
+
+
+TRANSFORM = Transform(
+    "winograd", winograd, layout, sides, _operations,
+    product_rate=_RATES["product"], spectra_rate=_RATES["spectra"], stream_rate=_RATES["stream"], row=_RATES["row"],
+    algorithm="winograd",
+)  # fmt: skip
