@@ -43,8 +43,9 @@ def there_and_back(real: type, side: int) -> float:
     tile[:, :side] = np.random.default_rng(side).random((side, side))
     before, work = tile.copy(), np.zeros(transform.work_items, real)
     spectrum = np.zeros(transform.layout.bins * COMPLEX_BYTES, np.uint8)
-    addresses = transform.context, tile.ctypes.data, work.ctypes.data, spectrum.ctypes.data
-    for function in (transform.forward, transform.inverse):
+    functions = transform.input
+    addresses = functions.context, tile.ctypes.data, work.ctypes.data, spectrum.ctypes.data
+    for function in (functions.forward, functions.inverse):
         ctypes.CFUNCTYPE(None, *[ctypes.c_ssize_t] * 7)(function)(*addresses, COMPLEX_BYTES, side, side)
     return float(np.abs(tile[:, :side] / side**2 - before[:, :side]).max())
 

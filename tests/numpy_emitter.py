@@ -185,6 +185,13 @@ class NumpyEmitter:
     def even_lanes(self, a, b):
         return Vector(np.concatenate([a.lanes, b.lanes])[::2], "shuffle", [a, b])
 
+    def odd_lanes(self, a, b):
+        return Vector(np.concatenate([a.lanes, b.lanes])[1::2], "shuffle", [a, b])
+
+    def zip_lanes(self, a, b):
+        lanes = np.stack([a.lanes, b.lanes], axis=1).reshape(2, -1)
+        return [Vector(half, "shuffle", [a, b]) for half in lanes]
+
     def repeat(self, count, state, body):
         for _ in range(0 if self._is_skipping else count):
             state = body(*state)
@@ -193,5 +200,11 @@ class NumpyEmitter:
     @contextmanager
     def when(self, value, equals):
         before, self._is_skipping = self._is_skipping, self._is_skipping or value != equals
+        yield
+        self._is_skipping = before
+
+    @contextmanager
+    def unless(self, value, equals):
+        before, self._is_skipping = self._is_skipping, self._is_skipping or value == equals
         yield
         self._is_skipping = before

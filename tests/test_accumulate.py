@@ -1,4 +1,4 @@
-"""The products of spectra against NumPy in complex128."""
+"""The products of spectra, complex and real, against NumPy in complex128."""
 
 from __future__ import annotations
 
@@ -10,20 +10,10 @@ import pytest
 from compare import ERROR_BOUND
 
 from nbfftconv import simd, threads
-from nbfftconv.accumulate import (
-    _DEPTH,
-    _ITEM_ROWS,
-    Matrix,
-    conjugate_product,
-    panel_bytes,
-    panel_product,
-    product,
-)
+from nbfftconv.accumulate import COMPLEX, REAL, Matrix, conjugate_product, panel_product, product
 from nbfftconv.scratch import aligned
-from nbfftconv.transforms import COMPLEX_BYTES, bin_stride
+from nbfftconv.transforms import bin_stride
 
-DEPTHS = (1, 15, 16, _DEPTH - 1, _DEPTH, _DEPTH + 1, 2 * _DEPTH + 1)
-ROWS = (*range(1, 41), _ITEM_ROWS - 1, _ITEM_ROWS, _ITEM_ROWS + 1, 2 * _ITEM_ROWS + 5)
 COLUMNS = range(1, 9)
 BINS = 2
 
@@ -31,33 +21,35 @@ BINS = 2
 class Spectra:
     """Spectra of some units and channels; what is none of theirs is NaN, and must stay as it is."""
 
-    def __init__(self, rng, real, units, channels):
+    def __init__(self, rng, real, blocking, units, channels):
         self.lanes = simd.lanes(real)
-        shape = units, BINS, channels | 1, 2, self.lanes
+        shape = units, BINS, channels | 1, blocking.vectors, self.lanes
         self.array = rng.standard_normal(shape).astype(real)
         self.array[:, :, channels:] = np.nan
-        self.bin = bin_stride(channels)
+        self.bin = bin_stride(channels, blocking.entry_bytes)
         self.lane_block = BINS * self.bin
-        assert self.array.strides[:3] == (self.lane_block, self.bin, COMPLEX_BYTES)
+        assert self.array.strides[:3] == (self.lane_block, self.bin, blocking.entry_bytes)
 
     def values(self):
         """In complex128, as [lane block, bin, channel, lane]."""
-        return self.array[..., 0, :] + 1j * self.array[..., 1, :].astype(np.float64)
+        imaginary = self.array[..., 1, :] if self.array.shape[-2] == 2 else np.zeros_like(self.array[..., 0, :])
+        return self.array[..., 0, :] + 1j * imaginary.astype(np.float64)
 
 
-def tiles(rng, real, groups, units, channels, lane_block_index, channel_index):
+def tiles(rng, real, blocking, groups, units, channels, lane_block_index, channel_index):
     """Spectra of tiles: an operand, and its entries as [group, bin, lane block, channel, lane]."""
-    spectra = Spectra(rng, real, units, groups * channels)
-    distance = {lane_block_index: spectra.lane_block, channel_index: COMPLEX_BYTES}
+    spectra = Spectra(rng, real, blocking, units, groups * channels)
+    distance = {lane_block_index: spectra.lane_block, channel_index: blocking.entry_bytes}
     matrix = Matrix(
         real,
         spectra.array.ctypes.data,
-        group=channels * COMPLEX_BYTES,
+        group=channels * blocking.entry_bytes,
         row=distance["row"],
         column=distance.get("column", np.dtype(real).itemsize),
         bin=spectra.bin,
         lane_axis="column" if lane_block_index == "tile" else None,
         vectors=spectra.lane_block,
+        blocking=blocking,
     )
 
     def entries():
@@ -67,14 +59,14 @@ def tiles(rng, real, groups, units, channels, lane_block_index, channel_index):
     return SimpleNamespace(matrix=matrix, entries=entries, array=spectra.array)
 
 
-def kernels(rng, real, groups, filters, depth, filter_index, in_lanes):
+def kernels(rng, real, blocking, groups, filters, depth, filter_index, in_lanes):
     """Spectra of kernels: an operand, and its entries as [group, bin, filter, channel, lane]."""
     lanes = simd.lanes(real) if in_lanes else 1
     units = -(-filters // lanes)
-    spectra = Spectra(rng, real, groups * units, depth)
+    spectra = Spectra(rng, real, blocking, groups * units, depth)
     if in_lanes and filters % lanes:
         spectra.array.reshape(groups, units, *spectra.array.shape[1:])[:, -1, ..., filters % lanes :] = np.nan
-    distance = {"row": COMPLEX_BYTES, "column": COMPLEX_BYTES}
+    distance = {"row": blocking.entry_bytes, "column": blocking.entry_bytes}
     distance[filter_index] = np.dtype(real).itemsize if in_lanes else spectra.lane_block
     matrix = Matrix(
         real,
@@ -84,6 +76,7 @@ def kernels(rng, real, groups, filters, depth, filter_index, in_lanes):
         bin=spectra.bin,
         lane_axis=filter_index if in_lanes else None,
         vectors=spectra.lane_block,
+        blocking=blocking,
     )
 
     def entries():
@@ -109,25 +102,30 @@ def matmul(subscripts, a, b):
     return np.einsum(subscripts, a, b, optimize=True)
 
 
-def sizes():
+def sizes(blocking):
     """Every number of rows with every number of columns, and each number of columns with every depth."""
-    for rows, columns in itertools.product(ROWS, COLUMNS):
+    depth, item_rows = blocking.depth, blocking.item_rows
+    depths = (1, 15, 16, depth - 1, depth, depth + 1, 2 * depth + 1)
+    many_rows = (*range(1, 41), item_rows - 1, item_rows, item_rows + 1, 2 * item_rows + 5)
+    for rows, columns in itertools.product(many_rows, COLUMNS):
         if rows > 40 and columns % 3 != 1:
             continue
-        depth = DEPTHS[(rows + columns) % len(DEPTHS)]
+        depth = depths[(rows + columns) % len(depths)]
         yield 1 + (rows + columns // 2) % 2 if rows <= 40 else 1, rows, columns, depth
 
 
 @pytest.mark.parametrize("real", [np.float32, pytest.param(np.float64, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("in_lanes", [False, True])
+@pytest.mark.parametrize(
+    ("blocking", "in_lanes"), [(COMPLEX, False), (COMPLEX, True), (REAL, True)], ids=["frequencies", "complex", "real"]
+)
 @pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])  # threads: half of the sizes each
 class TestProducts:
-    def test_forward(self, real, in_lanes, workers, rng):
+    def test_forward(self, real, blocking, in_lanes, workers, rng):
         """C = conj(A) · B over channels."""
-        for groups, rows, columns, depth in itertools.islice(sizes(), workers - 1, None, 2):
-            a = kernels(rng, real, groups, rows, depth, "row", in_lanes)
-            b = tiles(rng, real, groups, columns, depth, "row", "column")
-            c = tiles(rng, real, groups, columns, rows, "column", "row")
+        for groups, rows, columns, depth in itertools.islice(sizes(blocking), workers - 1, None, 2):
+            a = kernels(rng, real, blocking, groups, rows, depth, "row", in_lanes)
+            b = tiles(rng, real, blocking, groups, columns, depth, "row", "column")
+            c = tiles(rng, real, blocking, groups, columns, rows, "column", "row")
             rest = nan_count(c.array)
             shape = groups, rows, columns, depth, BINS
             threads.run(conjugate_product(a.matrix, b.matrix, c.matrix, shape, workers))
@@ -135,12 +133,12 @@ class TestProducts:
             assert_equal(c.entries(), expected, real)
             assert nan_count(c.array) == rest
 
-    def test_grad_input(self, real, in_lanes, workers, rng):
+    def test_grad_input(self, real, blocking, in_lanes, workers, rng):
         """C = A · B over filters."""
-        for groups, rows, columns, depth in itertools.islice(sizes(), workers - 1, None, 2):
-            a = kernels(rng, real, groups, depth, rows, "column", in_lanes)
-            b = tiles(rng, real, groups, columns, depth, "row", "column")
-            c = tiles(rng, real, groups, columns, rows, "column", "row")
+        for groups, rows, columns, depth in itertools.islice(sizes(blocking), workers - 1, None, 2):
+            a = kernels(rng, real, blocking, groups, depth, rows, "column", in_lanes)
+            b = tiles(rng, real, blocking, groups, columns, depth, "row", "column")
+            c = tiles(rng, real, blocking, groups, columns, rows, "column", "row")
             rest = nan_count(c.array)
             shape = groups, rows, columns, depth, BINS
             threads.run(product(a.matrix, b.matrix, c.matrix, shape, workers))
@@ -148,18 +146,18 @@ class TestProducts:
             assert_equal(c.entries(), expected, real)
             assert nan_count(c.array) == rest
 
-    def test_grad_weight(self, real, in_lanes, workers, rng):
+    def test_grad_weight(self, real, blocking, in_lanes, workers, rng):
         """C = conj(A) · B over tiles, then C += conj(A) · B; of tiles in lanes, the last unit need not be full."""
         lanes = simd.lanes(real)
-        panels = aligned(workers * panel_bytes(real))
-        for groups, rows, columns, depth in itertools.islice(sizes(), workers - 1, None, 2):
-            c = kernels(rng, real, groups, rows, columns, "row", in_lanes)
+        panels = aligned(workers * blocking.panel_bytes)
+        for groups, rows, columns, depth in itertools.islice(sizes(blocking), workers - 1, None, 2):
+            c = kernels(rng, real, blocking, groups, rows, columns, "row", in_lanes)
             rest = nan_count(c.array[:, :, columns:])
             expected = 0
             for add in (False, True):
                 axis, units = ("tile", -(-depth // lanes)) if in_lanes else ("column", depth)
-                a = tiles(rng, real, groups, units, rows, axis, "row")
-                b = tiles(rng, real, groups, units, columns, axis, "row")
+                a = tiles(rng, real, blocking, groups, units, rows, axis, "row")
+                b = tiles(rng, real, blocking, groups, units, columns, axis, "row")
                 shape = groups, rows, columns, depth, BINS
                 if in_lanes:
                     for operand in (a, b):

@@ -603,8 +603,8 @@ def copied(target: Path, changed: bool) -> Path:
         copy.parent.mkdir(parents=True, exist_ok=True)
         text = source.read_text()
         if changed and copy.name == "accumulate.py":
-            assert "TALL_ROWS = 2 * ROWS\n" in text
-            text = text.replace("TALL_ROWS = 2 * ROWS\n", "TALL_ROWS = 3 * ROWS\n")
+            assert "return 2 * self.rows\n" in text
+            text = text.replace("return 2 * self.rows\n", "return 3 * self.rows\n")
         copy.write_text(text)
     return target
 

@@ -18,19 +18,20 @@ from nbfftconv import accumulate, transpose
 from nbfftconv.direct import dense, dense_grad_weight, depthwise
 from nbfftconv.target import TARGET
 import sys
-modules = accumulate, sys.modules["nbfftconv.transpose"], dense, dense_grad_weight, depthwise
+modules = sys.modules["nbfftconv.transpose"], dense, dense_grad_weight, depthwise
 numbers = {
     module.__name__.rpartition(".")[2]: {name: value for name, value in vars(module).items() if type(value) is int}
     for module in modules
 }
+for name in ("COMPLEX", "REAL"):
+    numbers[name] = vars(getattr(accumulate, name))
 print(json.dumps([[TARGET.vector_bytes, TARGET.registers, TARGET.has_masked_loads], numbers]))
 """
 
 # Of 16 and of 32 registers.
 EXPECTED = {
-    "accumulate": {
-        "ROWS": (2, 4), "COLUMNS": (2, 3), "TALL_ROWS": (4, 8), "_DEPTH": 88, "_ITEM_ROWS": 128, "_PANEL_VECTORS": 16,
-    },
+    "COMPLEX": {"rows": (2, 4), "columns": (2, 3), "depth": 88, "item_rows": 128, "panel_vectors": 16},
+    "REAL": {"rows": (4, 8), "columns": 3, "depth": 64, "item_rows": 384, "panel_vectors": 64},
     "transpose": {"_BLOCK": 32},
     "dense": {"_ROWS": (4, 8), "_VECTORS": 3, "_DEPTH": 192, "_MOST_FILTERS": 1024},
     "dense_grad_weight": {

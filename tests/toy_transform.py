@@ -7,7 +7,7 @@ import numpy as np
 from nbfftconv import simd
 from nbfftconv.jit import Callback
 from nbfftconv.rounding import cdiv, round_up
-from nbfftconv.transforms import Layout, Operations, TileTransform, Transform, signature
+from nbfftconv.transforms import Functions, Layout, Operations, TileTransform, Transform, signature
 
 SIZE = np.dtype([("height", np.int64), ("width", np.int64), ("pitch", np.int64), ("bins", np.int64)])
 
@@ -53,15 +53,15 @@ def layout(real, height, width):
     return Layout(1, round_up(width, lanes), cdiv(height * (width // 2 + 1), lanes))
 
 
-def make(real, height, width):
-    shape = layout(real, height, width)
-    context = np.array((height, width, shape.pitch, shape.bins), SIZE)
-    addresses = FORWARD.address(real), INVERSE.address(real), context.ctypes.data
-    return TileTransform(*addresses, shape, work_items=0, kept=context)
+def make(real, tile, taps):
+    shape = layout(real, *tile)
+    context = np.array((*tile, shape.pitch, shape.bins), SIZE)
+    functions = Functions(FORWARD.address(real), INVERSE.address(real), context.ctypes.data)
+    return TileTransform.of_all(functions, shape, work_items=0, divisor=tile[0] * tile[1], kept=context)
 
 
 FORWARD, INVERSE = (Callback(each, signature(SIZE, arguments=7)) for each in (forward_factory, inverse_factory))
 TOY = Transform(
-    "toy", make, layout, (5, 8, 12), lambda height, width, frequencies: Operations(4 * frequencies**2, 0.0, 0.0),
+    "toy", make, layout, lambda taps: (5, 8, 12), lambda height, width, frequencies: Operations(4 * frequencies**2, 0.0, 0.0),
     product_rate=1.0, spectra_rate=1.0, stream_rate=1.0, row=1e-9,
 )  # fmt: skip
