@@ -78,6 +78,11 @@ class Blocking:
         return 2 * self.rows
 
     @property
+    def fused_rows(self) -> int:
+        """Rows of C that a fused pass computes together before it transforms them back."""
+        return self.rows if self.vectors == 2 else 2 * self.rows
+
+    @property
     def entry_bytes(self) -> int:
         """Bytes of an entry."""
         return self.vectors * VECTOR_BYTES
@@ -224,7 +229,7 @@ def _block(variant: _Variant, rows: int, columns: int):
 
         def block(a, b, c):
             entries = [c + c_row * i + c_column * j for i in range(rows) for j in range(columns)]
-            for entry in entries:
+            for entry in entries if not is_summed_apart else ():
                 for part in range(vectors):
                     v.prefetch(entry + part * v.vector_bytes + c_ahead, write=True, level=2)
             if is_summed_apart:

@@ -113,7 +113,7 @@ def test_options_that_an_implementation_has_not(registered):
 
 
 def test_names_are_checked(registered, rng):
-    assert registry.algorithms() == ("auto", "fft", "direct")
+    assert registry.algorithms() == ("auto", "fft", "winograd", "direct")
     for name in registry.algorithms():
         other = Toy()
         other.name = name

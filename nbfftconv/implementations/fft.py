@@ -194,8 +194,8 @@ class Fft(Implementation[FftPlan, FftKernels]):
         keeps = forward.choices.input_bytes <= spectra_limit
         shared = grad_weight.cost.output + grad_input.cost.weight + keeps * grad_weight.cost.input
         seconds = forward.seconds + grad_weight.seconds + grad_input.seconds - shared
-        index = int(seconds.argmin())
-        if not seconds[index] < below:
+        index = int(seconds.argmin()) if len(seconds) else 0
+        if not len(seconds) or not seconds[index] < below:
             return None
         reason = f"the model expects {seconds[index] * 1e3:.3g} ms for a step that shares spectra, "
         reason += f"{below * 1e3:.3g} ms for one that does not, on one core"

@@ -151,7 +151,7 @@ def _tiles(
         if tile is not None:
             wrong = [axis for axis, side in enumerate(tile) if known[axis] is not None and side not in known[axis]]
             if wrong:
-                if is_asked:
+                if is_asked or len(transforms) == 1:
                     of_axis = known[wrong[0]]
                     raise ValueError(f"the {transform.name} transform has tile sides {of_axis}, not tile {tile}")
                 continue
@@ -274,7 +274,7 @@ class TileChoices:
             return None
         block = filters_of_block(filters, depth, self.tiles.lanes)
         entry = self.tiles.entry.astype(np.int64)
-        of_output = bin_stride(np.minimum(blocking.rows, block).astype(np.int64), entry)
+        of_output = bin_stride(np.minimum(blocking.fused_rows, block).astype(np.int64), entry)
         lane_block = self.tiles.bins * (bin_stride(depth, entry) + of_output)
         tiles = 2 * self.tiles.lanes * self.tiles.nbytes
         lane_blocks = np.floor(np.minimum(_CORE_BYTES - tiles, limit) / lane_block)

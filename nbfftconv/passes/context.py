@@ -122,18 +122,18 @@ class Numbers:
 
     def _describe_memory(self) -> None:
         """Lay out a worker's memory: for tiles, for strips of what is written, and for the spectra of a fused pass."""
-        address, _, *offsets, end = workspace_numbers(self.transform, self.plan.tile[0], self.real)
-        layout, itemsize = self.transform.layout, self.plan.dtype.itemsize
-        self.strips = {
-            "weight": Strips.of(self.views["weight"], layout, itemsize, False),
-            "output": Strips.of(self.views["output"], layout, itemsize, layout.is_side_by_side),
-        }
         written = {"forward": "output", "grad_weight": "weight"}.get(self.plan.direction)
+        buffers = 0
+        if written is not None and getattr(self.transform, written).write:
+            buffers = self.most_lane_blocks if self.plan.fused else 1
+        address, _, *offsets, end = workspace_numbers(self.transform, self.plan.tile[0], self.real, buffers)
+        layout, itemsize = self.transform.layout, self.plan.dtype.itemsize
+        self.strips = {name: Strips.of(self.views[name], layout, itemsize) for name in ("weight", "output")}
         worker = end + (self.strips[written].nbytes if written is not None and self.lanes > 1 else 0)
         if self.plan.fused:
             self.filter_block = int(filters_of_block(self.group_filters, self.group_depth, self.lanes))
             self.fused_spectra = {}
-            for name, channels in (("input", self.group_depth), ("output", min(self.blocking.rows, self.filter_block))):
+            for name, channels in (("input", self.group_depth), ("output", min(self.blocking.fused_rows, self.filter_block))):
                 stride = bin_stride(channels, self.entry)
                 self.fused_spectra[name] = worker, self.bins * stride, stride
                 lane_block = self.bins * stride
@@ -211,7 +211,7 @@ class Context(Numbers):
     def workspace(self) -> int:
         """Address of the workers' memory; tasks follow each other, so they share it."""
         _, worker, _, work, factors, *_ = self.workspace_numbers
-        memory = self.borrow(self.areas * worker)
+        memory = self.borrow(max(0 << 20, self.areas * worker))
         workers = memory.array[: self.areas * worker].reshape(self.areas, worker)
         workers[:, work:factors] = 0  # as transforms expect their work
         return memory.address

@@ -18,6 +18,7 @@ from nbfftconv.passes.from_spectra import (
     from_spectra_numbers,
     is_streamed,
     lane_block_from_spectrum,
+    point_to_results,
 )
 from nbfftconv.passes.plan import FftPlan
 from nbfftconv.passes.records import Record, RecordType, fields
@@ -29,7 +30,7 @@ from nbfftconv.passes.to_spectra import (
     to_spectra_numbers,
 )
 from nbfftconv.passes.views import SPECTRA
-from nbfftconv.passes.workspace import WORKSPACE, memory_of, point_to_strips
+from nbfftconv.passes.workspace import WORKSPACE, memory_of
 from nbfftconv.rounding import cdiv
 
 # Channels, with their phases, and filters are those of a group. A work item transforms `block_lane_blocks` lane blocks,
@@ -45,6 +46,7 @@ _FUSED = RecordType(
 
 def _fused(kernel, blocking: Blocking):
     most_rows, most_columns, entry, depth = blocking.rows, blocking.columns, blocking.entry_bytes, blocking.depth
+    together, is_real = blocking.fused_rows, blocking is REAL
 
     def factory(real):
         word, limit = WORDS[real]
@@ -69,26 +71,36 @@ def _fused(kernel, blocking: Blocking):
                         pointed = lane_block_to_spectrum(
                             real, word, limit, itemsize, r.input, worker, first + i, index, spectrum, xs.bin, pointed
                         )  # fmt: skip
-                for k in range(first_filter, min(first_filter + r.filter_block, r.filters), most_rows):
-                    rows = min(most_rows, r.filters - k)
-                    w = ws.address + (group * r.weight_lane_blocks + k // lanes) * ws.lane_block + k % lanes * itemsize
-                    for j in range(0, lane_blocks, most_columns):
-                        for c in range(0, r.channels, depth):
-                            kernel(real, (
-                                w + c * entry, r.filter, entry, 0, ws.bin,
-                                x + j * xs.lane_block + c * entry, xs.lane_block, entry, xs.bin,
-                                y + j * ys.lane_block, entry, ys.lane_block, ys.bin,
-                                min(depth, r.channels - c), 1, r.input.transform.bins, c, x, 0, rows,
-                                min(most_columns, lane_blocks - j),
-                            ))  # fmt: skip
+                points_once = r.output.transform.write != 0
+                if points_once:
                     for i in range(lane_blocks):
-                        if lanes > 1:
-                            point_to_strips(itemsize, r.output.target, r.output, memory, first + i)
-                        for row in range(rows):
-                            spectrum = y + i * ys.lane_block + row * entry
-                            index = group * r.filters + k + row
+                        point_to_results(itemsize, r.output, worker, first + i, 1 + i)
+                bins = 1 if is_real else r.input.transform.bins  # of a bin, filters share what is in the first-level cache
+                last_filter = min(first_filter + r.filter_block, r.filters)
+                for first_row in range(first_filter, last_filter, together):
+                    last_row = min(first_row + together, last_filter)
+                    for bin in range(0, r.input.transform.bins, bins):
+                        for k in range(first_row, last_row, most_rows):
+                            w = ws.address + (group * r.weight_lane_blocks + k // lanes) * ws.lane_block
+                            w += k % lanes * itemsize + bin * ws.bin
+                            for j in range(0, lane_blocks, most_columns):
+                                for c in range(0, r.channels, depth):
+                                    kernel(real, (
+                                        w + c * entry, r.filter, entry, 0, ws.bin,
+                                        x + j * xs.lane_block + bin * xs.bin + c * entry, xs.lane_block, entry, xs.bin,
+                                        y + j * ys.lane_block + bin * ys.bin + (k - first_row) * entry,
+                                        entry, ys.lane_block, ys.bin,
+                                        min(depth, r.channels - c), 1, bins, c, w + ws.bin + c * entry if is_real else x, 0,
+                                        min(most_rows, last_row - k), min(most_columns, lane_blocks - j),
+                                    ))  # fmt: skip
+                    for i in range(lane_blocks):
+                        if lanes > 1 and not points_once:
+                            point_to_results(itemsize, r.output, worker, first + i, 1 + i)
+                        for k in range(first_row, last_row):
+                            spectrum = y + i * ys.lane_block + (k - first_row) * entry
+                            index = group * r.filters + k
                             lane_block_from_spectrum(
-                                real, itemsize, r.output, worker, first + i, index, spectrum, ys.bin
+                                real, itemsize, r.output, worker, first + i, index, spectrum, ys.bin, 1 + i
                             )  # fmt: skip
             if r.output.stream != 0:
                 simd.fence()

@@ -25,7 +25,15 @@ from nbfftconv.passes.views import (
     row_step,
     tiles_of,
 )
-from nbfftconv.passes.workspace import STRIPS, TRANSFORM, WORKSPACE, memory_of, point_to_strips
+from nbfftconv.passes.workspace import (
+    STRIPS,
+    TRANSFORM,
+    WORKSPACE,
+    memory_of,
+    places_of,
+    point_to_array,
+    point_to_strips,
+)
 from nbfftconv.target import TARGET
 
 #: An array larger than this would not be found in the caches of a core, but drive out what is there.
@@ -81,10 +89,23 @@ def _write(real, itemsize, r, source, source_row, target, rows, columns, factors
 
 
 @njit()
-def lane_block_from_spectrum(real, itemsize, r, worker, lane_block, index, spectrum, stride):
+def point_to_results(itemsize, r, worker, lane_block, index):
+    """Let an indirection buffer, from 1 on, point to where the tiles of a lane block are written.
+
+    It is asked for before channels of many tiles are transformed back by it.
+    """
+    v, memory = r.target, memory_of(r.workspace, worker)
+    if r.transform.write != 0 and column_step(v) == itemsize:
+        point_to_array(v, r, memory, lane_block, (0, 0, 0), index)
+    else:
+        point_to_strips(itemsize, v, r, memory, lane_block)
+
+
+@njit()
+def lane_block_from_spectrum(real, itemsize, r, worker, lane_block, index, spectrum, stride, places):
     """Transform a lane block of tiles of one channel of the stride-1 problem back, and write what the array has of it.
 
-    If it is of many tiles, the buffer of addresses points to their strips.
+    If it is of many tiles, the indirection buffer `places` is as `point_to_results` left it.
     """
     v, t, w = r.target, r.transform, r.workspace
     memory = memory_of(w, worker)
@@ -94,6 +115,12 @@ def lane_block_from_spectrum(real, itemsize, r, worker, lane_block, index, spect
     scale_and_bias[0] = real(1) / real(t.divisor)
     scale_and_bias[1] = simd.pointer(real, r.bias)[channel] if r.bias != 0 else real(0)
     address = v.address + channel * v.channel
+    if t.write != 0 and column_step(v) == itemsize:
+        buffer = places_of(w, memory, places)
+        simd.call(
+            t.write, (t.context, buffer, address, work, spectrum, stride, v.y.samples, factors, r.relu, r.stream)
+        )  # fmt: skip
+        return
     tile, count = tiles_of(v, t.lanes, lane_block)
     position = position_of(v, tile)
     together = min(count, v.x.tiles - position.x)
@@ -129,12 +156,11 @@ def _stage(real):
         for item in range(begin, end):
             lane_block, index = item // channels, item % channels
             if r.transform.lanes > 1 and lane_block != pointed:
-                memory = memory_of(r.workspace, worker)
-                point_to_strips(itemsize, v, r, memory, r.first_lane_block + lane_block)
+                point_to_results(itemsize, r, worker, r.first_lane_block + lane_block, 1)
                 pointed = lane_block
             spectrum = s.address + lane_block * s.lane_block + index * r.transform.entry
             lane_block_from_spectrum(
-                real, itemsize, r, worker, r.first_lane_block + lane_block, index, spectrum, s.bin
+                real, itemsize, r, worker, r.first_lane_block + lane_block, index, spectrum, s.bin, 1
             )  # fmt: skip
         if r.stream != 0:
             simd.fence()
@@ -166,6 +192,8 @@ def add_from_spectra(
     if bias is not None:
         record["bias"] = context.address(bias)
     record["relu"], record["stream"] = relu, is_streamed(array)
+    if context.transform.output.write and context.views[name].y.stride % 64:
+        record["stream"] = 0
     view = context.views[name]
     lane_blocks = context.groups * view.lane_blocks
     if name == "output":

@@ -33,6 +33,9 @@ from nbfftconv.rounding import cdiv
 from nbfftconv.simd import VECTOR_BYTES
 from nbfftconv.target import TARGET
 
+import os
+from nbfftconv.accumulate import REAL
+_NT = int(os.environ.get("NT","0"))
 #: Kernels' spectra of more bytes would not be found in the caches of a core, but drive out what is there.
 _STREAMED_BYTES = 2 * TARGET.l2_bytes
 #: As much of a core's own cache may hold a spectrum until it is written.
@@ -144,7 +147,7 @@ def lane_block_to_spectrum(real, word, limit, itemsize, r, worker, lane_block, i
         _transform_lane_block(real, r, memory, memory, 0, spectrum, stride)
     else:
         if pointed != pointing:
-            point_to_array(v, r, memory, lane_block, channel_phases)
+            point_to_array(v, r, memory, lane_block, channel_phases, 0)
         _transform_lane_block(real, r, memory, base, ahead, spectrum, stride)
     if not _met_outliers(word, limit, itemsize, r, worker, memory):
         return pointing
@@ -229,6 +232,8 @@ def add_to_spectra(context: Context, name: str, array: np.ndarray, spectra: Spec
     record = _record(context, name, array, spectra)
     record["first_lane_block"] = context.first_lane_block
     view = context.views[name]
+    if _NT and context.blocking is REAL and context.lane_blocks * spectra.lane_block > _NT:
+        record["finished"] = context.borrow(context.areas * context.bins * context.entry).address
     context.add(_to_spectra, record, context.lane_blocks * view.channels * view.channel_phases)
 
 

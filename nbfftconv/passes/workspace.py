@@ -23,13 +23,14 @@ _LINE = 64
 #: together, bytes of an entry, bins of a spectrum, rows of a tile, vectors in a row, bytes from a row to the next, and
 #: what an inverse transform has to be divided by.
 TRANSFORM = fields(
-    "forward", "inverse", "context", "point", "lanes", "entry", "bins", "rows", "row_vectors", "row", "divisor"
-)
+    "forward", "inverse", "context", "point", "write",
+    "lanes", "entry", "bins", "rows", "row_vectors", "row", "divisor",
+)  # fmt: skip
 #: A worker's memory: `address` is that of the first worker's, `worker` the bytes to the next one's. It begins with
 #: tiles, `tile` bytes each; at `work` is the transform's work, at `factors` what results are multiplied by and what is
 #: added to them, at `largest` a vector of the largest magnitudes, at `tiles` the `Tile` of each lane, at `indirection`
-#: the buffer, at `strips` tiles side by side.
-WORKSPACE = fields("address", "worker", "tile", "work", "factors", "largest", "tiles", "indirection", "strips")
+#: the buffer of what is read, and then, `places` bytes each, those of what is written, at `strips` tiles side by side.
+WORKSPACE = fields("address", "worker", "tile", "work", "factors", "largest", "tiles", "indirection", "places", "strips")
 #: Bytes of a `Tile`.
 _TILE_BYTES = 8 * len(Tile._fields)
 
@@ -42,8 +43,11 @@ def transform_numbers(transform: TileTransform, name: str, rows: int, itemsize: 
     return (*functions, layout.lanes, entry, layout.bins, rows, row // VECTOR_BYTES, row, transform.divisor)
 
 
-def workspace_numbers(transform: TileTransform, rows: int, real: type) -> tuple[int, ...]:
-    """Return the numbers of `WORKSPACE`; `address` and `worker` are zero."""
+def workspace_numbers(transform: TileTransform, rows: int, real: type, written: int) -> tuple[int, ...]:
+    """Return the numbers of `WORKSPACE`; `address` and `worker` are zero.
+
+    So many lane blocks are `written` where they belong, by indirection buffers.
+    """
     layout, itemsize = transform.layout, np.dtype(real).itemsize
     tile = rows * layout.pitch * itemsize
     work = round_up(layout.lanes * tile, _LINE)
@@ -51,8 +55,9 @@ def workspace_numbers(transform: TileTransform, rows: int, real: type) -> tuple[
     largest = factors + _LINE
     tiles = largest + _LINE
     indirection = tiles + round_up(layout.lanes * _TILE_BYTES if layout.lanes > 1 else 0, _LINE)
-    strips = indirection + round_up(rows * transform.indirection_bytes, _LINE)
-    return 0, 0, tile, work, factors, largest, tiles, indirection, strips
+    places = round_up(rows * transform.indirection_bytes, _LINE)
+    strips = indirection + (1 + written) * places
+    return 0, 0, tile, work, factors, largest, tiles, indirection, places, strips
 
 
 class Strips(NamedTuple):
@@ -74,12 +79,9 @@ class Strips(NamedTuple):
     total: int
 
     @classmethod
-    def of(cls, view: View, layout: Layout, itemsize: int, is_side_by_side: bool) -> "Strips":
-        """Return the strips of what is written to a view; if tiles are side by side, one is as wide as all lanes."""
+    def of(cls, view: View, layout: Layout, itemsize: int) -> "Strips":
+        """Return the strips of what is written to a view."""
         lanes, tile_row = layout.lanes, layout.pitch * itemsize
-        if is_side_by_side:
-            row = lanes * view.x.samples * itemsize
-            return cls(row, view.y.samples * row, 1)
         columns = min(lanes, view.x.tiles) * view.x.samples
         if view.x.sample_step == 1 and view.x.tiles <= lanes:  # as in the array: rows follow each other
             columns = view.x.size
@@ -112,22 +114,28 @@ def _note_tile(memory, r, lane, tile):
 
 
 @njit()
-def _point(r, memory, row_bytes, rows):
-    """Let the indirection buffer point to the tiles that were noted."""
-    t, w = r.transform, r.workspace
-    simd.call(t.point, (t.context, memory + w.tiles, memory + w.indirection, row_bytes, rows))
+def places_of(w, memory, index):
+    """Return the address of an indirection buffer: 0 is that of what is read, from 1 on are those of what is written."""
+    return memory + w.indirection + index * w.places
 
 
 @njit()
-def point_to_array(v, r, memory, lane_block, channel_phases):
-    """Let the indirection buffer point to the tiles of a lane block in an array whose columns are neighbours."""
+def _point(r, memory, row_bytes, rows, index):
+    """Let an indirection buffer point to the tiles that were noted."""
+    t, w = r.transform, r.workspace
+    simd.call(t.point, (t.context, memory + w.tiles, places_of(w, memory, index), row_bytes, rows))
+
+
+@njit()
+def point_to_array(v, r, memory, lane_block, channel_phases, index):
+    """Let an indirection buffer point to the tiles of a lane block in an array whose columns are neighbours."""
     tile, count = tiles_of(v, r.transform.lanes, lane_block)
     position = position_of(v, tile)
     for lane in range(r.transform.lanes):
         if lane > 0:
             position = next_position(v, position, 1)
         _note_tile(memory, r, lane, tile_at(v, position, channel_phases) if lane < count else NO_TILE)
-    _point(r, memory, row_step(v), v.y.samples)
+    _point(r, memory, row_step(v), v.y.samples, index)
 
 
 @njit()
@@ -136,7 +144,7 @@ def point_to_tiles(r, memory, rows):
     t = r.transform
     for lane in range(t.lanes):
         _note_tile(memory, r, lane, Tile(lane * r.workspace.tile, 0, rows, 0, t.row_vectors * t.lanes))
-    _point(r, memory, t.row, rows)
+    _point(r, memory, t.row, rows, 0)
 
 
 @njit()
@@ -150,7 +158,7 @@ def point_to_strips(itemsize, v, r, memory, lane_block):
         if lane > 0:
             column += 1
             at += v.x.samples * itemsize
-        if column == v.x.tiles and strips.total > 1:
+        if column == v.x.tiles:
             column, strip = 0, strip + 1
             at = strip * strips.strip
         addresses[lane] = at if lane < count else (strips.total - 1) * strips.strip

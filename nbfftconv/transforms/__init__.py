@@ -42,15 +42,12 @@ class Layout:
         Frequencies or, with one lane, vectors of them.
     vectors : int
         Vectors of an entry of a spectrum: real and imaginary parts, or 1 if it is real.
-    is_side_by_side : bool
-        Of many tiles, whether outputs are written as rows of all tiles, one beside the other, instead of tile by tile.
     """
 
     lanes: int
     pitch: int
     bins: int
     vectors: int = 2
-    is_side_by_side: bool = False
 
 
 def indirection_row_bytes(real: type, pitch: int) -> int:
@@ -70,8 +67,11 @@ class Functions(NamedTuple):
       ``void (context, indirection, base, pitch, work, spectrum, stride, rows)``. Forward, the indirection buffer is
       what `point` made of the tiles, whose addresses are counted from `base`; what is `ahead` bytes further on is
       fetched for a later call, and the largest magnitudes, as bits, are written to the vector at `largest`. In the
-      inverse transform it has an int64 for each lane, from where on its rows are `pitch` bytes apart; where outputs are
-      side by side, it is not read, and rows of all lanes are written from `base` on.
+      inverse transform it has an int64 for each lane, from where on its rows are `pitch` bytes apart.
+
+    Some can write tiles that lie side by side to where they belong: ``void write(context, indirection, base, work,
+    spectrum, stride, rows, factors, relu, stream)`` transforms back to what an indirection buffer of `point` points to,
+    adds factors[1], clips negative values if `relu` is 1, and writes lines past the caches if `stream` is 1.
 
     ``void point(context, tiles, indirection, row_bytes, rows)`` fills an indirection buffer: `tiles` has, for each
     lane, the numbers of `nbfftconv.passes.views.Tile` as int64, and of a tile the first `rows` rows, `row_bytes` apart,
@@ -86,12 +86,15 @@ class Functions(NamedTuple):
     context : int
     point : int
         0 for transforms of one tile.
+    write : int
+        0 where it is not to be had.
     """
 
     forward: int
     inverse: int
     context: int
     point: int = 0
+    write: int = 0
 
 
 @dataclass(frozen=True)

@@ -213,7 +213,7 @@ def rows_side_by_side(name_index: int, outputs: int, taps: int) -> Callable:
                         return at, v.masked_load(at, v.load_mask(pointer + 8))
 
                     at, value = load(pointers + place * _PLACE)
-                    if place < outputs:
+                    if place < outputs or place == places - 1:  # the last one ends in one more line
                         v.prefetch(at + ahead)
                     if not is_one:
 
@@ -244,19 +244,56 @@ def rows_side_by_side(name_index: int, outputs: int, taps: int) -> Callable:
     return emit
 
 
-def rows_to_side_by_side(name_index: int, outputs: int, taps: int) -> Callable:
-    """Emitter: `count` rows of points from [row, point, lane], mapped, to rows of all tiles, side by side."""
+#: Of a place that is a whole line of the array, in its mask.
+_IS_LINE = 1 << 32
+
+
+def rows_to_array(name_index: int, outputs: int, taps: int) -> Callable:
+    """Emitter: `count` rows of points from [row, point, lane], mapped, to the rows of tiles that lie side by side.
+
+    The indirection buffer is as in `rows_side_by_side`; what is added is factors[1].
+    """
     name = _MAPS[name_index]
     points, _ = _sizes(name, outputs, taps)
 
-    def emit(v, base, pitch, work, count, unused):
-        def row(base, work):
-            values = [v.load(work + k * v.vector_bytes) for k in range(points)]
-            for k, value in enumerate(_interleave(v, _apply_map(v, name, outputs, taps, values))):
-                v.store(value, base + k * v.vector_bytes)
-            return [base + pitch, work + points * v.vector_bytes]
+    def emit(v, places, base, work, count, factors, relu, stream):
+        whole = (1 << v.lanes) - 1
+        bias, segments = v.broadcast(factors + v.itemsize), v.load_integer(places)
 
-        v.repeat(count, [base, work], row)
+        def store(value, pointer, streams):
+            at, mask = base + v.load_integer(pointer), v.load_integer(pointer + 8)
+            if streams:
+                with v.when(mask, whole + _IS_LINE):
+                    v.store_nontemporal(value, at)
+                with v.unless(mask, whole + _IS_LINE):
+                    v.masked_store(value, at, v.load_mask(pointer + 8))
+            else:
+                with v.when(mask & whole, whole):
+                    v.store(value, at)
+                with v.unless(mask & whole, whole):
+                    v.masked_store(value, at, v.load_mask(pointer + 8))
+
+        def rows(clips, streams):
+            def row(pointers, work):
+                values = [v.load(work + k * v.vector_bytes) for k in range(points)]
+                values = [value + bias for value in _apply_map(v, name, outputs, taps, values)]
+                if clips:
+                    values = [v.relu(value) for value in values]
+                for place, value in enumerate(_interleave(v, values)):
+
+                    def segment(pointer, value=value):
+                        store(value, pointer, streams)
+                        return [pointer + outputs * _PLACE]
+
+                    v.repeat(segments, [pointers + place * _PLACE], segment)
+                return [pointers + segments * (outputs * _PLACE), work + points * v.vector_bytes]
+
+            v.repeat(count, [places + 64, work], row)
+
+        for streams in (0, 1):
+            for clips in (0, 1):
+                with v.when(stream, streams), v.when(relu, clips):
+                    rows(clips, streams)
 
     return emit
 
@@ -276,11 +313,9 @@ def columns(name_index: int, outputs: int, taps: int) -> Callable:
             outside = [spectrum + bin_row * i for i in range(from_size if name.startswith("to_") else to_size)]
             if name.startswith("to_"):
                 for at in outside:  # the next channel's comes next
-                    v.prefetch(at + v.vector_bytes, level=2)
+                    v.prefetch(at + 2 * v.vector_bytes, level=2)
                 results = zip(_apply_map(v, name, outputs, taps, [v.load(at) for at in outside]), inside, strict=True)
             else:
-                for at in outside:  # a column's lines are apart: stores alone would wait for one after the other
-                    v.prefetch(at + stride, write=True)
                 results = zip(_apply_map(v, name, outputs, taps, [v.load(at) for at in inside]), outside, strict=True)
             for value, at in results:
                 v.store(value, at)
@@ -298,8 +333,8 @@ _CONTEXT = np.dtype(
             "rows_forward", "columns_forward", "columns_inverse", "rows_inverse",  # addresses of code
             "points",  # along a row
             "outputs", "samples", "places",  # along a row: of a tile, and vectors in which that of all lanes lies
-            "is_side_by_side",
             "row_vectors",
+            "rows_to_array",  # address of code
         )
     ]
 )  # fmt: skip
@@ -322,16 +357,25 @@ def _inverse_factory(real):
     def inverse(c, indirection, base, pitch, work, spectrum, stride, rows):
         work_row = c.points * vector_bytes
         simd.call(c.columns_inverse, (work, work_row, spectrum, stride, c.points * stride, c.points))
-        if c.is_side_by_side != 0:
-            simd.call(c.rows_inverse, (base, pitch, work, rows, 0))
-        else:
-            simd.call(c.rows_inverse, (indirection, base, pitch, work, rows))
+        simd.call(c.rows_inverse, (indirection, base, pitch, work, rows))
 
     return inverse
 
 
+def _write_factory(real):
+    vector_bytes = simd.VECTOR_BYTES
+
+    def write(c, indirection, base, work, spectrum, stride, rows, factors, relu, stream):
+        work_row = c.points * vector_bytes
+        simd.call(c.columns_inverse, (work, work_row, spectrum, stride, c.points * stride, c.points))
+        streams = stream if base % vector_bytes == 0 else 0  # else no place that is marked as a line is one
+        simd.call(c.rows_to_array, (indirection, base, work, rows, factors, relu, streams))
+
+    return write
+
+
 def _point_factory(real):
-    lanes, itemsize = simd.lanes(real), np.dtype(real).itemsize
+    lanes, itemsize, vector_bytes = simd.lanes(real), np.dtype(real).itemsize, simd.VECTOR_BYTES
 
     def point(c, tiles, indirection, row_bytes, rows):
         numbers, places = simd.pointer(np.int64, tiles), simd.pointer(np.int64, indirection)
@@ -354,7 +398,7 @@ def _point_factory(real):
                             for row in range(rows):
                                 entry = 8 + 2 * ((row * most + segment) * c.places + place)
                                 places[entry] = start + row * row_bytes
-                                places[entry + 1] = 0
+                                places[entry + 1] = _IS_LINE if places[entry] % vector_bytes == 0 else 0
                     if is_written != 0 and numbers[at + 3] <= sample and sample < min(numbers[at + 4], c.samples):
                         for row in range(above, min(below, rows)):
                             places[8 + 2 * ((row * most + segment) * c.places + place) + 1] |= 1 << i
@@ -372,6 +416,7 @@ def _point_factory(real):
 
 _forward = Callback(_forward_factory, signature(_CONTEXT, arguments=9))
 _inverse = Callback(_inverse_factory, signature(_CONTEXT, arguments=8))
+_write = Callback(_write_factory, signature(_CONTEXT, arguments=10))
 _point_side_by_side = Callback(_point_factory, signature(_CONTEXT, arguments=5))
 _point_lanes = point_callback(_CONTEXT)
 
@@ -379,7 +424,7 @@ _point_lanes = point_callback(_CONTEXT)
 def layout(real: type, height: Any, width: Any) -> Layout:
     """Return the layout of tiles and spectra: rows are whole vectors."""
     lanes = simd.lanes(real)
-    return Layout(lanes, round_up(width, lanes), height * width, vectors=1, is_side_by_side=True)
+    return Layout(lanes, round_up(width, lanes), height * width, vectors=1)
 
 
 def _sum_factors(outputs: int, taps: int) -> np.ndarray:
@@ -407,18 +452,22 @@ def winograd(real: type, tile: tuple[int, int], taps: tuple[int, int]) -> TileTr
         forward, inverse = _MAPS.index(name), _MAPS.index(f"to_{name}")
         y, x = (outputs[0], taps[0]), (outputs[1], taps[1])
         rows_forward = rows_side_by_side if is_side_by_side else rows_of_lanes
-        rows_inverse = rows_to_side_by_side if name == "output" else rows_to_lanes
         callbacks = (
             kernel_callback(rows_forward, forward, *x), kernel_callback(columns, forward, *y),
-            kernel_callback(columns, inverse, *y), kernel_callback(rows_inverse, inverse, *x),
+            kernel_callback(columns, inverse, *y), kernel_callback(rows_to_lanes, inverse, *x),
         )  # fmt: skip
-        samples = _sizes(name, *x)[0]
-        numbers = tile[1], outputs[1], samples, _places(name, *x), name == "output", shape.pitch // shape.lanes
-        context = np.array((*(callback.address(real) for callback in callbacks), *numbers), _CONTEXT)
+        samples, is_written = _sizes(name, *x)[0], name == "output"
+        numbers = tile[1], outputs[1], samples, _places(name, *x), shape.pitch // shape.lanes
+        rows_to = kernel_callback(rows_to_array, inverse, *x).address(real) if is_written else 0
+        context = np.array((*(callback.address(real) for callback in callbacks), *numbers, rows_to), _CONTEXT)
         point = _point_side_by_side if is_side_by_side else _point_lanes
         kept.append(context)
         of_arrays[name] = Functions(
-            _forward.address(real), _inverse.address(real), context.ctypes.data, point.address(real)
+            _forward.address(real),
+            _inverse.address(real),
+            context.ctypes.data,
+            point.address(real),
+            _write.address(real) if is_written else 0,
         )
     places = max(_places(name, outputs[1], taps[1]) for name in ("input", "output"))
     segments = cdiv(shape.lanes, outputs[1]) + 1
