@@ -16,9 +16,9 @@ from nbfftconv.passes.from_spectra import (
     FROM_SPECTRA,
     add_from_spectra,
     from_spectra_numbers,
-    is_streamed,
     lane_block_from_spectrum,
     point_to_results,
+    streams,
 )
 from nbfftconv.passes.plan import FftPlan
 from nbfftconv.passes.records import Record, RecordType, fields
@@ -145,7 +145,7 @@ def _add_fused(
     record["output.target.address"] = context.address(output)
     if bias is not None:
         record["output.bias"] = context.address(bias)
-    record["output.relu"], record["output.stream"] = relu, is_streamed(output)
+    record["output.relu"], record["output.stream"] = relu, streams(context, "output", output)
     filter_blocks = cdiv(context.group_filters, context.filter_block)
     items = context.groups * filter_blocks * cdiv(context.all_lane_blocks, context.most_lane_blocks)
     kind = "points" if context.blocking is REAL else "filters" if context.lanes > 1 else "frequencies"

@@ -34,6 +34,7 @@ from nbfftconv.passes.workspace import (
     point_to_array,
     point_to_strips,
 )
+from nbfftconv.simd import VECTOR_BYTES
 from nbfftconv.target import TARGET
 
 #: An array larger than this would not be found in the caches of a core, but drive out what is there.
@@ -51,6 +52,16 @@ _RECORD = RecordType(FROM_SPECTRA)
 def is_streamed(array: np.ndarray) -> bool:
     """Tell whether an array is to be written past the caches."""
     return array.nbytes > _STREAMED_BYTES
+
+
+def streams(numbers: Numbers, name: str, array: np.ndarray) -> bool:
+    """Tell whether the "weight" or "output" is to be written past the caches.
+
+    Where tiles are written to where they belong, a row's lines have to be whole: those that are not would have to be
+    read from memory.
+    """
+    rows_are_lines = numbers.views[name].y.stride % VECTOR_BYTES == 0
+    return is_streamed(array) and (rows_are_lines or not getattr(numbers.transform, name).write)
 
 
 @njit()
@@ -191,9 +202,7 @@ def add_from_spectra(
     record["target.address"] = context.address(array)
     if bias is not None:
         record["bias"] = context.address(bias)
-    record["relu"], record["stream"] = relu, is_streamed(array)
-    if context.transform.output.write and context.views[name].y.stride % 64:
-        record["stream"] = 0
+    record["relu"], record["stream"] = relu, streams(context, name, array)
     view = context.views[name]
     lane_blocks = context.groups * view.lane_blocks
     if name == "output":

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from nbfftconv import jit, simd
+from nbfftconv.accumulate import REAL
 from nbfftconv.jit import njit
 from nbfftconv.outliers import WORDS
 from nbfftconv.passes.context import Context, Numbers, Spectra
@@ -33,9 +34,6 @@ from nbfftconv.rounding import cdiv
 from nbfftconv.simd import VECTOR_BYTES
 from nbfftconv.target import TARGET
 
-import os
-from nbfftconv.accumulate import REAL
-_NT = int(os.environ.get("NT","0"))
 #: Kernels' spectra of more bytes would not be found in the caches of a core, but drive out what is there.
 _STREAMED_BYTES = 2 * TARGET.l2_bytes
 #: As much of a core's own cache may hold a spectrum until it is written.
@@ -232,7 +230,8 @@ def add_to_spectra(context: Context, name: str, array: np.ndarray, spectra: Spec
     record = _record(context, name, array, spectra)
     record["first_lane_block"] = context.first_lane_block
     view = context.views[name]
-    if _NT and context.blocking is REAL and context.lane_blocks * spectra.lane_block > _NT:
+    # Real spectra have few bins, to which is written in turns: none of their lines stays in a core's caches for the next.
+    if context.blocking is REAL and context.lane_blocks * spectra.lane_block > _STREAMED_BYTES // 2:
         record["finished"] = context.borrow(context.areas * context.bins * context.entry).address
     context.add(_to_spectra, record, context.lane_blocks * view.channels * view.channel_phases)
 

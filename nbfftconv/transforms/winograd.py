@@ -165,8 +165,14 @@ def rows_to_lanes(name_index: int, outputs: int, taps: int) -> Callable:
     return emit
 
 
-#: Bytes of a place in an indirection buffer of tiles side by side: an address and a mask.
-_PLACE = 16
+#: Bytes of a place in an indirection buffer of tiles side by side: an address and a mask. Before them, in words, are the
+#: number of segments of the vector that has most, and that of each vector.
+_PLACE, _HEADER = 16, 16
+
+
+def _segments(real: type, outputs: int) -> int:
+    """Return the segments of a vector at most: tiles of which it has a part."""
+    return cdiv(simd.lanes(real), outputs) + 1
 
 
 def _places(name: str, outputs: int, taps: int) -> int:
@@ -196,14 +202,16 @@ def _interleave(v: Any, vectors: list[Any]) -> list[Any]:
 def rows_side_by_side(name_index: int, outputs: int, taps: int) -> Callable:
     """Emitter: rows of tiles that lie side by side, mapped, to [row, point, lane].
 
-    The indirection buffer begins with the number of segments; then it has, for every row and every segment, for each
-    vector of the row of all lanes an address and a mask.
+    Lanes of a vector follow each other in memory up to where a segment ends. The indirection buffer has a header, and
+    then, for every row and every segment, for each vector of the row of all lanes an address and a mask.
     """
     name = _MAPS[name_index]
     length, points = _sizes(name, outputs, taps)
     places = _places(name, outputs, taps)
 
     def emit(v, indirection, base, work, count, ahead, largest):
+        row_places = _segments(v.real, outputs) * places
+
         def rows(segments, is_one):
             def row(pointers, work, magnitude):
                 vectors = []
@@ -230,9 +238,9 @@ def rows_side_by_side(name_index: int, outputs: int, taps: int) -> Callable:
                     magnitude = v.maximum(magnitude, v.magnitude(sample))
                 for k, value in enumerate(_apply_map(v, name, outputs, taps, samples)):
                     v.store(value, work + k * v.vector_bytes)
-                return [pointers + segments * (places * _PLACE), work + points * v.vector_bytes, magnitude]
+                return [pointers + row_places * _PLACE, work + points * v.vector_bytes, magnitude]
 
-            _, _, magnitude = v.repeat(count, [indirection + 64, work, v.zero_magnitude()], row)
+            _, _, magnitude = v.repeat(count, [indirection + 8 * _HEADER, work, v.zero_magnitude()], row)
             v.store_magnitude(magnitude, largest)
 
         segments = v.load_integer(indirection)
@@ -257,7 +265,7 @@ def rows_to_array(name_index: int, outputs: int, taps: int) -> Callable:
     points, _ = _sizes(name, outputs, taps)
 
     def emit(v, places, base, work, count, factors, relu, stream):
-        whole = (1 << v.lanes) - 1
+        whole, row_places = (1 << v.lanes) - 1, _segments(v.real, outputs) * outputs
         bias, segments = v.broadcast(factors + v.itemsize), v.load_integer(places)
 
         def store(value, pointer, streams):
@@ -286,9 +294,9 @@ def rows_to_array(name_index: int, outputs: int, taps: int) -> Callable:
                         return [pointer + outputs * _PLACE]
 
                     v.repeat(segments, [pointers + place * _PLACE], segment)
-                return [pointers + segments * (outputs * _PLACE), work + points * v.vector_bytes]
+                return [pointers + row_places * _PLACE, work + points * v.vector_bytes]
 
-            v.repeat(count, [places + 64, work], row)
+            v.repeat(count, [places + 8 * _HEADER, work], row)
 
         for streams in (0, 1):
             for clips in (0, 1):
@@ -333,6 +341,7 @@ _CONTEXT = np.dtype(
             "rows_forward", "columns_forward", "columns_inverse", "rows_inverse",  # addresses of code
             "points",  # along a row
             "outputs", "samples", "places",  # along a row: of a tile, and vectors in which that of all lanes lies
+            "segments",  # of a vector, at most
             "row_vectors",
             "rows_to_array",  # address of code
         )
@@ -378,38 +387,40 @@ def _point_factory(real):
     lanes, itemsize, vector_bytes = simd.lanes(real), np.dtype(real).itemsize, simd.VECTOR_BYTES
 
     def point(c, tiles, indirection, row_bytes, rows):
-        numbers, places = simd.pointer(np.int64, tiles), simd.pointer(np.int64, indirection)
-        # Lanes of a vector follow each other in memory, up to where a segment ends.
+        numbers, words = simd.pointer(np.int64, tiles), simd.pointer(np.int64, indirection)
+        row = c.segments * c.places * 2  # words
         most = 0
-        for is_written in range(2):
-            for place in range(c.places):
-                first = place % c.outputs * lanes
-                turn = place // c.outputs * c.outputs
-                segment = -1
-                start, above, below = 0, 0, 0
-                for i in range(lanes):
-                    lane, sample = (first + i) // c.outputs, turn + (first + i) % c.outputs
-                    at = 5 * lane
-                    here = numbers[at] + (sample - i) * itemsize
-                    if segment < 0 or here != start or above != numbers[at + 1] or below != numbers[at + 2]:
-                        segment += 1
-                        start, above, below = here, numbers[at + 1], numbers[at + 2]
-                        if is_written != 0:
-                            for row in range(rows):
-                                entry = 8 + 2 * ((row * most + segment) * c.places + place)
-                                places[entry] = start + row * row_bytes
-                                places[entry + 1] = _IS_LINE if places[entry] % vector_bytes == 0 else 0
-                    if is_written != 0 and numbers[at + 3] <= sample and sample < min(numbers[at + 4], c.samples):
-                        for row in range(above, min(below, rows)):
-                            places[8 + 2 * ((row * most + segment) * c.places + place) + 1] |= 1 << i
-                if is_written == 0:
-                    most = max(most, segment + 1)
-                else:
-                    for rest in range(segment + 1, most):
-                        for row in range(rows):
-                            entry = 8 + 2 * ((row * most + rest) * c.places + place)
-                            places[entry], places[entry + 1] = 0, 0
-        places[0] = most
+        for place in range(c.places):
+            first, turn = place % c.outputs * lanes, place // c.outputs * c.outputs
+            segment, start, above, below = -1, 0, 0, 0
+            i = 0
+            while i < lanes:  # tile by tile, as far as it is in the vector
+                lane, sample = (first + i) // c.outputs, turn + (first + i) % c.outputs
+                count = min(c.outputs - (first + i) % c.outputs, lanes - i)
+                at = 5 * lane
+                here = numbers[at] + (sample - i) * itemsize
+                if segment < 0 or here != start or above != numbers[at + 1] or below != numbers[at + 2]:
+                    segment += 1
+                    start, above, below = here, numbers[at + 1], numbers[at + 2]
+                    for index in range(rows):
+                        word = _HEADER + index * row + (segment * c.places + place) * 2
+                        words[word] = start + index * row_bytes
+                        words[word + 1] = _IS_LINE if words[word] % vector_bytes == 0 else 0
+                begin = max(numbers[at + 3], sample)
+                end = min(numbers[at + 4], c.samples, sample + count)
+                if begin < end:
+                    bits = ((1 << (end - begin)) - 1) << (i + begin - sample)
+                    for index in range(above, min(below, rows)):
+                        words[_HEADER + index * row + (segment * c.places + place) * 2 + 1] |= bits
+                i += count
+            words[1 + place] = segment + 1
+            most = max(most, segment + 1)
+        words[0] = most
+        for place in range(c.places):  # where there are fewer segments, the others are empty
+            for segment in range(words[1 + place], most):
+                for index in range(rows):
+                    word = _HEADER + index * row + (segment * c.places + place) * 2
+                    words[word], words[word + 1] = 0, 0
 
     return point
 
@@ -457,9 +468,9 @@ def winograd(real: type, tile: tuple[int, int], taps: tuple[int, int]) -> TileTr
             kernel_callback(columns, inverse, *y), kernel_callback(rows_to_lanes, inverse, *x),
         )  # fmt: skip
         samples, is_written = _sizes(name, *x)[0], name == "output"
-        numbers = tile[1], outputs[1], samples, _places(name, *x), shape.pitch // shape.lanes
+        sizes = tile[1], outputs[1], samples, _places(name, *x), _segments(real, outputs[1]), shape.pitch // shape.lanes
         rows_to = kernel_callback(rows_to_array, inverse, *x).address(real) if is_written else 0
-        context = np.array((*(callback.address(real) for callback in callbacks), *numbers, rows_to), _CONTEXT)
+        context = np.array((*(callback.address(real) for callback in callbacks), *sizes, rows_to), _CONTEXT)
         point = _point_side_by_side if is_side_by_side else _point_lanes
         kept.append(context)
         of_arrays[name] = Functions(
@@ -470,14 +481,13 @@ def winograd(real: type, tile: tuple[int, int], taps: tuple[int, int]) -> TileTr
             _write.address(real) if is_written else 0,
         )
     places = max(_places(name, outputs[1], taps[1]) for name in ("input", "output"))
-    segments = cdiv(shape.lanes, outputs[1]) + 1
     return TileTransform(
         **of_arrays,
         layout=shape,
         work_items=tile[0] * tile[1] * shape.lanes,
         divisor=1,
         sums=np.outer(*(_sum_factors(*of_axis) for of_axis in zip(outputs, taps, strict=True))).reshape(-1),
-        indirection_bytes=max(row_bytes(real, shape.pitch), segments * places * _PLACE) + 64,
+        indirection_bytes=max(row_bytes(real, shape.pitch), (_segments(real, outputs[1]) * places * _PLACE) + 8 * _HEADER),
         kept=kept,
     )
 
