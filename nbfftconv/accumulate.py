@@ -326,7 +326,9 @@ def _stage(variant: _Variant):
                         j = 0
                         while j < p.columns:
                             # never a single column where two and two will do
-                            columns = 2 if p.columns - j == 4 and most_columns == 3 else min(most_columns, p.columns - j)
+                            columns = (
+                                2 if p.columns - j == 4 and most_columns == 3 else min(most_columns, p.columns - j)
+                            )
                             i = first
                             while i < last:
                                 rows = min(most_rows, last - i)

@@ -78,15 +78,17 @@ RATES = {
     },
     "winograd": {
         "flops": {
-            "transform": 0.3,
-            "product": 0.9,
+            "transform": 0.8,
+            "product": 0.92,
         },
         "bandwidth": {
-            "spectra": 1.4,
-            "stream": 1.32,
+            "spectra": 0.45,
+            "stream": 8.0,
+            "read": 1.2,
+            "write": 0.8,
         },
         "seconds": {
-            "row": 1e-09,
+            "row": 1e-10,
         },
     },
     "four_step": {

@@ -266,7 +266,7 @@ def _offers(
         except Inapplicable as reason:
             refusals.append(reason)
     if not found:
-        raise ValueError("; ".join(map(str, refusals)))
+        raise ValueError("; ".join(dict.fromkeys(map(str, refusals))))
     return found, refusals
 
 
@@ -285,7 +285,7 @@ def _make_plan(
     if request.is_asked and len(implementations) == 1:
         return cheapest.best("it was asked for")
     if len(found) == 1 and refusals:
-        return cheapest.best("; ".join(map(str, refusals)))
+        return cheapest.best("; ".join(dict.fromkeys(map(str, refusals))))
     times = (f"{candidates.seconds * 1e3:.3g} ms {implementation.phrase}" for implementation, candidates in found)
     return cheapest.best(f"the model expects {', '.join(times)}, on one core")
 

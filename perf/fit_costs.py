@@ -34,7 +34,7 @@ from stages import clock_stages
 from nbfftconv import autotune, rates, simd, threads
 from nbfftconv.geometry import ConvGeometry
 from nbfftconv.implementations import Request, direct
-from nbfftconv.implementations.fft import costed_choices
+from nbfftconv.implementations.tiled import costed_choices
 from nbfftconv.machine import Machine, set_machine
 from nbfftconv.machine import measure as measure_machine
 from nbfftconv.plan import DIRECTIONS, ConvPlan

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 import nbfftconv
 from nbfftconv import layer
 from nbfftconv.geometry import ConvGeometry
-from nbfftconv.passes.plan import FftPlan
+from nbfftconv.passes.plan import TiledPlan
 from nbfftconv.plan import ConvPlan, StepPlan
 from nbfftconv.planner import make_plan
 
@@ -100,7 +100,7 @@ class Case:
         plan = nbfftconv.plan_conv2d(
             self.input_size, self.weight_size, **self.options, direction=direction, dtype=dtype, **choices
         )
-        if direction == "forward" and fused is not None and isinstance(plan, FftPlan):
+        if direction == "forward" and fused is not None and isinstance(plan, TiledPlan):
             plan = replace(plan, fused=fused, block_tiles=block_tiles or plan.block_tiles)
         return plan
 

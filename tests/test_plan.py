@@ -16,7 +16,7 @@ from hypothesis import given
 import nbfftconv
 from nbfftconv.direct import depthwise
 from nbfftconv.geometry import ConvGeometry
-from nbfftconv.implementations import fft_costs
+from nbfftconv.implementations import tiled_costs
 from nbfftconv.passes.context import _numbers
 from nbfftconv.plan import ConvPlan
 from nbfftconv.planner import make_plan, make_step_plan
@@ -211,8 +211,8 @@ def test_the_cheapest_of_all_tiles_is_chosen(case, dtype, direction):
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
 def test_a_plan_makes_nothing_for_the_tiles_that_it_does_not_choose(direction, monkeypatch):
-    calls, axis_tiles = [], fft_costs.axis_tiles
-    monkeypatch.setattr(fft_costs, "axis_tiles", lambda *arguments: calls.append(arguments) or axis_tiles(*arguments))
+    calls, axis_tiles = [], tiled_costs.axis_tiles
+    monkeypatch.setattr(tiled_costs, "axis_tiles", lambda *arguments: calls.append(arguments) or axis_tiles(*arguments))
     tables = depthwise._runs.cache_info().misses
     Case((1, 3, 1031, 577), (3, 1, 63, 61), groups=3).plan(direction, np.float32)
     assert len(calls) <= 8

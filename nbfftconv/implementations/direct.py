@@ -5,7 +5,7 @@ A gradient at the input is the forward pass of the transposed problem wherever t
 In seconds of one core, it costs 2 operations a multiply-add, lanes without a pixel included, and the arrays once; for
 groups of many filters, also the pixels gathered for every tap, and packing the kernels; its gradients, a fixed time for
 every row of pixels under every tap, or, with respect to the kernels of groups of many filters, what is gathered. Rates
-are fitted as those of `fft_costs`.
+are fitted as those of `tiled_costs`.
 """
 
 import math
@@ -58,7 +58,7 @@ class DirectPlan(ConvPlan):
     >>> import nbfftconv
     >>> plan = nbfftconv.plan_conv2d((1, 8, 40, 40), (8, 8, 1, 1))
     >>> plan.algorithm, plan.reason
-    ('direct', 'an FFT cannot save anything with a 1x1 kernel')
+    ('direct', 'a transform cannot save anything with a 1x1 kernel')
     """
 
     algorithm: ClassVar[str] = "direct"

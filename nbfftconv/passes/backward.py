@@ -12,7 +12,7 @@ from nbfftconv.passes import grad_input as input_pass
 from nbfftconv.passes import grad_weight as weight_pass
 from nbfftconv.passes.blank_windows import BlankWindows
 from nbfftconv.passes.context import Context, Spectra
-from nbfftconv.passes.plan import FftPlan
+from nbfftconv.passes.plan import TiledPlan
 from nbfftconv.passes.records import RecordType, fields
 from nbfftconv.passes.to_spectra import TransformedWeight, add_to_spectra
 from nbfftconv.passes.unmet_weights import UnmetWeights
@@ -50,7 +50,7 @@ def _add_sums(context: Context, output_spectra: Spectra, sums: np.ndarray) -> No
 
 
 def backward(
-    plan: FftPlan,
+    plan: TiledPlan,
     geometry: ConvGeometry,
     input: np.ndarray,
     input_spectra: Spectra | None,

@@ -10,7 +10,7 @@ from nbfftconv import jit, scratch, threads
 from nbfftconv.accumulate import COMPLEX, REAL, Matrix
 from nbfftconv.forking import cached_property
 from nbfftconv.geometry import ConvGeometry
-from nbfftconv.passes.plan import FftPlan, filters_of_block
+from nbfftconv.passes.plan import TiledPlan, filters_of_block
 from nbfftconv.passes.records import Record
 from nbfftconv.passes.views import View, input_view, output_view, weight_view
 from nbfftconv.passes.workspace import Strips, transform_numbers, workspace_numbers
@@ -93,7 +93,7 @@ class Numbers:
     """
 
     def __init__(
-        self, plan: FftPlan, geometry: ConvGeometry, transform: TileTransform, workers: int, transform_workers: int
+        self, plan: TiledPlan, geometry: ConvGeometry, transform: TileTransform, workers: int, transform_workers: int
     ) -> None:
         grid, layout, itemsize = plan.grid, transform.layout, plan.dtype.itemsize
         self.plan, self.transform = plan, transform  # whose addresses are in the records
@@ -133,7 +133,10 @@ class Numbers:
         if self.plan.fused:
             self.filter_block = int(filters_of_block(self.group_filters, self.group_depth, self.lanes))
             self.fused_spectra = {}
-            for name, channels in (("input", self.group_depth), ("output", min(self.blocking.fused_rows, self.filter_block))):
+            for name, channels in (
+                ("input", self.group_depth),
+                ("output", min(self.blocking.fused_rows, self.filter_block)),
+            ):
                 stride = bin_stride(channels, self.entry)
                 self.fused_spectra[name] = worker, self.bins * stride, stride
                 lane_block = self.bins * stride
@@ -156,7 +159,7 @@ class Context(Numbers):
 
     Parameters
     ----------
-    plan : FftPlan
+    plan : TiledPlan
     geometry : ConvGeometry
         The plan's, or the same with the padding applied beforehand.
 
@@ -168,7 +171,7 @@ class Context(Numbers):
         Of the block of tiles under way, the first lane block, and how many there are.
     """
 
-    def __init__(self, plan: FftPlan, geometry: ConvGeometry) -> None:
+    def __init__(self, plan: TiledPlan, geometry: ConvGeometry) -> None:
         kind = registry.get(plan.transform)
         transform = kind.make(plan.dtype.type, plan.tile, plan.taps)
         workers, library_workers = threads.get_workers()

@@ -20,7 +20,7 @@ from nbfftconv.passes.from_spectra import (
     point_to_results,
     streams,
 )
-from nbfftconv.passes.plan import FftPlan
+from nbfftconv.passes.plan import TiledPlan
 from nbfftconv.passes.records import Record, RecordType, fields
 from nbfftconv.passes.to_spectra import (
     TO_SPECTRA,
@@ -75,7 +75,9 @@ def _fused(kernel, blocking: Blocking):
                 if points_once:
                     for i in range(lane_blocks):
                         point_to_results(itemsize, r.output, worker, first + i, 1 + i)
-                bins = 1 if is_real else r.input.transform.bins  # of a bin, filters share what is in the first-level cache
+                bins = (
+                    1 if is_real else r.input.transform.bins
+                )  # of a bin, filters share what is in the first-level cache
                 last_filter = min(first_filter + r.filter_block, r.filters)
                 for first_row in range(first_filter, last_filter, together):
                     last_row = min(first_row + together, last_filter)
@@ -153,7 +155,7 @@ def _add_fused(
 
 
 def forward(
-    plan: FftPlan,
+    plan: TiledPlan,
     geometry: ConvGeometry,
     input: np.ndarray,
     weight: TransformedWeight,
@@ -166,7 +168,7 @@ def forward(
 
     Parameters
     ----------
-    plan : FftPlan
+    plan : TiledPlan
     geometry : ConvGeometry
         The plan's, or the same with the padding applied to `input` beforehand.
     input, output : numpy.ndarray

@@ -18,7 +18,7 @@ from nbfftconv.jit import njit
 from nbfftconv.passes.blank_windows import BlankWindows
 from nbfftconv.passes.context import Context, Numbers, Spectra
 from nbfftconv.passes.from_spectra import is_streamed
-from nbfftconv.passes.plan import FftPlan
+from nbfftconv.passes.plan import TiledPlan
 from nbfftconv.passes.records import Record, RecordType, fields
 from nbfftconv.passes.tiles import add_tile, write_rows
 from nbfftconv.passes.to_spectra import TransformedWeight, add_to_spectra
@@ -206,7 +206,7 @@ def add_tiles(
 
 
 def grad_input(
-    plan: FftPlan,
+    plan: TiledPlan,
     geometry: ConvGeometry,
     weight: TransformedWeight,
     grad_output: np.ndarray,

@@ -10,7 +10,7 @@ from nbfftconv.accumulate import conjugate_product, panel_product
 from nbfftconv.geometry import ConvGeometry
 from nbfftconv.passes.context import Context, Spectra
 from nbfftconv.passes.from_spectra import add_from_spectra
-from nbfftconv.passes.plan import FftPlan
+from nbfftconv.passes.plan import TiledPlan
 from nbfftconv.passes.to_spectra import add_to_spectra
 from nbfftconv.passes.unmet_weights import UnmetWeights
 
@@ -38,7 +38,7 @@ def add_write(context: Context, weight_spectra: Spectra, result: np.ndarray) -> 
 
 
 def grad_weight(
-    plan: FftPlan, geometry: ConvGeometry, input: np.ndarray, grad_output: np.ndarray, result: np.ndarray
+    plan: TiledPlan, geometry: ConvGeometry, input: np.ndarray, grad_output: np.ndarray, result: np.ndarray
 ) -> bool:
     """Compute the gradient with respect to the kernels into `result`; tell whether there were outliers, taken as zero.
 

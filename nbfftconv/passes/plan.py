@@ -1,8 +1,8 @@
-"""FftPlan: what the passes by FFT are told, a transform, the tiles and how many of them are in memory at once."""
+"""TiledPlan: what passes by transforms are told, a transform, the tiles and how many of them are in memory at once."""
 
 from collections.abc import Hashable
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -11,6 +11,9 @@ from nbfftconv.plan import Choices, ConvPlan
 from nbfftconv.rounding import round_up
 from nbfftconv.tiling import TileGrid, axis_tiles
 from nbfftconv.transforms import registry
+
+
+_Plan = TypeVar("_Plan", bound="TiledPlan")
 
 
 def filters_of_block(filters: int, depth: int, lanes: Any) -> Any:
@@ -39,8 +42,8 @@ class SpectraLayout(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
-class FftPlan(ConvPlan):
-    """How a pass is computed by FFT, tile by tile.
+class TiledPlan(ConvPlan):
+    """How a pass is computed by products of transforms, tile by tile.
 
     Attributes
     ----------
@@ -78,8 +81,6 @@ class FftPlan(ConvPlan):
     ((1, 8, 36, 36), (24, 40), (2, 1))
     """
 
-    algorithm: ClassVar[str] = "fft"
-
     transform: str
     grid: TileGrid
     fused: bool
@@ -102,7 +103,7 @@ class FftPlan(ConvPlan):
         """Tiles that cover an image, (rows, columns)."""
         return self.grid.vertical.count, self.grid.horizontal.count
 
-    def resized(self, geometry: ConvGeometry) -> "FftPlan":
+    def resized(self: _Plan, geometry: ConvGeometry) -> _Plan:
         """Return the plan for images of another size, with the same tile and the same kernels' spectra.
 
         Parameters
@@ -112,7 +113,7 @@ class FftPlan(ConvPlan):
 
         Returns
         -------
-        FftPlan
+        TiledPlan
             A plan of the same direction.
         """
         if geometry == self.geometry:
@@ -150,12 +151,38 @@ class FftPlan(ConvPlan):
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
-class WinogradPlan(FftPlan):
-    """How a pass is computed by Winograd's minimal filtering, tile by tile: as an `FftPlan`, with another transform."""
+class FftPlan(TiledPlan):
+    """How a pass is computed by FFT, tile by tile. Its attributes are those of `TiledPlan`.
+
+    Examples
+    --------
+    >>> import nbfftconv
+    >>> plan = nbfftconv.plan_conv2d((1, 8, 40, 40), (8, 8, 5, 5), algorithm="fft", transform="fftw", tile=(24, 40))
+    >>> plan.algorithm, plan.tile, plan.tiles
+    ('fft', (24, 40), (2, 1))
+    """
+
+    algorithm: ClassVar[str] = "fft"
+
+    __hash__ = ConvPlan.__hash__
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class WinogradPlan(TiledPlan):
+    """How a pass is computed by Winograd's minimal filtering, tile by tile. Its attributes are those of `TiledPlan`.
+
+    Examples
+    --------
+    >>> import nbfftconv
+    >>> plan = nbfftconv.plan_conv2d((1, 8, 40, 40), (8, 8, 3, 3), algorithm="winograd", tile=6)
+    >>> plan.algorithm, plan.tile, plan.tiles  # of 6 samples a side, 4 outputs
+    ('winograd', (6, 6), (10, 10))
+    """
 
     algorithm: ClassVar[str] = "winograd"
 
     __hash__ = ConvPlan.__hash__
 
 
-PLANS: dict[str, type[FftPlan]] = {kind.algorithm: kind for kind in (FftPlan, WinogradPlan)}
+#: The kind of plan of each algorithm that goes by tiles.
+PLANS: dict[str, type[TiledPlan]] = {kind.algorithm: kind for kind in (FftPlan, WinogradPlan)}

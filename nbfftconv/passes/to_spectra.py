@@ -14,7 +14,7 @@ from nbfftconv.accumulate import REAL
 from nbfftconv.jit import njit
 from nbfftconv.outliers import WORDS
 from nbfftconv.passes.context import Context, Numbers, Spectra
-from nbfftconv.passes.plan import FftPlan
+from nbfftconv.passes.plan import TiledPlan
 from nbfftconv.passes.records import Record, RecordType, fields
 from nbfftconv.passes.tiles import clear_outliers, find_least, gather_tile, stream_bins
 from nbfftconv.passes.views import (
@@ -265,7 +265,7 @@ class TransformedWeight:
     has_zeros: np.ndarray | None
 
 
-def transform_weight(plan: FftPlan, weight: np.ndarray) -> TransformedWeight:
+def transform_weight(plan: TiledPlan, weight: np.ndarray) -> TransformedWeight:
     """Transform kernels, C-contiguous, of the plan's dtype and size, for the tiles of `plan`."""
     context = Context(plan, plan.geometry)
     spectra = context.weight_spectra(is_kept=True)

@@ -30,7 +30,9 @@ TRANSFORM = fields(
 #: tiles, `tile` bytes each; at `work` is the transform's work, at `factors` what results are multiplied by and what is
 #: added to them, at `largest` a vector of the largest magnitudes, at `tiles` the `Tile` of each lane, at `indirection`
 #: the buffer of what is read, and then, `places` bytes each, those of what is written, at `strips` tiles side by side.
-WORKSPACE = fields("address", "worker", "tile", "work", "factors", "largest", "tiles", "indirection", "places", "strips")
+WORKSPACE = fields(
+    "address", "worker", "tile", "work", "factors", "largest", "tiles", "indirection", "places", "strips"
+)
 #: Bytes of a `Tile`.
 _TILE_BYTES = 8 * len(Tile._fields)
 

@@ -176,6 +176,8 @@ class Transform:
         read.
     row : float
         Seconds of a row that is gathered or scattered.
+    read_rate, write_rate : float or None
+        Fractions of its `bandwidth` of arrays that are read and written; None for those of most transforms.
     skips_rows : bool
         Whether rows that are not needed are left out.
     algorithm : str
@@ -195,6 +197,8 @@ class Transform:
     spectra_rate: float
     stream_rate: float
     row: float
+    read_rate: float | None = None
+    write_rate: float | None = None
     skips_rows: bool = False
     algorithm: str = "fft"
     is_library: bool = False

@@ -216,6 +216,7 @@ def rows_side_by_side(name_index: int, outputs: int, taps: int) -> Callable:
             def row(pointers, work, magnitude):
                 vectors = []
                 for place in range(places):
+
                     def load(pointer):
                         at = base + v.load_integer(pointer)
                         return at, v.masked_load(at, v.load_mask(pointer + 8))
@@ -487,7 +488,9 @@ def winograd(real: type, tile: tuple[int, int], taps: tuple[int, int]) -> TileTr
         work_items=tile[0] * tile[1] * shape.lanes,
         divisor=1,
         sums=np.outer(*(_sum_factors(*of_axis) for of_axis in zip(outputs, taps, strict=True))).reshape(-1),
-        indirection_bytes=max(row_bytes(real, shape.pitch), (_segments(real, outputs[1]) * places * _PLACE) + 8 * _HEADER),
+        indirection_bytes=max(
+            row_bytes(real, shape.pitch), (_segments(real, outputs[1]) * places * _PLACE) + 8 * _HEADER
+        ),
         kept=kept,
     )
 
@@ -501,13 +504,12 @@ _RATES = rates.of("winograd")
 
 
 def _operations(height, width, frequencies):
-    # some 3 a point and axis, of vectors that are full
-    operations = 6 * height * width / _RATES["transform"]
-    return Operations(operations, 0.0, 0.0)
+    # two a point and axis, of vectors that are full
+    return Operations(4 * height * width / _RATES["transform"], 0.0, 0.0)
 
 
 TRANSFORM = Transform(
     "winograd", winograd, layout, sides, _operations,
     product_rate=_RATES["product"], spectra_rate=_RATES["spectra"], stream_rate=_RATES["stream"], row=_RATES["row"],
-    algorithm="winograd",
+    read_rate=_RATES["read"], write_rate=_RATES["write"], algorithm="winograd",
 )  # fmt: skip

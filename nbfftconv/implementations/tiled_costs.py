@@ -1,4 +1,4 @@
-"""Cost model of FFTs: the tiles and blockings that a plan can choose from, and the seconds that each takes.
+"""Cost model of transforms: the tiles and blockings that a plan can choose from, and the seconds that each takes.
 
 TileChoices are counted in hundreds, so all of them are numbers in arrays.
 
@@ -33,7 +33,7 @@ from nbfftconv import rates, simd
 from nbfftconv.accumulate import COMPLEX, REAL
 from nbfftconv.geometry import ConvGeometry
 from nbfftconv.machine import Machine
-from nbfftconv.passes.plan import PLANS, FftPlan, filters_of_block
+from nbfftconv.passes.plan import PLANS, TiledPlan, filters_of_block
 from nbfftconv.target import TARGET
 from nbfftconv.tiling import AxisTiles, TileGrid, axis_tiles, problem_sizes
 from nbfftconv.transforms import Transform, bin_stride
@@ -48,8 +48,11 @@ LARGEST_TILE = 512
 
 # A fused block of tiles is at most this large: it stays in the second-level cache of its core.
 _CORE_BYTES = TARGET.l2_bytes * 62 // 100
-# Channels of a group up to which a fused pass is considered; beyond, it would read the kernels' spectra too often.
+# Channels of a group up to which a fused pass by FFT is considered; beyond, it would read the kernels' spectra too often.
 _FUSED_DEPTH = 16
+# Lane blocks of a fused pass of real spectra, and work items: enough for many threads; and as few as it is considered
+# for.
+_LANE_BLOCKS, _ITEMS, _FEWEST_ITEMS = 2, 24, 4
 
 # Fractions of the machine's `bandwidth`: of arrays that are read, of those that are written, of kernels' spectra
 # written past the caches (`kernels`) or read and written (`sums`), of kernels transposed. Seconds of a call, a block of
@@ -82,6 +85,8 @@ class Tiles(NamedTuple):
         Seconds of a multiply-add of entries.
     spectra, stream : numpy.ndarray
         Seconds of a byte of spectra that go through the last-level cache, and of kernels' spectra that are read.
+    read, write : numpy.ndarray
+        Seconds of a byte of an array that is read, or written.
     """
 
     transform: Numbers
@@ -97,6 +102,8 @@ class Tiles(NamedTuple):
     product: Numbers
     spectra: Numbers
     stream: Numbers
+    read: Numbers
+    write: Numbers
 
 
 @functools.lru_cache(maxsize=32)
@@ -131,6 +138,8 @@ def _table(
         product=2 * layout.vectors**2 * slow / (machine.flops * transform.product_rate),
         spectra=1 / (machine.bandwidth * transform.spectra_rate),
         stream=1 / (machine.bandwidth * transform.stream_rate),
+        read=1 / (machine.bandwidth * (transform.read_rate or _RATES["read"])),
+        write=1 / (machine.bandwidth * (transform.write_rate or _RATES["write"])),
     )
     return np.stack([np.broadcast_to(field, height.shape) for field in tiles])
 
@@ -159,7 +168,10 @@ def _tiles(
                 axis_tiles(geometry, axis, side)  # raises where the kernel does not fit
             sides, ranges = [tile[:1], tile[1:]], [slice(None)] * 2
         else:
-            sides = [_smooth_sides(taps) if of_axis is None else of_axis for of_axis, (_, taps) in zip(known, sizes, strict=True)]
+            sides = [
+                _smooth_sides(taps) if of_axis is None else of_axis
+                for of_axis, (_, taps) in zip(known, sizes, strict=True)
+            ]
             ranges = [_sides_for(of_axis, *size) for of_axis, size in zip(sides, sizes, strict=True)]
             if is_asked and any(r.start >= len(s) for r, s in zip(ranges, sides, strict=True)):
                 raise ValueError(
@@ -267,19 +279,25 @@ class TileChoices:
         """All stages of a block of a forward pass by one thread, where one fits a core's cache."""
         filters, channels = self.geometry.weight_size[0] // self.geometry.groups, self.geometry.weight_size[1]
         depth = channels * self.grid.channel_phases
-        blocking = COMPLEX
-        if {transform.algorithm for transform in self.transforms} == {"winograd"}:
-            blocking = REAL
-        elif depth > _FUSED_DEPTH:
+        is_real = all(transform.layout(self.dtype.type, 1, 1).vectors == 1 for transform in self.transforms)
+        if depth > _FUSED_DEPTH and not is_real:
             return None
+        blocking = REAL if is_real else COMPLEX
         block = filters_of_block(filters, depth, self.tiles.lanes)
-        entry = self.tiles.entry.astype(np.int64)
-        of_output = bin_stride(np.minimum(blocking.fused_rows, block).astype(np.int64), entry)
-        lane_block = self.tiles.bins * (bin_stride(depth, entry) + of_output)
+        of_output = bin_stride(np.minimum(blocking.fused_rows, block).astype(np.int64), blocking.entry_bytes)
+        lane_block = self.tiles.bins * (bin_stride(depth, blocking.entry_bytes) + of_output)
         tiles = 2 * self.tiles.lanes * self.tiles.nbytes
-        lane_blocks = np.floor(np.minimum(_CORE_BYTES - tiles, limit) / lane_block)
-        lane_blocks = np.minimum(np.minimum(lane_blocks, self.lane_blocks), (2 if blocking is COMPLEX else 1) * blocking.columns)
-        fits, lane_blocks, filter_blocks = lane_blocks >= 1, np.maximum(lane_blocks, 1), _ceil(filters, block)
+        if is_real:
+            # A core's cache holds the spectra of some lane blocks, while the kernels' stream past: where these come from
+            # memory, for a whole block of C in registers.
+            most = np.where(self.weight > TARGET.last_level_bytes, blocking.columns, _LANE_BLOCKS)
+            lane_blocks = np.minimum(most, np.maximum(1, np.floor(self.lane_blocks * self.geometry.groups / _ITEMS)))
+            fits = (lane_block <= limit) & (self.lane_blocks * self.geometry.groups >= _FEWEST_ITEMS)
+        else:
+            lane_blocks = np.floor(np.minimum(_CORE_BYTES - tiles, limit) / lane_block)
+            lane_blocks = np.minimum(np.minimum(lane_blocks, self.lane_blocks), 2 * blocking.columns)
+            fits = lane_blocks >= 1
+        lane_blocks, filter_blocks = np.maximum(lane_blocks, 1), _ceil(filters, block)
         return BlockedChoices(
             **(vars(self) | {"lane_block": lane_block}),
             direction="forward",
@@ -318,7 +336,7 @@ class BlockedChoices(TileChoices):
         """Blocks of lane_blocks."""
         return _ceil(self.lane_blocks, self.block_lane_blocks)
 
-    def plan(self, index: int, reason: str, seconds: float) -> FftPlan:
+    def plan(self, index: int, reason: str, seconds: float) -> TiledPlan:
         """Return the plan of one of the choices."""
         tile = int(self.tiles.height[index]), int(self.tiles.width[index])
         vertical, horizontal = (axis_tiles(self.geometry, axis, side) for axis, side in enumerate(tile))
@@ -398,7 +416,7 @@ def transposition_cost(geometry: ConvGeometry, dtype: np.dtype, machine: Machine
     return 2 * dtype.itemsize * math.prod(geometry.weight_size) / (machine.bandwidth * _RATES["transposed"])
 
 
-class FftCost(NamedTuple):
+class TiledCost(NamedTuple):
     """Seconds of choices: the input, output and kernels to spectra or back, the products, and what is fixed."""
 
     input: np.ndarray
@@ -407,7 +425,7 @@ class FftCost(NamedTuple):
     rest: np.ndarray
 
 
-def fft_cost(choices: BlockedChoices, weight_is_transformed: bool, machine: Machine) -> FftCost:
+def tiled_cost(choices: BlockedChoices, weight_is_transformed: bool, machine: Machine) -> TiledCost:
     """Return the seconds of every choice."""
     geometry, direction, grid, tiles = choices.geometry, choices.direction, choices.grid, choices.tiles
     itemsize = choices.dtype.itemsize
@@ -426,13 +444,14 @@ def fft_cost(choices: BlockedChoices, weight_is_transformed: bool, machine: Mach
     through_cache = 0 if choices.fused else choices.lane_blocks * spectrum * tiles.spectra
 
     def both_ways(
-        channels: int, columns: Numbers, size: tuple[int, ...], rate: float, times: Numbers = 1
+        channels: int, columns: Numbers, size: tuple[int, ...], byte: Numbers, times: Numbers = 1
     ) -> np.ndarray:
-        moved = times * (itemsize * math.prod(size) / (machine.bandwidth * rate))
+        moved = times * byte * (itemsize * math.prod(size))
         return channels * (count * transform(columns) + through_cache) + moved
 
-    # one lane_block of tiles leaves registers empty
-    multiply_adds = tiles.bins * lanes * choices.lane_blocks * filters * depth * (1 + 0.2 / choices.block_lane_blocks)
+    # one lane block of complex tiles leaves registers empty
+    lonely = np.where(tiles.entry > simd.VECTOR_BYTES, 0.2 / choices.block_lane_blocks, 0.0)
+    multiply_adds = tiles.bins * lanes * choices.lane_blocks * filters * depth * (1 + lonely)
     transposed: Numbers = 0.0
     if direction == "grad_weight":
         is_panel = tiles.lanes > 1  # panels, whose lanes are filters
@@ -451,10 +470,10 @@ def fft_cost(choices: BlockedChoices, weight_is_transformed: bool, machine: Mach
     if geometry.groups > 1 and not choices.fused:
         blocks = blocks + _RATES["group_product"] * geometry.groups * tiles.bins * choices.blocks
     overlap = samples / (grid.vertical.outputs * grid.horizontal.outputs) if direction == "grad_input" else 1
-    return FftCost(
+    return TiledCost(
         choices.filter_blocks
-        * both_ways(depth * geometry.groups, tiles.width, geometry.input_size, _RATES["read"], overlap),
-        both_ways(filters, grid.horizontal.outputs, geometry.output_size, _RATES["write"]),
+        * both_ways(depth * geometry.groups, tiles.width, geometry.input_size, tiles.read, overlap),
+        both_ways(filters, grid.horizontal.outputs, geometry.output_size, tiles.write),
         weight,
         multiply_adds * tiles.product + transposed + choices.weight * choices.blocks * stream + blocks + _RATES["call"],
     )
