@@ -88,7 +88,8 @@ RATES = {
             "write": 0.8,
         },
         "seconds": {
-            "row": 1e-10,
+            "gathered": 1.9e-09,
+            "kernel": 1.5e-08,
         },
     },
     "four_step": {

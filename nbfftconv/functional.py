@@ -98,7 +98,7 @@ def conv2d(
         What the padding holds, as in `torch.nn.Conv2d`.
     activation : {None, "relu"}, default None
         Applied to the result while it is written.
-    algorithm : {"auto", "fft", "direct"}, default "auto"
+    algorithm : {"auto", "fft", "winograd", "direct"}, default "auto"
         What computes it; "auto" leaves that to the planner. An FFT's errors are relative to the largest values near
         by, those of "direct" to each value's own products: docs/accuracy.md.
     out : numpy.ndarray, optional
@@ -215,7 +215,7 @@ def conv2d_weight(
         As in `conv2d`.
     padding_mode : {"zeros", "reflect", "replicate", "circular"}, default "zeros"
         As in `conv2d`.
-    algorithm : {"auto", "fft", "direct"}, default "auto"
+    algorithm : {"auto", "fft", "winograd", "direct"}, default "auto"
         As in `conv2d`.
     plan : ConvPlan, optional
         From `plan_conv2d` for the same geometry, dtype and direction "grad_weight"; `algorithm` is then "auto".
@@ -296,7 +296,7 @@ def conv2d_input(
         As in `conv2d`.
     padding_mode : {"zeros", "reflect", "replicate", "circular"}, default "zeros"
         As in `conv2d`.
-    algorithm : {"auto", "fft", "direct"}, default "auto"
+    algorithm : {"auto", "fft", "winograd", "direct"}, default "auto"
         As in `conv2d`.
     plan : ConvPlan, optional
         From `plan_conv2d` for the same geometry, dtype and direction "grad_input"; `algorithm` is then "auto".

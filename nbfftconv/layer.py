@@ -99,7 +99,7 @@ class Conv2d:
         As in `nbfftconv.conv2d`.
     activation : {None, "relu"}, default None
         As in `nbfftconv.conv2d`.
-    algorithm : {"auto", "fft", "direct"}, default "auto"
+    algorithm : {"auto", "fft", "winograd", "direct"}, default "auto"
         As in `nbfftconv.conv2d`.
     training : bool, default True
         If False, a forward pass keeps nothing for `backward`. `train` and `eval` set it, too.

@@ -63,7 +63,7 @@ def plan_conv2d(
         The pass: that of `nbfftconv.conv2d`, `nbfftconv.conv2d_weight` or `nbfftconv.conv2d_input`.
     dtype : dtype, default numpy.float32
         What the arrays hold, float32 or float64.
-    algorithm : {"auto", "fft", "direct"}, default "auto"
+    algorithm : {"auto", "fft", "winograd", "direct"}, default "auto"
         What computes it.
     transform : str, default "auto"
         What transforms the tiles: one of ``nbfftconv.transforms.registry.names()``.
@@ -182,8 +182,11 @@ def make_plan(
     is_asked = algorithm != "auto" or bool(choices)
     implementations, winner = registry.candidates(algorithm), None
     if choices:
-        names = {name for name, _ in choices}
-        implementations = tuple(each for each in implementations if names.issubset(each.options))
+        options = dict(choices)
+        implementations = tuple(each for each in implementations if set(options).issubset(each.options))
+        if "transform" in options:
+            name = transforms.get(options["transform"]).algorithm
+            implementations = tuple(each for each in implementations if each.name == name) or implementations
     elif transposes and not is_asked:
         winner = _winner(geometry, direction, dtype, weight_is_transformed)
     fields = _fields(geometry, direction, dtype, choices, is_asked, weight_is_transformed, transposes)

@@ -53,6 +53,7 @@ SLOWEST = 0.5  # seconds that direct convolution may be expected to take, to be 
 
 PRIOR = 0.3  # weight of the present rates: one whose term is 3 % of 100 passes is half old, half new
 LEAST = 0.1  # of what a rate's term was
+OPTIONAL = ("row", "read_rate", "write_rate", "gathered", "kernel")  # rates that some transforms have
 WITHIN = 1.15  # of the fastest plan's time: the model's choice is good enough
 
 
@@ -294,7 +295,7 @@ def transform_of(name: str) -> Transform:
         product_rate=of["product"],
         spectra_rate=of["spectra"],
         stream_rate=of["stream"],
-        row=of["row"],
+        **{field: of[field.removesuffix("_rate")] for field in OPTIONAL if field.removesuffix("_rate") in of},
     )
 
 
@@ -309,7 +310,7 @@ def model(measured: Measured, weight_is_transformed: bool, machine: Machine) -> 
     run_direction = "forward" if measured.transposed else measured.direction
     _, cost, seconds = next(
         each
-        for each in costed_choices(request)
+        for each in costed_choices(request, registry.get(measured.name).algorithm)
         if (each.choices.direction, each.choices.fused) == (run_direction, measured.fused)
     )
     cost = cost._make(float(np.ravel(of_stage)[0]) for of_stage in cost)

@@ -121,7 +121,8 @@ def draw_problem(rng: np.random.Generator) -> Problem:
         products = np.prod(output_size) * np.prod(weight_size[1:])
         if min(output_size[2:]) >= 1 and fits_mode and products <= PRODUCTS * (20 if is_large else 1):
             break
-    algorithm, transform, tile = one_of(rng, ["auto", "auto", "fft", "direct"]), "auto", None
+    algorithms = ["auto", "auto", "fft", "direct", *(["winograd"] if max(kernel) <= 3 else [])]
+    algorithm, transform, tile = one_of(rng, algorithms), "auto", None
     if rng.random() < 0.3:
         algorithm, transform = "auto", one_of(rng, ["fftw", "codelet", "four_step"])
         sides = [[side for side in SIDES.get(transform, range(k, k + 24)) if side >= k] for k in kernel]

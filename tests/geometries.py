@@ -19,6 +19,8 @@ from nbfftconv.geometry import ConvGeometry
 from nbfftconv.passes.plan import TiledPlan
 from nbfftconv.plan import ConvPlan, StepPlan
 from nbfftconv.planner import make_plan
+from nbfftconv.tiling import problem_sizes
+from nbfftconv.transforms import registry
 
 DIRECTIONS = ("forward", "grad_weight", "grad_input")
 # Directions, and whether a gradient at the input is run as a forward pass, where it can be.
@@ -220,6 +222,23 @@ def four_step_tiles(case: Case) -> st.SearchStrategy[tuple[int, int]]:
     return st.sampled_from(fitting)
 
 
+#: Kernels that Winograd's maps are for.
+FEW_TAPS = 3
+
+
+def has_few_taps(case: Case) -> bool:
+    """Whether Winograd's maps are for a case."""
+    geometry = ConvGeometry.from_arguments(case.input_size, case.weight_size, **case.options)
+    return max(taps for _, taps in problem_sizes(geometry)) <= FEW_TAPS
+
+
+def winograd_tiles(case: Case) -> st.SearchStrategy[tuple[int, int]]:
+    """A tile of Winograd's maps."""
+    geometry = ConvGeometry.from_arguments(case.input_size, case.weight_size, **case.options)
+    vertical, horizontal = (taps for _, taps in problem_sizes(geometry))
+    return st.tuples(*(st.sampled_from([taps + 1, taps + 3]) for taps in (vertical, horizontal)))
+
+
 def generators() -> st.SearchStrategy[np.random.Generator]:
     return st.builds(np.random.default_rng, st.integers(0, 2**32 - 1))
 
@@ -238,7 +257,10 @@ def shared_steps(block_tiles: int | None = None, **choices: Any) -> Iterator[Non
     """
 
     def make_step_plan(geometry: ConvGeometry, dtype: np.dtype, algorithm: str, spectra_limit: int) -> StepPlan:
-        plans = [planned(geometry, direction, dtype, "fft", transposes=False, **choices) for direction in DIRECTIONS]
+        algorithm = registry.get(choices["transform"]).algorithm if "transform" in choices else "fft"
+        plans = [
+            planned(geometry, direction, dtype, algorithm, transposes=False, **choices) for direction in DIRECTIONS
+        ]
         return StepPlan(
             *(in_blocks(plan, block_tiles) for plan in plans),
             seconds=0.0,
@@ -254,5 +276,7 @@ def shared_steps(block_tiles: int | None = None, **choices: Any) -> Iterator[Non
 def tilings(draw, case: Case, most: int = 16) -> dict[str, Any]:
     """A transform, and a tile of it that the kernel fits into."""
     strategies = {"fftw": tiles(case, most), "codelet": codelet_tiles(case), "four_step": four_step_tiles(case)}
+    if has_few_taps(case):
+        strategies["winograd"] = winograd_tiles(case)
     transform = draw(st.sampled_from(list(strategies)))
     return {"transform": transform, "tile": draw(strategies[transform])}

@@ -18,6 +18,8 @@ from guard import guarded, guarded_scratch
 
 import nbfftconv
 from nbfftconv import machine, simd
+from nbfftconv.geometry import ConvGeometry
+from nbfftconv.tiling import problem_sizes
 from nbfftconv.transforms import fftw, registry
 
 CASES = {
@@ -38,8 +40,14 @@ TILES = {"codelet": ((8, 8), (12, 16)), "four_step": ((30, 40), (36, 30)), "fftw
 
 
 def tiles_of(name: str) -> tuple[tuple[int, int], ...]:
-    sides = registry.get(name).sides
-    return TILES.get(name) or ((sides[0], sides[1]),)
+    return TILES.get(name) or ((registry.get(name).sides(1)[0],) * 2,)
+
+
+def winograd_tiles_of(case: Case) -> list[tuple[int, int]]:
+    """Both that there are for the taps of a case, none if these are too many."""
+    geometry = ConvGeometry.from_arguments(case.input_size, case.weight_size, **case.options)
+    taps = [of_axis for _, of_axis in problem_sizes(geometry)]
+    return [(taps[0] + 1, taps[1] + 3), (taps[0] + 3, taps[1] + 1)] if max(taps) <= 3 else []
 
 
 def plans(case: Case, algorithm: str, direction: str, dtype: type, transposed: bool | None) -> Iterator[object]:
@@ -47,11 +55,14 @@ def plans(case: Case, algorithm: str, direction: str, dtype: type, transposed: b
     if algorithm == "direct":
         yield case.plan(direction, dtype, algorithm="direct", transposed=transposed)
         return
-    for tile in tiles_of(algorithm):
-        plan = case.plan(direction, dtype, algorithm="fft", transform=algorithm, tile=tile, transposed=transposed)
+    name, tiles = registry.get(algorithm).algorithm, tiles_of(algorithm)
+    if name == "winograd":
+        tiles = winograd_tiles_of(case)
+    for tile in tiles:
+        plan = case.plan(direction, dtype, algorithm=name, transform=algorithm, tile=tile, transposed=transposed)
         yield plan
         if not plan.is_transposed:
-            units = simd.lanes(dtype) if algorithm == "codelet" else 1
+            units = simd.lanes(dtype) if algorithm in ("codelet", "winograd") else 1
             yield replace(plan, fused=False, block_tiles=units)
             if direction == "forward":
                 yield replace(plan, fused=not plan.fused, block_tiles=2 * units)

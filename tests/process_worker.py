@@ -71,6 +71,12 @@ WORK = {
         None,
     ),
     "circular": (Case((1, 2, 64, 64), (2, 2, 21, 21), padding=10, padding_mode="circular"), {}, None),
+    "winograd": (Case((2, 5, 75, 70), (21, 5, 3, 3), padding=1), {"algorithm": "winograd", "fused": True}, None),
+    "winograd in stages": (
+        Case((2, 5, 75, 70), (21, 5, 3, 3), padding=1),
+        {"algorithm": "winograd", "fused": False},
+        512 << 10,
+    ),
     "direct": (Case((3, 5, 33, 31), (7, 5, 3, 3), padding=1), {"algorithm": "direct"}, None),
     "depthwise": (Case((2, 6, 33, 45), (12, 1, 5, 3), padding=1, groups=6), {"algorithm": "direct"}, None),
 }

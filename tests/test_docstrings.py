@@ -44,7 +44,7 @@ KNOBS = (
 RECORDS = (
     "nbfftconv.geometry.ConvGeometry",
     "nbfftconv.implementations.direct.DirectPlan",
-    "nbfftconv.passes.plan.FftPlan",
+    "nbfftconv.passes.plan.TiledPlan",
     "nbfftconv.plan.ConvPlan",
     "nbfftconv.tiling.AxisTiles",
     "nbfftconv.tiling.TileGrid",

@@ -9,6 +9,7 @@ from compare import assert_accurate, relative_error
 from geometries import (
     CODELET_TILES,
     DIRECTIONS,
+    FEW_TAPS,
     FOUR_STEP_TILES,
     PADDING_MODES,
     WAYS,
@@ -18,6 +19,7 @@ from geometries import (
     four_step_tiles,
     generators,
     tiles,
+    winograd_tiles,
 )
 from hypothesis import given
 from hypothesis import strategies as st
@@ -51,6 +53,15 @@ def test_any_geometry_with_any_tile(direction, data, dtype, rng):
     case = data.draw(cases())
     choices = {"algorithm": "fft", "tile": data.draw(tiles(case)), "transposed": data.draw(st.booleans())}
     plan = case.plan(direction, dtype, **choices)
+    a, b, expected = case.operands_and_expected(direction, dtype, rng)
+    assert_accurate(case.run(direction, a, b, plan), expected, dtype)
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+@given(data=st.data(), case=cases(max_kernel=FEW_TAPS), dtype=st.sampled_from(DTYPES), rng=generators())
+def test_any_geometry_by_winograd(direction, data, case, dtype, rng):
+    choices = {"algorithm": "winograd", "tile": data.draw(st.none() | winograd_tiles(case))}
+    plan = case.plan(direction, dtype, **choices, transposed=data.draw(st.booleans()))
     a, b, expected = case.operands_and_expected(direction, dtype, rng)
     assert_accurate(case.run(direction, a, b, plan), expected, dtype)
 

@@ -5,7 +5,17 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from compare import assert_accurate, assert_accurate_where_finite
-from geometries import FOUR_STEP_TILES, Case, cases, codelet_tiles, four_step_tiles, generators, tiles
+from geometries import (
+    FEW_TAPS,
+    FOUR_STEP_TILES,
+    Case,
+    cases,
+    codelet_tiles,
+    four_step_tiles,
+    generators,
+    tiles,
+    winograd_tiles,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -14,18 +24,19 @@ from nbfftconv import simd
 from nbfftconv.passes.plan import filters_of_block
 from nbfftconv.threads import get_counts
 
-TRANSFORMS = {"fftw": tiles, "codelet": codelet_tiles, "four_step": four_step_tiles}
+TRANSFORMS = {"fftw": tiles, "codelet": codelet_tiles, "four_step": four_step_tiles, "winograd": winograd_tiles}
 DTYPES = (np.float32, np.float64)
 
 
 def lanes_of(transform, dtype):
-    return simd.lanes(dtype) if transform == "codelet" else 1
+    return simd.lanes(dtype) if transform in ("codelet", "winograd") else 1
 
 
 @st.composite
 def fused(draw, transform, dtype):
     """A case with up to 6 channels and 40 filters a group, and the choices of a plan in blocks of 1 to 7 units."""
-    case = draw(cases(max_size=60, max_kernel=15, max_products=3_000_000, max_multiplier=40))
+    max_kernel = FEW_TAPS if transform == "winograd" else 15
+    case = draw(cases(max_size=60, max_kernel=max_kernel, max_products=3_000_000, max_multiplier=40))
     tile = draw(TRANSFORMS[transform](case))
     block_tiles = draw(st.integers(1, 7)) * lanes_of(transform, dtype)
     return case, {"transform": transform, "tile": tile, "block_tiles": block_tiles}
@@ -76,11 +87,12 @@ def test_any_geometry(transform, data, dtype, rng):
 @pytest.mark.parametrize("depth", [1, 2, 6])
 def test_filter_blocks(transform, dtype, filters, depth, rng):
     """Filters in one block or several, of which the last is not full, in two groups; a rest of tiles."""
-    case = Case((2, 2 * depth, 61, 70), (2 * filters, depth, 3, 4), padding=1, groups=2)
+    kernel = (3, 2) if transform == "winograd" else (3, 4)
+    case = Case((2, 2 * depth, 61, 70), (2 * filters, depth, *kernel), padding=1, groups=2)
     block = filters_of_block(filters, depth, lanes_of(transform, dtype))
     assert (block < filters) == (filters > 8 * max(depth, lanes_of(transform, dtype) // 8))
     x, w, expected = case.operands_and_expected("forward", dtype, rng)
-    tile = {"fftw": (24, 18), "codelet": (12, 16), "four_step": FOUR_STEP_TILES[0]}[transform]
+    tile = {"fftw": (24, 18), "codelet": (12, 16), "four_step": FOUR_STEP_TILES[0], "winograd": (6, 3)}[transform]
     choices = {"transform": transform, "tile": tile, "block_tiles": 4 * lanes_of(transform, dtype)}
     bias = rng.standard_normal(2 * filters).astype(dtype)
     result = assert_same_bits(case, (x, w), choices, dtype, {"bias": bias})
@@ -142,6 +154,8 @@ def test_the_planner_fuses_depthwise_layers_and_few_channels(case, dtype, rng):
 def test_a_block_fits_the_scratch_limit(transform, limit, restore_scratch_limit):
     nbfftconv.scratch.set_scratch_limit(limit)
     case = Case((4, 2, 90, 90), (16, 2, 5, 5))
-    tile = {"fftw": (36, 24), "codelet": (8, 8), "four_step": (30, 40)}[transform]
+    if transform == "winograd":
+        case = Case((4, 2, 90, 90), (4, 2, 3, 3))  # a block has at least as many tiles as lanes
+    tile = {"fftw": (36, 24), "codelet": (8, 8), "four_step": (30, 40), "winograd": (6, 6)}[transform]
     plan = case.plan("forward", np.float32, transform=transform, tile=tile)
     assert 0 < plan.scratch_bytes <= limit, plan

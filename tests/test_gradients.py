@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from compare import assert_accurate
-from geometries import PADDING_MODES, Case, cases, generators, shared_steps, tilings
+from geometries import FEW_TAPS, PADDING_MODES, Case, cases, generators, shared_steps, tilings, winograd_tiles
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import nbfftconv
+from nbfftconv.geometry import ConvGeometry
+from nbfftconv.tiling import problem_sizes
 
 CASES = [
     Case((2, 3, 9, 8), (4, 3, 3, 4)),
@@ -65,9 +68,36 @@ def test_500_geometries_against_the_oracle(data, case, dtype, algorithm, block_t
         assert_accurate(actual, right, dtype)
 
 
+@settings(max_examples=500)  # whatever the profile
+@given(
+    data=st.data(),
+    case=cases(max_size=28, max_kernel=FEW_TAPS, max_products=100_000),
+    dtype=st.sampled_from((np.float32, np.float64)),
+    shares=st.booleans(),
+    block_tiles=st.integers(1, 40),
+    rng=generators(),
+)
+def test_500_geometries_by_winograd_against_the_oracle(data, case, dtype, shares, block_tiles, rng):
+    """Forced, in stages or fused, and in steps that share spectra."""
+    x, w = case.operands("forward", dtype, rng, positive=True)
+    g = rng.uniform(0.5, 1.5, case.output_size).astype(dtype)
+    tile = data.draw(winograd_tiles(case))
+    choices = {"algorithm": "winograd", "tile": tile}
+    plan = case.plan("forward", dtype, **choices, fused=data.draw(st.booleans()), block_tiles=block_tiles)
+    assert_accurate(case.run("forward", x, w, plan), case.expect("forward", x, w), dtype)
+    dw, dx = case.expect("grad_weight", x, g), case.expect("grad_input", w, g)
+    expected = dw, dx, dw, dx, g.sum((0, 2, 3), np.float64)
+    if shares:
+        found = gradients(case, x, w, g, "fft", {"transform": "winograd", "tile": tile}, block_tiles)
+    else:
+        found = gradients(case, x, w, g, "winograd", choices, None)
+    for actual, right in zip(found, expected, strict=True):
+        assert_accurate(actual, right, dtype)
+
+
 @pytest.mark.usefixtures("restore_threads")
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("transform", ["fftw", "codelet", "four_step"])
+@pytest.mark.parametrize("transform", ["fftw", "codelet", "four_step", "winograd"])
 @pytest.mark.parametrize(
     "case",
     [
@@ -80,7 +110,12 @@ def test_500_geometries_against_the_oracle(data, case, dtype, algorithm, block_t
     ids=repr,
 )
 def test_the_same_bits_on_any_number_of_threads(case, transform, dtype, rng):
-    tile = {"fftw": (14, 15), "codelet": (12, 16), "four_step": (30, 40)}[transform]
+    if transform == "winograd":
+        case = replace(case, weight_size=(*case.weight_size[:2], 3, 3), padding=1)
+    tile = {"fftw": (14, 15), "codelet": (12, 16), "four_step": (30, 40), "winograd": None}[transform]
+    if tile is None:
+        geometry = ConvGeometry.from_arguments(case.input_size, case.weight_size, **case.options)
+        tile = tuple(taps + 3 for _, taps in problem_sizes(geometry))
     x, w = case.operands("forward", dtype, rng)
     g = rng.standard_normal(case.output_size).astype(dtype)
     for block_tiles in (5, None):

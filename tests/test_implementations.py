@@ -120,10 +120,10 @@ def test_names_are_checked(registered, rng):
         with pytest.raises(ValueError, match=f"{name}.*taken"):
             registry.register(other)
     for ask in (registry.get, registry.candidates, registry.remove):
-        with pytest.raises(ValueError, match="fft, direct.*'toy'"):
+        with pytest.raises(ValueError, match="fft, winograd, direct.*'toy'"):
             ask("toy")
     x, w = CASES[0].operands("forward", np.float32, rng)
-    with pytest.raises(ValueError, match="algorithm must be one of auto, fft, direct, got 'toy'"):
+    with pytest.raises(ValueError, match="algorithm must be one of auto, fft, winograd, direct, got 'toy'"):
         nbfftconv.conv2d(x, w, algorithm="toy")
 
 

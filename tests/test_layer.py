@@ -11,14 +11,14 @@ import numpy as np
 import oracle
 import pytest
 from compare import assert_accurate, relative_error
-from geometries import DIRECTIONS, Case, cases, generators
+from geometries import DIRECTIONS, Case, cases, generators, has_few_taps
 from hypothesis import given
 from hypothesis import strategies as st
 
 from nbfftconv import Conv2d, kept_kernels, planner
 from nbfftconv import layer as layer_module
 from nbfftconv.geometry import ConvGeometry
-from nbfftconv.implementations import Kernels, direct, fft, registry
+from nbfftconv.implementations import Kernels, direct, fft, registry, tiled
 from nbfftconv.plan import StepPlan
 from nbfftconv.transpose import transpose
 
@@ -36,7 +36,7 @@ def operands(rng):
 @given(
     case=cases(max_size=50, max_kernel=15, max_products=1_000_000),
     dtype=st.sampled_from((np.float32, np.float64)),
-    algorithm=st.sampled_from(("auto", "fft", "direct")),
+    algorithm=st.sampled_from(("auto", "fft", "winograd", "direct")),
     rng=generators(),
 )
 def test_forward_and_backward(case, dtype, algorithm, rng):
@@ -49,7 +49,7 @@ def test_forward_and_backward(case, dtype, algorithm, rng):
         for direction, operands in (("forward", (x, w)), ("grad_input", (w, g)), ("grad_weight", (x, g)))
     )
     layer = Conv2d(w, **case.options, padding_mode=case.padding_mode)
-    layer.algorithm = algorithm
+    layer.algorithm = algorithm if algorithm != "winograd" or has_few_taps(case) else "auto"
     for _ in range(2):  # the second time with what the first has cached
         assert_accurate(layer(x), expected, dtype)
         assert_accurate(layer.backward(g), grad_input, dtype)
@@ -193,7 +193,7 @@ def test_kernels_are_transposed_once(algorithm, monkeypatch, rng):
         return StepPlan(*plans, seconds=0.0)
 
     monkeypatch.setattr(layer_module, "make_step_plan", apart)
-    for module in (direct, fft):
+    for module in (direct, tiled):
         monkeypatch.setattr(module, "transpose", lambda *arguments: calls.append(1) or transpose(*arguments))
     case = Case((2, 4, 24, 24), (4, 4, 5, 5), padding=2)
     x, w = case.operands("forward", np.float32, rng)
@@ -570,7 +570,7 @@ def test_few_forms_serve_many_sizes(weight_size, padding, groups, algorithm, mon
         forms.add(plan.kernel_form)
         best_forms.add(best.kernel_form)
         assert kept.nbytes <= kept_kernels.get_kept_limit()
-    assert len(forms) < len(best_forms) / 2
+    assert len(forms) <= max(2, len(best_forms) // 2)  # of Winograd's, one is best nearly always
     if len(kept.forms) == len(forms):  # nothing had to go
         remembered = list(chosen.items())[-kept_kernels._CHOSEN :]
         assert all(kept.plan(geometry, dtype, algorithm) == plan for geometry, plan in remembered)

@@ -13,7 +13,19 @@ import numpy as np
 import oracle
 import pytest
 from compare import assert_accurate_where_finite
-from geometries import DIRECTIONS, PADDING_MODES, WAYS, Case, cases, codelet_tiles, four_step_tiles, generators, tiles
+from geometries import (
+    DIRECTIONS,
+    FEW_TAPS,
+    PADDING_MODES,
+    WAYS,
+    Case,
+    cases,
+    codelet_tiles,
+    four_step_tiles,
+    generators,
+    tiles,
+    winograd_tiles,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -21,7 +33,7 @@ import nbfftconv
 from nbfftconv import direct, outliers, threads
 
 NONFINITE = (np.nan, np.inf, -np.inf)
-ALGORITHMS = ["auto", "fft", "tiled", "codelets", "four_step", "direct"]
+ALGORITHMS = ["auto", "fft", "tiled", "codelets", "four_step", "winograd", "direct"]
 pytestmark = pytest.mark.filterwarnings("error")  # they are values like others
 
 
@@ -29,6 +41,11 @@ def strew(rng, array, values, count):
     """Put ``count`` of the values anywhere in the array."""
     where = rng.choice(array.size, min(count, array.size), replace=False)
     array.reshape(-1)[where] = rng.choice(values, len(where))
+
+
+def drawn_case(data, case, algorithm):
+    """The case, or, for maps of few taps, another one."""
+    return data.draw(cases(max_size=30, max_kernel=FEW_TAPS, max_products=300_000)) if algorithm == "winograd" else case
 
 
 def draw_plan(data, case, direction, dtype, algorithm):
@@ -39,6 +56,8 @@ def draw_plan(data, case, direction, dtype, algorithm):
         choices = {"transform": "codelet", "tile": data.draw(codelet_tiles(case))}
     elif algorithm == "four_step":
         choices = {"transform": "four_step", "tile": data.draw(four_step_tiles(case))}
+    elif algorithm == "winograd":
+        choices = {"algorithm": "winograd", "tile": data.draw(winograd_tiles(case))}
     elif algorithm == "tiled":
         choices = {"algorithm": "fft", "tile": data.draw(tiles(case, most=16))}
     else:
@@ -57,6 +76,7 @@ def draw_plan(data, case, direction, dtype, algorithm):
     rng=generators(),
 )
 def test_strewn_into_the_operands(algorithm, direction, data, case, dtype, values, counts, rng):
+    case = drawn_case(data, case, algorithm)
     a, b = case.operands(direction, dtype, rng, positive=True)
     for array, count in zip((a, b), counts, strict=True):
         array *= rng.choice((-1, 1))  # one sign for all: no sum of finite values happens to be close to zero
@@ -75,6 +95,7 @@ def test_strewn_into_the_operands(algorithm, direction, data, case, dtype, value
     rng=generators(),
 )
 def test_with_bias_and_relu(algorithm, data, case, dtype, counts, rng):
+    case = drawn_case(data, case, algorithm)
     x, w = case.operands("forward", dtype, rng, positive=True)
     bias = rng.uniform(0.5, 1.5, case.weight_size[0]).astype(dtype)
     signs = rng.choice((-1, 1), case.weight_size[0])  # relu leaves some channels and clears the others
@@ -217,6 +238,7 @@ def test_huge_values_overflow_only_where_they_must(algorithm, direction, data, c
     is either well within it or far beyond.
     """
     dtype, value = huge
+    case = drawn_case(data, case, algorithm)
     a, b = (array * dtype(1e-3) for array in case.operands(direction, dtype, rng, positive=True))
     for array, count in zip((a, b), counts, strict=True):
         strew(rng, array, [value], count)

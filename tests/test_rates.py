@@ -21,7 +21,9 @@ from nbfftconv.implementations import registry as implementations
 from nbfftconv.machine import DEFAULT, Machine
 from nbfftconv.plan import DIRECTIONS
 from nbfftconv.planner import make_plan
+from nbfftconv.tiling import problem_sizes
 from nbfftconv.transforms import registry as transforms
+from nbfftconv.transforms.codelets import SIDES
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "perf"))
 import fit_costs
@@ -40,8 +42,10 @@ GEOMETRIES = [
         ((2, 16, 30, 150), (16, 1, 5, 5), 2, 16),
     )
 ]
+GEOMETRIES.append(ConvGeometry.from_arguments((2, 16, 40, 40), (32, 16, 3, 3), padding=2, dilation=2))
 TILES = {
-    "codelet": [(side, side) for side in transforms.get("codelet").sides],
+    "codelet": [(side, side) for side in SIDES],
+    "winograd": [(4, 4), (4, 6), (6, 6)],
     "four_step": [(30, 36), (64, 64), (240, 60), (60, 240)],
     "fftw": [(16, 24), (64, 48), (128, 128)],
 }
@@ -49,7 +53,7 @@ TILES = {
 
 def measured_as(plan, seconds, stages=None):
     """A plan with times."""
-    tile, fused = (plan.tile, plan.fused) if plan.algorithm == "fft" else (None, False)
+    tile, fused = (plan.tile, plan.fused) if plan.algorithm != "direct" else (None, False)
     kind = "test", plan.geometry, plan.direction, plan.dtype, fit_costs.name_of(plan), tile, fused, plan.is_transposed
     return fit_costs.Measured(*kind, seconds, stages)
 
@@ -69,9 +73,12 @@ def plans():
         for direction in DIRECTIONS:
             once = (1.0,) if direction == "grad_weight" else (1.0, 1.0)
             for name, tiles in TILES.items():
+                algorithm = transforms.get(name).algorithm
+                if algorithm == "winograd" and {taps for _, taps in problem_sizes(geometry)} != {3}:
+                    continue
                 for tile in tiles[number % 3 :: 3]:
                     choices = ("transform", name), ("tile", tile)
-                    found.append(measured_as(make_plan(geometry, direction, FLOAT32, "fft", choices), once))
+                    found.append(measured_as(make_plan(geometry, direction, FLOAT32, algorithm, choices), once))
             found.append(measured_as(make_plan(geometry, direction, FLOAT32, "direct"), once))
     return found
 
@@ -123,7 +130,7 @@ def test_every_rate_is_asked_for(design):
     """And all that are asked for are there: the model would not have run."""
     unused = [p for p, term in zip(design.parameters, design.terms.T, strict=True) if not term.any()]
     assert not unused
-    assert {p.owner for p in design.parameters} == {"fft", "direct", "fftw", "codelet", "four_step"}
+    assert {p.owner for p in design.parameters} == {"fft", "direct", "fftw", "codelet", "four_step", "winograd"}
     assert set(rates.RATES) == {*implementations.algorithms(), *transforms.names()} - {"auto"}
 
 

@@ -28,7 +28,9 @@ from nbfftconv.plan import ConvPlan
 
 LAYERS = {"default": None, "workqueue": "workqueue"}
 #: Results of process_worker.py by each transform and direct, fused and in stages.
-SOME = tuple(f"{name}, float32" for name in ("many blocks", "codelets in stages", "four_step", "fused", "direct"))
+SOME = tuple(
+    f"{name}, float32" for name in ("many blocks", "codelets in stages", "four_step", "fused", "winograd", "direct")
+)
 ALL = ()
 layers_and_results = pytest.mark.parametrize(
     ("layer", "prefixes"),

@@ -1,4 +1,4 @@
-"""Winograd's maps: matrices and emitted code without compiling, the stages against the matrices, and how exact it is."""
+"""Winograd's maps: matrices, emitted code without compiling, stages against the matrices, and how exact they are."""
 
 from __future__ import annotations
 

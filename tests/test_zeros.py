@@ -105,7 +105,7 @@ def test_any_pass(direction, transposed, dtype, problem, zeros, fused, blocks, r
     for operand, blank in zip((a, b), zeros, strict=True):
         blank(operand, rng)
     plan = case.plan(
-        direction, dtype, algorithm="fft", transposed=transposed, fused=fused, block_tiles=blocks, **tiling
+        direction, dtype, transposed=transposed, fused=fused, block_tiles=blocks, **tiling
     )  # fmt: skip
     result = case.run(direction, a, b, plan)
     check(result, case.expect(direction, a, b), case.expect(direction, a != 0, b != 0), (a, b))

@@ -31,7 +31,7 @@ from nbfftconv.passes.context import Spectra
 from nbfftconv.passes.forward import forward as forward_pass
 from nbfftconv.passes.grad_input import grad_input as grad_input_pass
 from nbfftconv.passes.grad_weight import grad_weight as grad_weight_pass
-from nbfftconv.passes.plan import TiledPlan, SpectraLayout
+from nbfftconv.passes.plan import SpectraLayout, TiledPlan
 from nbfftconv.passes.to_spectra import TransformedWeight, transform_weight
 from nbfftconv.plan import Choices, ConvPlan, KernelForm, StepPlan
 from nbfftconv.tiling import axis_tiles, problem_sizes

@@ -32,6 +32,7 @@ import numpy as np
 from nbfftconv import rates, simd
 from nbfftconv.accumulate import COMPLEX, REAL
 from nbfftconv.geometry import ConvGeometry
+from nbfftconv.implementations import Inapplicable
 from nbfftconv.machine import Machine
 from nbfftconv.passes.plan import PLANS, TiledPlan, filters_of_block
 from nbfftconv.target import TARGET
@@ -48,7 +49,8 @@ LARGEST_TILE = 512
 
 # A fused block of tiles is at most this large: it stays in the second-level cache of its core.
 _CORE_BYTES = TARGET.l2_bytes * 62 // 100
-# Channels of a group up to which a fused pass by FFT is considered; beyond, it would read the kernels' spectra too often.
+# Channels of a group up to which a fused pass of complex spectra is considered; beyond, it would read those of the
+# kernels too often.
 _FUSED_DEPTH = 16
 # Lane blocks of a fused pass of real spectra, and work items: enough for many threads; and as few as it is considered
 # for.
@@ -87,6 +89,8 @@ class Tiles(NamedTuple):
         Seconds of a byte of spectra that go through the last-level cache, and of kernels' spectra that are read.
     read, write : numpy.ndarray
         Seconds of a byte of an array that is read, or written.
+    gathered, kernel : numpy.ndarray
+        Seconds of a sample that is gathered alone, and of a kernel's gradient that is written.
     """
 
     transform: Numbers
@@ -104,6 +108,8 @@ class Tiles(NamedTuple):
     stream: Numbers
     read: Numbers
     write: Numbers
+    gathered: Numbers
+    kernel: Numbers
 
 
 @functools.lru_cache(maxsize=32)
@@ -140,6 +146,8 @@ def _table(
         stream=1 / (machine.bandwidth * transform.stream_rate),
         read=1 / (machine.bandwidth * (transform.read_rate or _RATES["read"])),
         write=1 / (machine.bandwidth * (transform.write_rate or _RATES["write"])),
+        gathered=transform.gathered,
+        kernel=transform.kernel,
     )
     return np.stack([np.broadcast_to(field, height.shape) for field in tiles])
 
@@ -158,11 +166,10 @@ def _tiles(
     for index, transform in enumerate(transforms):
         known = [transform.sides(taps) if transform.sides else None for _, taps in sizes]
         if tile is not None:
-            wrong = [axis for axis, side in enumerate(tile) if known[axis] is not None and side not in known[axis]]
+            wrong = [of_axis for of_axis, side in zip(known, tile, strict=True) if of_axis and side not in of_axis]
             if wrong:
                 if is_asked or len(transforms) == 1:
-                    of_axis = known[wrong[0]]
-                    raise ValueError(f"the {transform.name} transform has tile sides {of_axis}, not tile {tile}")
+                    raise Inapplicable(f"the {transform.name} transform has tile sides {wrong[0]}, not tile {tile}")
                 continue
             for axis, side in enumerate(tile):
                 axis_tiles(geometry, axis, side)  # raises where the kernel does not fit
@@ -288,10 +295,11 @@ class TileChoices:
         lane_block = self.tiles.bins * (bin_stride(depth, blocking.entry_bytes) + of_output)
         tiles = 2 * self.tiles.lanes * self.tiles.nbytes
         if is_real:
-            # A core's cache holds the spectra of some lane blocks, while the kernels' stream past: where these come from
-            # memory, for a whole block of C in registers.
+            # A core's cache holds the spectra of some lane blocks, while the kernels' stream past: where these come
+            # from memory, for a whole block of C in registers.
             most = np.where(self.weight > TARGET.last_level_bytes, blocking.columns, _LANE_BLOCKS)
-            lane_blocks = np.minimum(most, np.maximum(1, np.floor(self.lane_blocks * self.geometry.groups / _ITEMS)))
+            lane_blocks = np.minimum(most, np.floor(self.lane_blocks * self.geometry.groups / _ITEMS))
+            lane_blocks = np.minimum(lane_blocks, np.floor(limit / lane_block))
             fits = (lane_block <= limit) & (self.lane_blocks * self.geometry.groups >= _FEWEST_ITEMS)
         else:
             lane_blocks = np.floor(np.minimum(_CORE_BYTES - tiles, limit) / lane_block)
@@ -444,10 +452,10 @@ def tiled_cost(choices: BlockedChoices, weight_is_transformed: bool, machine: Ma
     through_cache = 0 if choices.fused else choices.lane_blocks * spectrum * tiles.spectra
 
     def both_ways(
-        channels: int, columns: Numbers, size: tuple[int, ...], byte: Numbers, times: Numbers = 1
+        channels: int, columns: Numbers, alone: Numbers, size: tuple[int, ...], byte: Numbers, times: Numbers = 1
     ) -> np.ndarray:
         moved = times * byte * (itemsize * math.prod(size))
-        return channels * (count * transform(columns) + through_cache) + moved
+        return channels * (count * (transform(columns) + alone * tiles.gathered) + through_cache) + moved
 
     # one lane block of complex tiles leaves registers empty
     lonely = np.where(tiles.entry > simd.VECTOR_BYTES, 0.2 / choices.block_lane_blocks, 0.0)
@@ -462,18 +470,28 @@ def tiled_cost(choices: BlockedChoices, weight_is_transformed: bool, machine: Ma
     weight: Numbers = 0.0
     taps = grid.horizontal.taps
     if direction == "grad_weight":
-        weight = choices.lane_filters * depth * transform(taps) + choices.weight * tiles.spectra
+        kernel = transform(taps) + tiles.kernel
+        weight = choices.lane_filters * depth * kernel + choices.weight * tiles.spectra
     elif not weight_is_transformed:
         kernel = transform(taps, grid.vertical.taps)
         weight = choices.lane_filters * depth * kernel + choices.weight / (machine.bandwidth * _RATES["kernels"])
     blocks = _RATES["block"] * (1 if choices.fused else choices.blocks)
     if geometry.groups > 1 and not choices.fused:
         blocks = blocks + _RATES["group_product"] * geometry.groups * tiles.bins * choices.blocks
-    overlap = samples / (grid.vertical.outputs * grid.horizontal.outputs) if direction == "grad_input" else 1
+    outputs = grid.vertical.outputs * grid.horizontal.outputs
+    overlap = samples / outputs if direction == "grad_input" else 1
+    x = grid.horizontal
     return TiledCost(
         choices.filter_blocks
-        * both_ways(depth * geometry.groups, tiles.width, geometry.input_size, tiles.read, overlap),
-        both_ways(filters, grid.horizontal.outputs, geometry.output_size, tiles.write),
+        * both_ways(
+            depth * geometry.groups,
+            tiles.width,
+            samples * (x.input_step != 1),
+            geometry.input_size,
+            tiles.read,
+            overlap,
+        ),
+        both_ways(filters, x.outputs, outputs * (x.output_step != 1), geometry.output_size, tiles.write),
         weight,
         multiply_adds * tiles.product + transposed + choices.weight * choices.blocks * stream + blocks + _RATES["call"],
     )

@@ -24,7 +24,7 @@ class Winograd(Tiled):
         return super().candidates(request)
 
     def step(self, requests: Sequence[Request], spectra_limit: int, below: float) -> StepPlan | None:
-        """Return None: of small tiles, to add up those that overlap takes longer than to transform the gradient anew."""
+        """Return None: to add up small tiles that overlap takes longer than to transform the gradient anew."""
         return None
 
 

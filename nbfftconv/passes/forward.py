@@ -7,7 +7,7 @@ A fused pass lets a worker take a block of tiles from input to output, in the ca
 import numpy as np
 
 from nbfftconv import jit, simd
-from nbfftconv.accumulate import COMPLEX, KERNELS, REAL, Blocking, conjugate_product
+from nbfftconv.accumulate import COMPLEX, KERNELS, REAL, Blocking, block_depth, conjugate_product
 from nbfftconv.geometry import ConvGeometry
 from nbfftconv.outliers import WORDS
 from nbfftconv.passes.blank_windows import BlankWindows
@@ -29,7 +29,7 @@ from nbfftconv.passes.to_spectra import (
     lane_block_to_spectrum,
     to_spectra_numbers,
 )
-from nbfftconv.passes.views import SPECTRA
+from nbfftconv.passes.views import SPECTRA, column_step
 from nbfftconv.passes.workspace import WORKSPACE, memory_of
 from nbfftconv.rounding import cdiv
 
@@ -45,7 +45,7 @@ _FUSED = RecordType(
 
 
 def _fused(kernel, blocking: Blocking):
-    most_rows, most_columns, entry, depth = blocking.rows, blocking.columns, blocking.entry_bytes, blocking.depth
+    most_rows, most_columns, entry, most_depth = blocking.rows, blocking.columns, blocking.entry_bytes, blocking.depth
     together, is_real = blocking.fused_rows, blocking is REAL
 
     def factory(real):
@@ -56,7 +56,7 @@ def _fused(kernel, blocking: Blocking):
             memory, lanes = memory_of(r.workspace, worker), r.input.transform.lanes
             xs, ys, ws = r.input.spectra, r.output.spectra, r.weight
             x, y = memory + xs.address, memory + ys.address
-            blocks = cdiv(r.lane_blocks, r.block_lane_blocks)
+            blocks, depth = cdiv(r.lane_blocks, r.block_lane_blocks), block_depth(lanes, r.channels, most_depth)
             filter_blocks = cdiv(r.filters, r.filter_block)
             for item in range(begin, end):
                 first = item % blocks * r.block_lane_blocks
@@ -71,7 +71,7 @@ def _fused(kernel, blocking: Blocking):
                         pointed = lane_block_to_spectrum(
                             real, word, limit, itemsize, r.input, worker, first + i, index, spectrum, xs.bin, pointed
                         )  # fmt: skip
-                points_once = r.output.transform.write != 0
+                points_once = r.output.transform.write != 0 and column_step(r.output.target) == itemsize
                 if points_once:
                     for i in range(lane_blocks):
                         point_to_results(itemsize, r.output, worker, first + i, 1 + i)
@@ -92,7 +92,8 @@ def _fused(kernel, blocking: Blocking):
                                         x + j * xs.lane_block + bin * xs.bin + c * entry, xs.lane_block, entry, xs.bin,
                                         y + j * ys.lane_block + bin * ys.bin + (k - first_row) * entry,
                                         entry, ys.lane_block, ys.bin,
-                                        min(depth, r.channels - c), 1, bins, c, w + ws.bin + c * entry if is_real else x, 0,
+                                        min(depth, r.channels - c), 1, bins, c,
+                                        w + ws.bin + c * entry if is_real else x, 0,
                                         min(most_rows, last_row - k), min(most_columns, lane_blocks - j),
                                     ))  # fmt: skip
                     for i in range(lane_blocks):

@@ -12,7 +12,6 @@ from nbfftconv.rounding import round_up
 from nbfftconv.tiling import TileGrid, axis_tiles
 from nbfftconv.transforms import registry
 
-
 _Plan = TypeVar("_Plan", bound="TiledPlan")
 
 

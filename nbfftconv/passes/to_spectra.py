@@ -230,7 +230,7 @@ def add_to_spectra(context: Context, name: str, array: np.ndarray, spectra: Spec
     record = _record(context, name, array, spectra)
     record["first_lane_block"] = context.first_lane_block
     view = context.views[name]
-    # Real spectra have few bins, to which is written in turns: none of their lines stays in a core's caches for the next.
+    # Lines of real spectra, one for each bin and channel, drive out of a core's caches what the next stage needs.
     if context.blocking is REAL and context.lane_blocks * spectra.lane_block > _STREAMED_BYTES // 2:
         record["finished"] = context.borrow(context.areas * context.bins * context.entry).address
     context.add(_to_spectra, record, context.lane_blocks * view.channels * view.channel_phases)

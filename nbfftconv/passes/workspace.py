@@ -117,7 +117,7 @@ def _note_tile(memory, r, lane, tile):
 
 @njit()
 def places_of(w, memory, index):
-    """Return the address of an indirection buffer: 0 is that of what is read, from 1 on are those of what is written."""
+    """Return the address of an indirection buffer: 0 is of what is read, from 1 on they are of what is written."""
     return memory + w.indirection + index * w.places
 
 

@@ -178,6 +178,11 @@ class Transform:
         Seconds of a row that is gathered or scattered.
     read_rate, write_rate : float or None
         Fractions of its `bandwidth` of arrays that are read and written; None for those of most transforms.
+    gathered : float
+        Seconds, as far as they are reckoned, of a sample that is gathered alone, where strides or dilations part it
+        from its neighbours.
+    kernel : float
+        The same of a kernel's gradient that is written.
     skips_rows : bool
         Whether rows that are not needed are left out.
     algorithm : str
@@ -196,9 +201,11 @@ class Transform:
     product_rate: float
     spectra_rate: float
     stream_rate: float
-    row: float
+    row: float = 0.0
     read_rate: float | None = None
     write_rate: float | None = None
+    gathered: float = 0.0
+    kernel: float = 0.0
     skips_rows: bool = False
     algorithm: str = "fft"
     is_library: bool = False

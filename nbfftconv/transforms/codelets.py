@@ -23,7 +23,6 @@ from nbfftconv.transforms import (
     kernel_callback,
     signature,
 )
-from nbfftconv.transforms.lanes import load_row, point_callback, row_bytes, store_row
 from nbfftconv.transforms.butterflies import (
     Complex,
     complex_transform,
@@ -32,6 +31,7 @@ from nbfftconv.transforms.butterflies import (
     real_transform,
     store_complex,
 )
+from nbfftconv.transforms.lanes import load_row, point_callback, row_bytes, store_row
 
 #: The tile sides that there is a transform for.
 SIDES = (8, 9, 10, 12, 13, 14, 15, 16, 18, 20, 24, 28, 30, 32)

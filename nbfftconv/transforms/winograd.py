@@ -1,8 +1,8 @@
 """Winograd's minimal filtering F(m, r): of a tile, m outputs a side under r taps, by products at m + r - 1 points.
 
 Along one axis, with the points p of `POINTS` and infinity, y = A·[(G·g) × (B·d)] is the correlation of m + r - 1
-samples d with r taps g, where A[i, p] = p^i, G[p, i] = p^i / N(p), N(p) is the product of p - q over the other points q,
-and row p of B has the coefficients of the product of x - q. Of infinity, A and G take the last sample, and B the
+samples d with r taps g, where A[i, p] = p^i, G[p, i] = p^i / N(p), N(p) is the product of p - q over the other points
+q, and row p of B has the coefficients of the product of x - q. Of infinity, A and G take the last sample, and B the
 coefficients of the product of all x - p. Along two axes, the maps follow each other. (Winograd, Arithmetic Complexity
 of Computations, 1980; Lavin and Gray, Fast Algorithms for Convolutional Neural Networks, 2016.)
 
@@ -30,9 +30,9 @@ from nbfftconv.transforms import (
 )
 from nbfftconv.transforms.lanes import load_row, point_callback, row_bytes, store_row
 
-#: For numbers of points, infinity aside, those for which rounding errors are smallest, or nearly, of points that come in
-#: pairs p, -p, with which maps take fewer operations. Errors of products of random values grow, by two axes, up to 7.1
-#: times for five points (31 for 0, 1, -1, 2, -2), 4.2 for four, 1.7 for three, 2 for two.
+#: For numbers of points, infinity aside, those for which rounding errors are smallest, or nearly, of points that come
+#: in pairs p, -p, with which maps take fewer operations. Errors of products of random values grow, by two axes, up to
+#: 7.1 times for five points (31 for 0, 1, -1, 2, -2), 4.2 for four, 1.7 for three, 2 for two.
 POINTS = {
     2: (1.0, -1.0),
     3: (0.0, 1.0, -1.0),
@@ -165,8 +165,8 @@ def rows_to_lanes(name_index: int, outputs: int, taps: int) -> Callable:
     return emit
 
 
-#: Bytes of a place in an indirection buffer of tiles side by side: an address and a mask. Before them, in words, are the
-#: number of segments of the vector that has most, and that of each vector.
+#: Bytes of a place in an indirection buffer of tiles side by side: an address and a mask. Before them, in words, are
+#: the number of segments of the vector that has most, and that of each vector.
 _PLACE, _HEADER = 16, 16
 
 
@@ -510,6 +510,7 @@ def _operations(height, width, frequencies):
 
 TRANSFORM = Transform(
     "winograd", winograd, layout, sides, _operations,
-    product_rate=_RATES["product"], spectra_rate=_RATES["spectra"], stream_rate=_RATES["stream"], row=_RATES["row"],
-    read_rate=_RATES["read"], write_rate=_RATES["write"], algorithm="winograd",
+    product_rate=_RATES["product"], spectra_rate=_RATES["spectra"], stream_rate=_RATES["stream"],
+    read_rate=_RATES["read"], write_rate=_RATES["write"], gathered=_RATES["gathered"], kernel=_RATES["kernel"],
+    algorithm="winograd",
 )  # fmt: skip
