@@ -1,8 +1,14 @@
-"""Forward passes of the layers in layers.py: this engine against PyTorch, ONNX Runtime and SciPy.
+"""Forward passes of the layers in layers.py: this engine against PyTorch, ONNX Runtime, SciPy and others.
 
 The kernels' spectra are cached, as a `Conv2d` layer keeps them. Engines take turns, each in a process of its own (see
-`rounds`). A ratio is the median time of the faster peer by that of this engine. SciPy takes part on the layer with one
-channel.
+`rounds`). A ratio is the median time of the fastest peer by that of this engine; where others than PyTorch, ONNX
+Runtime and SciPy take part, there is also that of the faster of the first two. SciPy takes part on the layer with one
+channel; "-" stands for an engine that does not.
+
+Peers take part as far as their packages are installed: torch==2.13.0, onnxruntime==1.32.0 with onnx, scipy; with
+`--peers all` also torch on arrays in NHWC order, openvino==2026.4.1 and MNN==3.6.1, both with onnx, and
+ncnn==1.0.20261020. engines.py has their settings. Outputs have to agree to 1e-5 in float32, those of MNN, in whose
+Winograd's algorithm more is lost, to 1e-3.
 
 Then, in another process, the time of each stage of this engine. Its roofline is the larger of two times: its operations
 at the rate of NumPy's matrix product, and the arrays that it reads or writes, once each, at the rate of copying, both
@@ -10,7 +16,8 @@ the best of the run; spectra of tiles count as cached. A complex multiply-add is
 2.5·N·log2(N).
 
 Environment variables reach all engines. To hold them to AVX2: NUMBA_CPU_NAME=haswell ONEDNN_MAX_CPU_ISA=AVX2
-ATEN_CPU_CAPABILITY=avx2 OPENBLAS_CORETYPE=Haswell. ONNX Runtime has no such switch: leave it out with --peers.
+ATEN_CPU_CAPABILITY=avx2 OPENBLAS_CORETYPE=Haswell. ONNX Runtime, OpenVINO, ncnn and MNN have no such switch, or not for
+all of their code: leave them out with --peers.
 """
 
 import argparse
@@ -22,84 +29,22 @@ import os
 import statistics
 import sys
 from collections import defaultdict
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from layers import KINDS, LAYERS, Layer
+from engines import ENGINES, OURS, REQUIRES, Convolution, this_engine
+from layers import BY_NAME, KINDS, SETS, Layer
 from rounds import TURN, difference, hold_threads, medians, new_process, race, seconds_of, table
 from stages import clock_stages
 
-OURS = "nbfftconv"
+USUAL = ("torch", "onnxruntime")
+PEERS = (*USUAL, "scipy")  # if none are asked for
 TOLERANCE = {"float32": 1e-5, "float64": 1e-12}  # of the difference between two engines, in the 2-norm
+LOOSE = {"mnn": 1e-3}  # tolerance of a peer that is less exact: its Winograd's algorithm on tiles of 8x8
+DOUBLE = ("torch", "torch-nhwc")  # peers in float64
 HELD_BY = ("NUMBA_CPU_NAME", "ONEDNN_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY", "OPENBLAS_CORETYPE")
-Convolution = Callable[[], Any]
-
-
-def this_engine(layer: Layer, x: np.ndarray, weight: np.ndarray, threads: int) -> Convolution:
-    """A `Conv2d` layer in inference, its kernels transformed."""
-    import nbfftconv  # each engine is imported by its own process only
-
-    nbfftconv.set_num_threads(threads)
-    convolution = nbfftconv.Conv2d(weight, padding=layer.padding, groups=layer.groups)
-    convolution.training = False
-    convolution(x)
-    return lambda: convolution(x)
-
-
-def pytorch(layer: Layer, x: np.ndarray, weight: np.ndarray, threads: int) -> Convolution:
-    """PyTorch in inference mode."""
-    import torch
-
-    torch.set_num_threads(threads)
-    tensors = torch.from_numpy(x), torch.from_numpy(weight)
-
-    @torch.inference_mode()
-    def convolve() -> Any:
-        return torch.nn.functional.conv2d(*tensors, padding=layer.padding, groups=layer.groups)
-
-    return convolve
-
-
-def onnx_runtime(layer: Layer, x: np.ndarray, weight: np.ndarray, threads: int) -> Convolution:
-    """ONNX Runtime on a model of one Conv node; its output is not copied to NumPy."""
-    import onnxruntime
-    from onnx import TensorProto, helper, numpy_helper
-
-    node = helper.make_node("Conv", ["x", "weight"], ["y"], pads=[layer.padding] * 4, group=layer.groups)
-    graph = helper.make_graph(
-        [node],
-        layer.name,
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, x.shape)],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
-        [numpy_helper.from_array(weight, "weight")],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options, ["CPUExecutionProvider"])
-    value = onnxruntime.OrtValue.ortvalue_from_numpy(x)
-    return lambda: session.run_with_ort_values(["y"], {"x": value})[0]
-
-
-def scipy_oaconvolve(layer: Layer, x: np.ndarray, weight: np.ndarray, threads: int) -> Convolution:
-    """SciPy's overlap-add convolution of one plane."""
-    from scipy import fft, signal
-
-    plane, kernel = x[0, 0], weight[0, 0, ::-1, ::-1].copy()
-
-    def convolve() -> np.ndarray:
-        with fft.set_workers(threads):
-            return signal.oaconvolve(plane, kernel, mode="same")
-
-    return convolve
-
-
-ENGINES = {OURS: this_engine, "torch": pytorch, "onnxruntime": onnx_runtime, "scipy": scipy_oaconvolve}
-REQUIRES = {"torch": ["torch"], "onnxruntime": ["onnxruntime", "onnx"], "scipy": ["scipy"]}
 
 
 def operations(engine: str, layer: Layer, dtype: str, threads: int) -> dict[str, Convolution]:
@@ -124,7 +69,7 @@ def measure_stages(layer: Layer, dtype: str, threads: int) -> dict[str, Any]:
             samples[name].append(seconds)
 
     geometry = ConvGeometry.from_arguments(
-        layer.input_size, layer.weight_size, padding=layer.padding, groups=layer.groups
+        layer.input_size, layer.weight_size, layer.stride, layer.padding, groups=layer.groups
     )
     plan = planner.make_plan(geometry, "forward", np.dtype(dtype), weight_is_transformed=True)
     work = stage_work(plan)
@@ -189,6 +134,7 @@ def compare(layer: Layer, engines: list[str], dtype: str, threads: int, rounds: 
     (ours,) = outputs.pop(OURS)
     differences = {name: difference(ours, output) for name, (output,) in outputs.items()}
     peer = min(outputs, key=seconds.__getitem__)
+    usual = [seconds[name] for name in outputs if name in USUAL]
     return {
         "layer": layer.name,
         "kind": layer.kind,
@@ -196,24 +142,52 @@ def compare(layer: Layer, engines: list[str], dtype: str, threads: int, rounds: 
         "seconds": seconds,
         "samples": times,
         "differences": differences,
-        "outputs_agree": all(value <= TOLERANCE[dtype] for value in differences.values()),
-        "faster_peer": peer,
+        "outputs_agree": all(value <= LOOSE.get(name, TOLERANCE[dtype]) for name, value in differences.items()),
+        "fastest_peer": peer,
         "ratio": seconds[peer] / seconds[OURS],
+        "usual_ratio": min(usual) / seconds[OURS] if usual else None,
         **profile,
     }
 
 
+def digits(value: float, decimals: int) -> str:
+    """Return a number with so many decimals, or with three digits where these are fewer."""
+    return f"{value:.{decimals}f}" if abs(value) >= 10 else f"{value:#.3g}"
+
+
+def kinds_of_ratio(engines: list[str]) -> dict[str, str]:
+    """Return the keys of the ratios to show, and what to call them."""
+    usual = [name for name in engines if name in USUAL]
+    others = set(engines) - {OURS, *PEERS}
+    return {"ratio": "ratio", **({"usual_ratio": f"ratio to {', '.join(usual)}"} if usual and others else {})}
+
+
 def ratio_table(results: list[dict], engines: list[str]) -> str:
     """Return the table of times and ratios."""
-    layers = {layer.name: layer for layer in LAYERS}
+    ratios = kinds_of_ratio(engines)
     header = ["layer", "batch, channels, image, kernel, padding", "GFLOP direct", *(f"{name}, ms" for name in engines)]
     rows = []
     for row in results:
-        layer = layers[row["layer"]]
-        times = [f"{1e3 * row['seconds'][name]:.1f}" if name in row["seconds"] else "" for name in engines]
-        figures = [f"{row['ratio']:.2f}", row["plan"], f"{max(row['differences'].values()):.0e}"]
-        rows.append([layer.name, str(layer), f"{layer.flops / 1e9:.2f}", *times, *figures])
-    return table([*header, "ratio", "plan", "difference"], rows)
+        layer = BY_NAME[row["layer"]]
+        times = [digits(1e3 * row["seconds"][name], 1) if name in row["seconds"] else "-" for name in engines]
+        figures = [*(f"{row[key]:.2f}" for key in ratios), row["plan"], f"{max(row['differences'].values()):.0e}"]
+        rows.append([layer.name, str(layer), digits(layer.flops / 1e9, 2), *times, *figures])
+    return table([*header, *ratios.values(), "plan", "difference"], rows)
+
+
+def mean_and_worst(results: list[dict], key: str, name: str) -> str:
+    """Return a sentence on the ratios of a kind."""
+    ratios = {row["layer"]: row[key] for row in results}
+    worst = min(ratios, key=ratios.__getitem__)
+    mean, names = statistics.geometric_mean(ratios.values()), name.replace("ratio", "ratios")
+    return f"Geometric mean of the {len(ratios)} {names} {mean:.2f}; the worst {ratios[worst]:.2f}, on {worst}.\n"
+
+
+def largest_differences(results: list[dict], engines: list[str]) -> str:
+    """Return a sentence on how far each peer's outputs are from this engine's."""
+    of_peers = {name: [row["differences"][name] for row in results if name in row["differences"]] for name in engines}
+    largest = [f"{name} {max(values):.0e}" for name, values in of_peers.items() if values]
+    return f"Largest differences: {', '.join(largest)}.\n"
 
 
 def kind_table(results: list[dict]) -> str:
@@ -238,7 +212,7 @@ def stage_table(results: list[dict], machine: dict[str, float]) -> str:
             roofline = max(flops / machine["flops"], stage["bytes"] / machine["bandwidth"])
             rate = flops / seconds
             figures = [f"{rate / 1e9:.1f}", f"{rate / machine['flops']:.0%}", f"{roofline / seconds:.0%}"]
-            rows.append([row["layer"], name, f"{1e3 * seconds:.2f}", share, *(figures if flops else [""] * 3)])
+            rows.append([row["layer"], name, digits(1e3 * seconds, 2), share, *(figures if flops else [""] * 3)])
     return table(["layer", "stage", "ms", "of the call", "GFLOP/s", "of peak", "of roofline"], rows)
 
 
@@ -248,13 +222,11 @@ def report(document: dict[str, Any], engines: list[str]) -> str:
     for threads in document["threads"]:
         results = [row for row in document["results"] if row["threads"] == threads]
         machine = {name: max(row["machine"][name] for row in results) for name in ("flops", "bandwidth")}
-        ratios = {row["layer"]: row["ratio"] for row in results}
-        worst = min(ratios, key=ratios.__getitem__)
-        mean = statistics.geometric_mean(ratios.values())
         parts += [
             f"### {document['dtype']}, {threads} thread{'s' if threads > 1 else ''}\n",
             ratio_table(results, engines),
-            f"Geometric mean of the {len(ratios)} ratios {mean:.2f}; the worst {ratios[worst]:.2f}, on {worst}.\n",
+            *(mean_and_worst(results, *kind) for kind in kinds_of_ratio(engines).items()),
+            largest_differences(results, engines),
             kind_table(results),
             f"Stages; at best a matrix product runs at {machine['flops'] / 1e9:.0f} GFLOP/s, and a copy moves "
             f"{machine['bandwidth'] / 1e9:.1f} GB/s.\n",
@@ -279,43 +251,46 @@ def draw(document: dict[str, Any], path: Path) -> None:
     axes.axhline(1, color="black", linewidth=1)
     axes.set_yscale("log", base=2)
     axes.yaxis.set_major_formatter("{x:g}")
-    axes.set_ylabel(f"time of the faster peer / {OURS}'s, {document['dtype']}")
+    axes.set_ylabel(f"time of the fastest peer / {OURS}'s, {document['dtype']}")
     axes.legend()
     figure.savefig(path, dpi=150)
 
 
 def main() -> int:
     """Measure, report, and return 1 if two engines' outputs differ."""
-    names = [layer.name for layer in LAYERS]
     peers = [name for name in ENGINES if name != OURS]
     parser = argparse.ArgumentParser(
         description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    parser.add_argument("--layers", nargs="+", choices=names, default=names, metavar="NAME", help="some layers only")
-    parser.add_argument("--peers", nargs="+", choices=peers, default=peers, help="some peers only")
+    parser.add_argument("--set", choices=list(SETS), default="layers", help="which layers")
+    parser.add_argument("--layers", nargs="+", choices=list(BY_NAME), metavar="NAME", help="these only, of any set")
+    parser.add_argument("--peers", nargs="+", choices=[*peers, "all"], default=list(PEERS), help="these peers only")
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2], help="threads of each engine")
-    parser.add_argument("--dtype", choices=list(TOLERANCE), default="float32", help="float64: against torch only")
+    parser.add_argument("--dtype", choices=list(TOLERANCE), default="float32", help="float64: against torch alone")
     parser.add_argument("--rounds", type=int, default=7, help="interleaved rounds")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there, after every layer")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables there too")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the ratios")
     args = parser.parse_args()
 
-    candidates = [name for name in args.peers if args.dtype == "float32" or name == "torch"]
+    asked = peers if "all" in args.peers else args.peers
+    candidates = [name for name in asked if args.dtype == "float32" or name in DOUBLE]
     missing = {name: [m for m in REQUIRES[name] if not importlib.util.find_spec(m)] for name in candidates}
     for name in filter(missing.get, candidates):
         print(f"WITHOUT {name}: not installed: {', '.join(missing[name])}", file=sys.stderr)
     engines = [OURS, *(name for name in candidates if not missing[name])]
-    layers = [layer for layer in LAYERS if layer.name in args.layers]
+    named = [layer for layer in BY_NAME.values() if layer.name in (args.layers or [])]
+    layers = named or SETS[args.set]
     if any(len(engines_for(layer, engines)) < 2 for layer in layers):
         parser.error("a layer is left without peers")
 
     if os.getloadavg()[0] > 0.5:
         print("OTHER PROCESSES COMPUTE: ratios at more than 1 thread will mean little", file=sys.stderr)
+    packages = [*(REQUIRES[name][0] for name in engines[1:]), "numpy", "numba", "pyfftw"]
     document: dict[str, Any] = {
         "dtype": args.dtype,
         "rounds": args.rounds,
-        "versions": {name: importlib.metadata.version(name) for name in [*engines[1:], "numpy", "numba", "pyfftw"]},
+        "versions": {name: importlib.metadata.version(name) for name in packages},
         "environment": {name: os.environ[name] for name in HELD_BY if name in os.environ},
         "load_before": os.getloadavg()[0],
         "threads": list(dict.fromkeys(args.threads)),

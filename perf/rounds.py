@@ -40,9 +40,16 @@ def hold_threads(threads: int) -> None:
     os.environ["OMP_NUM_THREADS"] = str(threads)
 
 
+def _array(output: Any) -> np.ndarray:
+    """Copy one result: an array, something that an engine has instead, or a list of these, one for each image."""
+    if isinstance(output, list):
+        return np.stack([_array(each) for each in output])
+    read = getattr(output, "numpy", None) or getattr(output, "read", None)
+    return np.array(read() if read else output)
+
+
 def _arrays(output: Any) -> tuple[np.ndarray, ...]:
-    outputs = output if isinstance(output, tuple) else (output,)
-    return tuple(np.array(each.numpy() if hasattr(each, "numpy") else each) for each in outputs)
+    return tuple(map(_array, output if isinstance(output, tuple) else (output,)))
 
 
 def _prepare(make: Callable[..., Operations], arguments: tuple) -> dict[str, tuple[tuple[np.ndarray, ...], float]]:

@@ -1,0 +1,180 @@
+"""The engines that bench_layers.py times: this one, and its peers, each at the fastest of its settings that was found.
+
+Each function takes a layer, its arrays and a number of threads, and returns what is timed: arrays in NCHW order in, the
+same out, weights packed beforehand where the engine can, the result left in its own memory. Each is called in a process
+of its own, and imports its package there.
+"""
+
+import atexit
+import functools
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from layers import Layer
+
+OURS = "nbfftconv"
+Convolution = Callable[[], Any]
+
+
+def this_engine(layer: Layer, x: np.ndarray, weight: np.ndarray, threads: int) -> Convolution:
+    """A `Conv2d` layer in inference, its kernels transformed."""
+    import nbfftconv
+
+    nbfftconv.set_num_threads(threads)
+    convolution = nbfftconv.Conv2d(weight, stride=layer.stride, padding=layer.padding, groups=layer.groups)
+    convolution.training = False
+    convolution(x)
+    return lambda: convolution(x)
+
+
+def pytorch(
+    layer: Layer, x: np.ndarray, weight: np.ndarray, threads: int, memory_format: str = "contiguous_format"
+) -> Convolution:
+    """PyTorch in inference mode; in "channels_last" its arrays, the result among them, are in NHWC order."""
+    import torch
+
+    torch.set_num_threads(threads)
+    tensors = [torch.from_numpy(each).to(memory_format=getattr(torch, memory_format)) for each in (x, weight)]
+
+    @torch.inference_mode()
+    def convolve() -> Any:
+        return torch.nn.functional.conv2d(*tensors, stride=layer.stride, padding=layer.padding, groups=layer.groups)
+
+    return convolve
+
+
+def onnx_model(layer: Layer, x: np.ndarray, weight: np.ndarray) -> bytes:
+    """Return a model of one Conv node."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    attributes = {"strides": [layer.stride] * 2, "pads": [layer.padding] * 4, "group": layer.groups}
+    graph = helper.make_graph(
+        [helper.make_node("Conv", ["x", "weight"], ["y"], **attributes)],
+        layer.name,
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, x.shape)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(weight, "weight")],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8).SerializeToString()
+
+
+def onnx_runtime(layer: Layer, x: np.ndarray, weight: np.ndarray, threads: int) -> Convolution:
+    """ONNX Runtime; its output is not copied to NumPy."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    session = onnxruntime.InferenceSession(onnx_model(layer, x, weight), options, ["CPUExecutionProvider"])
+    value = onnxruntime.OrtValue.ortvalue_from_numpy(x)
+    return lambda: session.run_with_ort_values(["y"], {"x": value})[0]
+
+
+def openvino(layer: Layer, x: np.ndarray, weight: np.ndarray, threads: int) -> Convolution:
+    """OpenVINO in float32, which it would not compute in by itself where there is bfloat16."""
+    import openvino
+
+    settings = {
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_PRECISION_HINT": "f32",
+        "INFERENCE_NUM_THREADS": threads,
+        "ENABLE_HYPER_THREADING": True,  # else fewer threads, where two share a core
+    }
+    core = openvino.Core()
+    request = core.compile_model(core.read_model(onnx_model(layer, x, weight)), "CPU", settings).create_infer_request()
+    request.set_input_tensor(openvino.Tensor(x))
+    return lambda: request.infer(share_outputs=True)[0]
+
+
+def ncnn(layer: Layer, x: np.ndarray, weight: np.ndarray, threads: int) -> Convolution:
+    """A net of ncnn, which takes one image at a time."""
+    import ncnn
+
+    net, (height, width) = ncnn.Net(), layer.image
+    net.opt.num_threads = threads
+    net.opt.use_fp16_packed = net.opt.use_fp16_storage = net.opt.use_fp16_arithmetic = False
+    allocators = ncnn.PoolAllocator(), ncnn.PoolAllocator()  # with the net's own, each result would be copied
+    net.opt.blob_allocator, net.opt.workspace_allocator = allocators
+    atexit.register(lambda _: net.clear(), allocators)  # they are to go last
+    numbers = {0: layer.filters, 1: layer.kernel, 3: layer.stride, 4: layer.padding, 6: weight.size, 7: layer.groups}
+    param = [
+        "7767517",  # of all files of this format
+        "2 2",  # layers and blobs
+        f"Input x 0 1 x 0={width} 1={height} 2={layer.channels}",
+        f"Convolution{'DepthWise' if layer.groups > 1 else ''} y 1 1 x y "
+        + " ".join(f"{number}={value}" for number, value in numbers.items()),
+    ]
+    with tempfile.NamedTemporaryFile() as model:  # in memory, the net would point to what is gone after the call
+        model.write(bytes(4) + weight.tobytes())  # zeros: float32
+        model.flush()
+        if net.load_param_mem("\n".join([*param, ""])) or net.load_model(model.name):
+            raise RuntimeError("ncnn could not load the layer")
+    images = [ncnn.Mat(image).clone() for image in x]
+
+    def convolve() -> list[Any]:
+        results = []
+        for image in images:
+            extractor = net.create_extractor()
+            extractor.input("x", image)
+            results.append(extractor.extract("y")[1])
+        return results
+
+    return convolve
+
+
+def mnn(layer: Layer, x: np.ndarray, weight: np.ndarray, threads: int) -> Convolution:
+    """A module of MNN, made from the ONNX model by its converter, for inputs of one size."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # it prints what it does
+    import _tools  # not MNN.tools, which installs and uses a package that reports to MNN's makers
+    from MNN import expr, nn
+
+    with tempfile.TemporaryDirectory() as folder:
+        source, model = Path(folder, "layer.onnx"), Path(folder, "layer.mnn")
+        source.write_bytes(onnx_model(layer, x, weight))
+        files = ["--modelFile", str(source), "--MNNModel", str(model)]
+        _tools.mnnconvert(["mnnconvert", "-f", "ONNX", *files, "--bizCode", layer.name])
+        # Not rearranged as it is loaded, since it is then that it does without Winograd's algorithm.
+        runtime = nn.create_runtime_manager(({"backend": "CPU", "precision": "high", "numThread": threads},))
+        net = nn.load_module_from_file(str(model), ["x"], ["y"], runtime_manager=runtime, shape_mutable=False)
+    value = expr.placeholder(x.shape, expr.NCHW)
+    value.write(x)
+    return lambda: net.forward(value)
+
+
+def scipy_oaconvolve(layer: Layer, x: np.ndarray, weight: np.ndarray, threads: int) -> Convolution:
+    """SciPy's overlap-add convolution of one plane."""
+    from scipy import fft, signal
+
+    plane, kernel = x[0, 0], weight[0, 0, ::-1, ::-1].copy()
+
+    def convolve() -> np.ndarray:
+        with fft.set_workers(threads):
+            return signal.oaconvolve(plane, kernel, mode="same")
+
+    return convolve
+
+
+ENGINES: dict[str, Callable[[Layer, np.ndarray, np.ndarray, int], Convolution]] = {
+    OURS: this_engine,
+    "torch": pytorch,
+    "onnxruntime": onnx_runtime,
+    "scipy": scipy_oaconvolve,
+    "torch-nhwc": functools.partial(pytorch, memory_format="channels_last"),
+    "openvino": openvino,
+    "ncnn": ncnn,
+    "mnn": mnn,
+}
+#: What is imported for each peer; the first is the name of the package whose version counts, too.
+REQUIRES = {
+    "torch": ["torch"],
+    "onnxruntime": ["onnxruntime", "onnx"],
+    "scipy": ["scipy"],
+    "torch-nhwc": ["torch"],
+    "openvino": ["openvino", "onnx"],
+    "ncnn": ["ncnn"],
+    "mnn": ["MNN", "onnx"],
+}
