@@ -95,7 +95,7 @@ def stage_work(plan: Any) -> dict[str, tuple[float, ...]]:
     transform = 2.5 * height * width * math.log2(height * width) * tiles
     layout = registry.get(plan.transform).layout(plan.dtype.type, height, width)
     frequencies = layout.bins if layout.lanes > 1 else height * (width // 2 + 1)  # else vectors of them
-    product = 8 * frequencies * tiles * filters * depth / geometry.groups
+    product = 2 * layout.vectors**2 * frequencies * tiles * filters * depth / geometry.groups
     stages = {
         "to_spectra.to_spectra": (transform * depth, read),
         "accumulate.product": (product, plan.weight_bytes),

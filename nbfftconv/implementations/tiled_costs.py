@@ -34,6 +34,7 @@ from nbfftconv.accumulate import COMPLEX, REAL
 from nbfftconv.geometry import ConvGeometry
 from nbfftconv.implementations import Inapplicable
 from nbfftconv.machine import Machine
+from nbfftconv.passes.few_tiles import few_tiles
 from nbfftconv.passes.plan import PLANS, TiledPlan, filters_of_block
 from nbfftconv.target import TARGET
 from nbfftconv.tiling import AxisTiles, TileGrid, axis_tiles, problem_sizes
@@ -55,6 +56,9 @@ _FUSED_DEPTH = 16
 # Lane blocks of a fused pass of real spectra, and work items: enough for many threads; and as few as it is considered
 # for.
 _LANE_BLOCKS, _ITEMS, _FEWEST_ITEMS = 2, 24, 4
+
+# So much longer take products of few tiles than by their number.
+_FEW_TILES = 1.5
 
 # Fractions of the machine's `bandwidth`: of arrays that are read, of those that are written, of kernels' spectra
 # written past the caches (`kernels`) or read and written (`sums`), of kernels transposed. Seconds of a call, a block of
@@ -459,7 +463,11 @@ def tiled_cost(choices: BlockedChoices, weight_is_transformed: bool, machine: Ma
 
     # one lane block of complex tiles leaves registers empty
     lonely = np.where(tiles.entry > simd.VECTOR_BYTES, 0.2 / choices.block_lane_blocks, 0.0)
-    multiply_adds = tiles.bins * lanes * choices.lane_blocks * filters * depth * (1 + lonely)
+    busy = choices.lane_blocks
+    if direction == "forward" and not choices.fused:  # few tiles of the last lane block are products of their own
+        few = np.where(tiles.entry > simd.VECTOR_BYTES, 0, few_tiles(grid.tiles, tiles.lanes))
+        busy = busy - (few > 0) * (1 - _FEW_TILES * few / tiles.lanes)
+    multiply_adds = tiles.bins * lanes * busy * filters * depth * (1 + lonely)
     transposed: Numbers = 0.0
     if direction == "grad_weight":
         is_panel = tiles.lanes > 1  # panels, whose lanes are filters

@@ -1,0 +1,93 @@
+"""Products of few tiles, which would leave most lanes of a lane block empty: their lanes are filters instead.
+
+A lane block of real spectra of which few lanes have a tile: per bin, Y[t, k] = sum over c of X[t, c] · W[k, c], where
+the entries of X are broadcast, and what is a vector of the kernels' spectra is one of Y. It is transposed afterwards,
+so that lanes are tiles as in other lane blocks.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from nbfftconv import jit, simd
+from nbfftconv.accumulate import REAL, Matrix, conjugate_product
+from nbfftconv.passes.context import Context, Spectra
+from nbfftconv.passes.records import RecordType, fields
+from nbfftconv.passes.views import SPECTRA
+from nbfftconv.rounding import cdiv
+from nbfftconv.threads import Task
+
+#: Of the lanes, so many have a tile at most.
+_PART = 2
+
+# `products` is where Y is, as [bin, group, tile, vector of filters, lane].
+_TRANSPOSE = RecordType(fields("products", "groups", "filters", "vectors", "tiles", spectra=SPECTRA))
+
+
+def _emit_transpose(v, source, row, last_row, target, count):
+    rows = v.transpose([v.load(source + row * v.minimum(i, last_row)) for i in range(v.lanes)])
+    for i, value in enumerate(rows):
+        v.masked_store(value, target + i * v.vector_bytes, v.all_lanes_if(v.maximum(count - i, 0)))
+
+
+# (source, row, last_row, target, count): `count` vectors of a square whose rows are `row` bytes apart, transposed; what
+# is beyond the last row repeats it.
+_transpose_square = simd.kernel(_emit_transpose, "transpose_square")
+
+
+def _stage(real):
+    lanes, vector_bytes = simd.lanes(real), simd.VECTOR_BYTES
+
+    def few_tiles_to_lanes(r, worker, begin, end):
+        row = r.vectors * vector_bytes
+        for item in range(begin, end):
+            bin, group = item // r.groups, item % r.groups
+            for vector in range(r.vectors):
+                first = vector * lanes
+                _transpose_square(real, (
+                    r.products + item * r.tiles * row + vector * vector_bytes, row, r.tiles - 1,
+                    r.spectra.address + bin * r.spectra.bin + (group * r.filters + first) * vector_bytes,
+                    min(lanes, r.filters - first),
+                ))  # fmt: skip
+
+    return few_tiles_to_lanes
+
+
+_few_tiles_to_lanes = jit.stage(_TRANSPOSE.dtype)(_stage)
+
+
+def few_tiles(tiles: Any, lanes: Any) -> Any:
+    """Return how many tiles the last lane block has, if these are few, else 0; of an array, one."""
+    rest = tiles % lanes
+    return np.where(rest <= lanes // _PART, rest, 0)
+
+
+def add_few_tiles(context: Context, weight: Spectra, input: Spectra, output: Spectra, tiles: int) -> None:
+    """Multiply the spectra of so many tiles, those of the last lane block of the block under way."""
+    index = context.lane_blocks - 1
+    x, y = input.from_lane_block(index), output.from_lane_block(index)
+    entry, vectors = context.entry, cdiv(context.group_filters, context.lanes)
+    row = vectors * entry
+    products = context.borrow(context.bins * context.groups * tiles * row).address
+    a = Matrix(
+        context.real, x.address, group=context.group_depth * entry, row=context.plan.dtype.itemsize, column=entry,
+        bin=x.bin, lane_axis="row", vectors=x.lane_block, blocking=REAL,
+    )  # fmt: skip
+    b = Matrix(
+        context.real, weight.address, group=vectors * weight.lane_block, row=weight.lane_block, column=entry,
+        bin=weight.bin, blocking=REAL,
+    )  # fmt: skip
+    c = Matrix(
+        context.real,
+        products,
+        group=tiles * row,
+        row=row,
+        column=entry,
+        bin=context.groups * tiles * row,
+        blocking=REAL,
+    )
+    shape = context.groups, tiles, vectors, context.group_depth, context.bins
+    context.add_task(conjugate_product(a, b, c, shape, context.workers))
+    numbers = products, context.groups, context.group_filters, vectors, tiles, (y.address, y.lane_block, y.bin)
+    stage, record = _few_tiles_to_lanes.address(context.real), _TRANSPOSE.make(numbers)
+    context.add_task(Task(stage, record.words, context.bins * context.groups, context.workers))
