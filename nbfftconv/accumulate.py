@@ -116,11 +116,12 @@ _OPERAND = np.dtype(
         for name in ("address", "group", "row", "rows", "column", "columns", "bin")
     ]
 )
+# `few` rows of `few_b` are multiplied as well, with vectors of A, to `few_c`.
 _RECORD = np.dtype(
     [
-        *((matrix, _OPERAND) for matrix in "abc"),
+        *((matrix, _OPERAND) for matrix in ("a", "b", "c", "few_b", "few_c")),
         *((name, np.int64) for name in ("groups", "rows", "columns", "depth", "bins")),
-        *((name, np.int64) for name in ("add", "a_lines", "panels")),
+        *((name, np.int64) for name in ("add", "a_lines", "panels", "few")),
     ]
 )
 
@@ -289,6 +290,7 @@ def _stage(variant: _Variant):
     multiply = KERNELS[variant.name]
     most_rows, most_columns, tall_rows = variant.blocking.rows, variant.blocking.columns, variant.blocking.tall_rows
     vectors, most_depth, item_rows = variant.blocking.vectors, variant.blocking.depth, variant.blocking.item_rows
+    has_few = variant.broadcast and not variant.nested and variant.blocking is REAL
 
     def factory(real):
         lanes = simd.lanes(real)
@@ -348,6 +350,16 @@ def _stage(variant: _Variant):
                                 ))  # fmt: skip
                                 i += rows
                             j += columns
+                        if has_few and p.few > 0:
+                            multiply(real, (
+                                p.few_b.address + group * p.few_b.group + spectrum_bin * p.few_b.bin
+                                + r * p.few_b.column,
+                                p.few_b.row, p.few_b.column, 0, 0, a_rows, 0, p.a.column, 0,
+                                p.few_c.address + group * p.few_c.group + spectrum_bin * p.few_c.bin
+                                + first // lanes * p.few_c.column,
+                                p.few_c.row, p.few_c.column, 0, min(depth, p.depth - r), lanes, 1, p.add + r,
+                                a_ahead if p.columns == 0 else a_rows, 0, p.few, 1,
+                            ))  # fmt: skip
                         a_rows += p.a.rows
 
         return product
@@ -460,6 +472,9 @@ def _panel_stage(variant: _Variant):
     return jit.stage(_RECORD)(factory)
 
 
+#: B and C of a few more rows, and how many these are, at most the rows of a block in registers.
+Few = tuple[Matrix, Matrix, int]
+
 _STAGES = {variant.name: _stage(variant) for variant in _VARIANTS}
 _PANEL_STAGES = {variant.blocking: _panel_stage(variant) for variant in _VARIANTS if variant.nested}
 
@@ -471,19 +486,30 @@ def _operand(m: Matrix) -> tuple[int, ...]:
     return m.address, m.group, m.row, rows, m.column, columns, m.bin
 
 
-def _record(a: Matrix, b: Matrix, c: Matrix, shape: tuple[int, ...], add: bool, panels: int = 0) -> np.ndarray:
+def _record(
+    a: Matrix, b: Matrix, c: Matrix, shape: tuple[int, ...], add: bool, panels: int = 0, few: Few | None = None
+) -> np.ndarray:
     # Along r, the entries of a row of A fill cache lines of each of their parts, or share them with other rows.
     vectors = a.blocking.vectors
     a_lines = {None: vectors * simd.lanes(a.real), "row": vectors, "column": 0}[a.lane_axis]
-    return np.array((*map(_operand, (a, b, c)), *shape, add, a_lines, panels), _RECORD)
+    few_b, few_c = ((0,) * 7,) * 2 if few is None else map(_operand, few[:2])
+    numbers = *shape, add, a_lines, panels, 0 if few is None else few[2]
+    return np.array((*map(_operand, (a, b, c)), few_b, few_c, *numbers), _RECORD)
 
 
 def _task(
-    name: str, a: Matrix, b: Matrix, c: Matrix, shape: tuple[int, ...], workers: int, add: bool = False
+    name: str,
+    a: Matrix,
+    b: Matrix,
+    c: Matrix,
+    shape: tuple[int, ...],
+    workers: int,
+    add: bool = False,
+    few: Few | None = None,
 ) -> threads.Task:
     groups, rows, _, _, bins = shape
     items = groups * cdiv(rows, a.blocking.item_rows) * bins
-    return threads.Task(_STAGES[name].address(c.real), _record(a, b, c, shape, add), items, workers)
+    return threads.Task(_STAGES[name].address(c.real), _record(a, b, c, shape, add, few=few), items, workers)
 
 
 def product(a: Matrix, b: Matrix, c: Matrix, shape: tuple[int, ...], workers: int) -> threads.Task:
@@ -503,14 +529,22 @@ def product(a: Matrix, b: Matrix, c: Matrix, shape: tuple[int, ...], workers: in
 
 
 def conjugate_product(
-    a: Matrix, b: Matrix, c: Matrix, shape: tuple[int, ...], workers: int, add: bool = False
+    a: Matrix,
+    b: Matrix,
+    c: Matrix,
+    shape: tuple[int, ...],
+    workers: int,
+    add: bool = False,
+    few: Few | None = None,
 ) -> threads.Task:
     """Return the task C = conj(A) · B, or C += conj(A) · B.
 
-    Parameters are as in `product`, but the entries of A may be lanes along i; real ones are.
+    Parameters are as in `product`, but the entries of A may be lanes along i; real ones are. With these there may be
+    `few` rows of B more, whose entries are broadcast, while those of A are vectors: of few tiles, where a vector of
+    them would have empty lanes.
     """
     name = "conjugate_product" if a.lane_axis is None else "scalar_conjugate_product"
-    return _task("real_scalar_product" if a.blocking is REAL else name, a, b, c, shape, workers, add)
+    return _task("real_scalar_product" if a.blocking is REAL else name, a, b, c, shape, workers, add, few)
 
 
 def panel_product(

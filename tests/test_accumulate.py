@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -174,3 +175,29 @@ class TestProducts:
                 expected = expected + (products[..., None] if in_lanes else products)
             assert_equal(c.entries(), expected, real)
             assert nan_count(c.array[:, :, columns:]) == rest
+
+
+@pytest.mark.parametrize("real", [np.float32, np.float64])
+@pytest.mark.parametrize("columns", [0, 1, 4])
+def test_few_rows_of_b_whose_entries_are_broadcast(real, columns, rng):
+    """Of tiles in lanes, of which the last lane block has few: C = A · B of those, too, with lanes of filters."""
+    lanes, few = simd.lanes(real), min(3, simd.lanes(real) - 1)
+    for groups, rows, depth in ((1, 5, 7), (2, 2 * lanes + 1, 70), (1, REAL.item_rows + 3, 2 * REAL.depth + 1)):
+        a = kernels(rng, real, REAL, groups, rows, depth, "row", True)
+        b = tiles(rng, real, REAL, groups, columns + 1, depth, "row", "column")
+        c = tiles(rng, real, REAL, groups, max(1, columns), rows, "column", "row")
+        vectors = -(-rows // lanes)
+        found = np.full((BINS, groups, few, vectors, lanes), np.nan, real)
+        last = b.matrix.address + columns * b.matrix.row
+        few_b = replace(b.matrix, address=last, row=np.dtype(real).itemsize)
+        few_c = Matrix(
+            real, found.ctypes.data, group=found.strides[1], row=found.strides[2], column=found.strides[3],
+            bin=found.strides[0], blocking=REAL,
+        )  # fmt: skip
+        shape = groups, rows, columns, depth, BINS
+        threads.run(conjugate_product(a.matrix, b.matrix, c.matrix, shape, 2, few=(few_b, few_c, few)))
+        expected = matmul("gsirl,gsjrl->gsjil", a.entries(), b.entries()).real
+        if columns:
+            assert_equal(c.entries().real, expected[:, :, :columns], real)
+        filters = found.transpose(1, 0, 2, 3, 4).reshape(groups, BINS, few, -1)[..., :rows]
+        assert_equal(filters, expected[:, :, columns, :, :few].transpose(0, 1, 3, 2), real)

@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 
 from nbfftconv import jit, simd
-from nbfftconv.accumulate import REAL, Matrix, conjugate_product
+from nbfftconv.accumulate import REAL, Few, Matrix
 from nbfftconv.passes.context import Context, Spectra
 from nbfftconv.passes.records import RecordType, fields
 from nbfftconv.passes.views import SPECTRA
 from nbfftconv.rounding import cdiv
 from nbfftconv.threads import Task
 
-#: Of the lanes, so many have a tile at most.
+#: Of the lanes, a half has a tile at most; and so many as a block in registers has rows.
 _PART = 2
 
 # `products` is where Y is, as [bin, group, tile, vector of filters, lane].
@@ -59,35 +59,52 @@ _few_tiles_to_lanes = jit.stage(_TRANSPOSE.dtype)(_stage)
 def few_tiles(tiles: Any, lanes: Any) -> Any:
     """Return how many tiles the last lane block has, if these are few, else 0; of an array, one."""
     rest = tiles % lanes
-    return np.where(rest <= lanes // _PART, rest, 0)
+    return np.where((rest <= lanes // _PART) & (rest <= REAL.rows), rest, 0)
 
 
-def add_few_tiles(context: Context, weight: Spectra, input: Spectra, output: Spectra, tiles: int) -> None:
-    """Multiply the spectra of so many tiles, those of the last lane block of the block under way."""
-    index = context.lane_blocks - 1
-    x, y = input.from_lane_block(index), output.from_lane_block(index)
-    entry, vectors = context.entry, cdiv(context.group_filters, context.lanes)
-    row = vectors * entry
-    products = context.borrow(context.bins * context.groups * tiles * row).address
-    a = Matrix(
-        context.real, x.address, group=context.group_depth * entry, row=context.plan.dtype.itemsize, column=entry,
-        bin=x.bin, lane_axis="row", vectors=x.lane_block, blocking=REAL,
-    )  # fmt: skip
-    b = Matrix(
-        context.real, weight.address, group=vectors * weight.lane_block, row=weight.lane_block, column=entry,
-        bin=weight.bin, blocking=REAL,
-    )  # fmt: skip
-    c = Matrix(
-        context.real,
-        products,
-        group=tiles * row,
-        row=row,
-        column=entry,
-        bin=context.groups * tiles * row,
-        blocking=REAL,
-    )
-    shape = context.groups, tiles, vectors, context.group_depth, context.bins
-    context.add_task(conjugate_product(a, b, c, shape, context.workers))
-    numbers = products, context.groups, context.group_filters, vectors, tiles, (y.address, y.lane_block, y.bin)
-    stage, record = _few_tiles_to_lanes.address(context.real), _TRANSPOSE.make(numbers)
-    context.add_task(Task(stage, record.words, context.bins * context.groups, context.workers))
+class FewTiles:
+    """The products of the last lane block of the block under way, if its tiles are few.
+
+    Parameters
+    ----------
+    context : Context
+    input, output : Spectra
+        Of the block.
+
+    Attributes
+    ----------
+    tiles : int
+        How many there are, 0 if they are not few.
+    operands : tuple or None
+        What `nbfftconv.accumulate.conjugate_product` takes.
+    """
+
+    def __init__(self, context: Context, input: Spectra, output: Spectra) -> None:
+        self._context = context
+        self.tiles = int(few_tiles(context.block_tiles, context.lanes)) if context.blocking is REAL else 0
+        self.operands: Few | None = None
+        if self.tiles == 0:
+            return
+        x, self._output = (each.from_lane_block(context.lane_blocks - 1) for each in (input, output))
+        entry, self._vectors = context.entry, cdiv(context.group_filters, context.lanes)
+        row = self._vectors * entry
+        self._products = context.borrow(context.bins * context.groups * self.tiles * row).address
+        b = Matrix(
+            context.real, x.address, group=context.group_depth * entry, row=context.plan.dtype.itemsize, column=entry,
+            bin=x.bin, blocking=REAL,
+        )  # fmt: skip
+        c = Matrix(
+            context.real, self._products, group=self.tiles * row, row=row, column=entry,
+            bin=context.groups * self.tiles * row, blocking=REAL,
+        )  # fmt: skip
+        self.operands = b, c, self.tiles
+
+    def add_transposition(self) -> None:
+        """Let tiles be lanes, once the products are there."""
+        if self.tiles == 0:
+            return
+        context, y = self._context, self._output
+        sizes = self._products, context.groups, context.group_filters, self._vectors, self.tiles
+        record = _TRANSPOSE.make((*sizes, (y.address, y.lane_block, y.bin)))
+        stage = _few_tiles_to_lanes.address(context.real)
+        context.add_task(Task(stage, record.words, context.bins * context.groups, context.workers))

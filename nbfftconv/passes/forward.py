@@ -12,7 +12,7 @@ from nbfftconv.geometry import ConvGeometry
 from nbfftconv.outliers import WORDS
 from nbfftconv.passes.blank_windows import BlankWindows
 from nbfftconv.passes.context import Context, Numbers, Spectra
-from nbfftconv.passes.few_tiles import add_few_tiles, few_tiles
+from nbfftconv.passes.few_tiles import FewTiles
 from nbfftconv.passes.from_spectra import (
     FROM_SPECTRA,
     add_from_spectra,
@@ -202,13 +202,11 @@ def forward(
             block = input_spectra.from_lane_block(context.first_lane_block if keep else 0)
             add_to_spectra(context, "input", input, block)
             x = context.tile_matrix(block, context.group_depth, row="lane block", column="channel")
-            few = int(few_tiles(context.block_tiles, context.lanes)) if context.blocking is REAL else 0
-            full = lane_blocks - (few > 0)
+            few = FewTiles(context, block, output_spectra)
+            full = lane_blocks - (few.tiles > 0)
             shape = context.groups, context.group_filters, full, context.group_depth, context.bins
-            if full:
-                context.add_task(conjugate_product(w, x, y, shape, context.workers))
-            if few:
-                add_few_tiles(context, weight.spectra, block, output_spectra, few)
+            context.add_task(conjugate_product(w, x, y, shape, context.workers, few=few.operands))
+            few.add_transposition()
             add_from_spectra(context, "output", output_spectra, output, bias, relu)
     blank = BlankWindows(context, geometry, *arrays, bias, relu, is_forward=True)
     context.run()
