@@ -109,13 +109,9 @@ def _register_block(registers: int, vectors: int) -> tuple[int, int]:
 #: Of complex entries, by which spectra of FFTs are multiplied, and of real ones.
 COMPLEX, REAL = Blocking.of(2), Blocking.of(1)
 
-_OPERAND = np.dtype(
-    [
-        # `rows` and `columns` are bytes from as many rows or columns as a vector has lanes to the next ones
-        (name, np.int64)
-        for name in ("address", "group", "row", "rows", "column", "columns", "bin")
-    ]
-)
+# `rows` and `columns` are bytes from as many rows or columns as a vector has lanes to the next ones.
+_NUMBERS = "address", "group", "row", "rows", "column", "columns", "bin"
+_OPERAND = np.dtype([(name, np.int64) for name in _NUMBERS])
 # `few` rows of `few_b` are multiplied as well, with vectors of A, to `few_c`.
 _RECORD = np.dtype(
     [
@@ -492,7 +488,7 @@ def _record(
     # Along r, the entries of a row of A fill cache lines of each of their parts, or share them with other rows.
     vectors = a.blocking.vectors
     a_lines = {None: vectors * simd.lanes(a.real), "row": vectors, "column": 0}[a.lane_axis]
-    few_b, few_c = ((0,) * 7,) * 2 if few is None else map(_operand, few[:2])
+    few_b, few_c = ((0,) * len(_NUMBERS),) * 2 if few is None else map(_operand, few[:2])
     numbers = *shape, add, a_lines, panels, 0 if few is None else few[2]
     return np.array((*map(_operand, (a, b, c)), few_b, few_c, *numbers), _RECORD)
 
