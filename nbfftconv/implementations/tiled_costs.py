@@ -473,7 +473,8 @@ def tiled_cost(choices: BlockedChoices, weight_is_transformed: bool, machine: Ma
         is_panel = tiles.lanes > 1  # panels, whose lanes are filters
         panels = tiles.bins * choices.lane_filters
         multiply_adds = np.where(is_panel, panels * grid.tiles * depth, multiply_adds)
-        transposed = np.where(is_panel, panels * choices.lane_blocks / lanes * _RATES["square"], 0.0)
+        squares = panels * choices.lane_blocks / lanes * tiles.entry / (2 * simd.VECTOR_BYTES)  # of complex entries
+        transposed = np.where(is_panel, squares * _RATES["square"], 0.0)
     stream = 1 / (machine.bandwidth * _RATES["sums"]) if direction == "grad_weight" else tiles.stream
     weight: Numbers = 0.0
     taps = grid.horizontal.taps
