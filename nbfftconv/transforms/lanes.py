@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from nbfftconv import simd
-from nbfftconv.jit import Callback
+from nbfftconv.jit import Callback, njit
 from nbfftconv.rounding import cdiv
 from nbfftconv.transforms import signature
 
@@ -17,6 +17,29 @@ from nbfftconv.transforms import signature
 def row_bytes(real: type, pitch: int) -> int:
     """Bytes of an indirection buffer for a row of `pitch` scalars."""
     return 8 * simd.lanes(real) + 2 * pitch
+
+
+@njit()
+def point_rows(lanes, indirection, lane, tile, rows, row_bytes, vectors):
+    """Note where a lane's rows are, of so many vectors, and what of them is not zero; a tile is as in `Functions`."""
+    offset, above, below, begin, end = tile
+    for i in range(rows):
+        row = indirection + i * (8 * lanes + 2 * vectors * lanes)
+        simd.pointer(np.int64, row)[lane] = offset + i * row_bytes
+        masks = simd.pointer(np.uint16, row + 8 * lanes)
+        for vector in range(vectors):
+            bits = 0
+            if above <= i and i < below:
+                last = min(max(end - vector * lanes, 0), lanes)
+                bits = (1 << last) - (1 << min(max(begin - vector * lanes, 0), last))
+            masks[vector * lanes + lane] = bits
+
+
+@njit()
+def tile_of(tiles, lane):
+    """Return the numbers of a lane's tile."""
+    tile = simd.pointer(np.int64, tiles + lane * 40)
+    return tile[0], tile[1], tile[2], tile[3], tile[4]
 
 
 def point_callback(context: np.dtype) -> Callback:
@@ -29,20 +52,8 @@ def point_callback(context: np.dtype) -> Callback:
         lanes = simd.lanes(real)
 
         def point(c, tiles, indirection, row_bytes, rows):
-            buffer_row = 8 * lanes + 2 * c.row_vectors * lanes
             for lane in range(lanes):
-                tile = simd.pointer(np.int64, tiles + lane * 40)
-                offset, above, below, begin, end = tile[0], tile[1], tile[2], tile[3], tile[4]
-                for i in range(rows):
-                    row = indirection + i * buffer_row
-                    simd.pointer(np.int64, row)[lane] = offset + i * row_bytes
-                    masks = simd.pointer(np.uint16, row + 8 * lanes)
-                    for vector in range(c.row_vectors):
-                        bits = 0
-                        if above <= i and i < below:
-                            last = min(max(end - vector * lanes, 0), lanes)
-                            bits = (1 << last) - (1 << min(max(begin - vector * lanes, 0), last))
-                        masks[vector * lanes + lane] = bits
+                point_rows(lanes, indirection, lane, tile_of(tiles, lane), rows, row_bytes, c.row_vectors)
 
         return point
 

@@ -28,7 +28,7 @@ from nbfftconv.transforms import (
     kernel_callback,
     signature,
 )
-from nbfftconv.transforms.lanes import load_row, point_callback, row_bytes, store_row
+from nbfftconv.transforms.lanes import load_row, point_rows, row_bytes, store_row, tile_of
 
 #: For numbers of points, infinity aside, those for which rounding errors are smallest, or nearly, of points that come
 #: in pairs p, -p, with which maps take fewer operations. Errors of products of random values grow, by two axes, up to
@@ -144,6 +144,23 @@ def rows_of_lanes(name_index: int, outputs: int, taps: int) -> Callable:
             return [pointers, work + points * v.vector_bytes, magnitude]
 
         _, _, magnitude = v.repeat(count, [indirection, work, v.zero_magnitude()], row)
+        v.store_magnitude(magnitude, largest)
+
+    return emit
+
+
+def whole_kernels(outputs_y: int, taps_y: int, outputs_x: int, taps_x: int) -> Callable:
+    """Emitter: kernels, each all of a piece, to their points: a row of `load_row` has all taps of one."""
+
+    def emit(v, indirection, base, spectrum, stride, ahead, largest):
+        samples, _, magnitude = load_row(v, taps_y * taps_x, indirection, base, ahead, v.zero_magnitude())
+        rows = [
+            _apply_map(v, "weight", outputs_x, taps_x, samples[first : first + taps_x])
+            for first in range(0, taps_y * taps_x, taps_x)
+        ]
+        for j, column in enumerate(zip(*rows, strict=True)):
+            for i, value in enumerate(_apply_map(v, "weight", outputs_y, taps_y, list(column))):
+                v.store(value, spectrum + stride * (i * len(rows[0]) + j))
         v.store_magnitude(magnitude, largest)
 
     return emit
@@ -344,7 +361,7 @@ _CONTEXT = np.dtype(
             "outputs", "samples", "places",  # along a row: of a tile, and vectors in which that of all lanes lies
             "segments",  # of a vector, at most
             "row_vectors",
-            "rows_to_array",  # address of code
+            "rows_to_array", "whole_kernels",  # addresses of code, or 0
         )
     ]
 )  # fmt: skip
@@ -359,6 +376,47 @@ def _forward_factory(real):
         simd.call(c.columns_forward, (work, pitch, spectrum, stride, c.points * stride, c.points))
 
     return forward
+
+
+def _forward_kernels_factory(real):
+    vector_bytes = simd.VECTOR_BYTES
+
+    def forward_kernels(c, indirection, base, work, spectrum, stride, rows, ahead, largest):
+        places = indirection + _KERNEL_HEADER
+        if simd.pointer(np.int64, indirection)[0] != 0:
+            simd.call(c.whole_kernels, (places, base, spectrum, stride, ahead, largest))
+            return
+        simd.call(c.rows_forward, (places, base, work, rows, ahead, largest))
+        pitch = c.points * vector_bytes
+        simd.call(c.columns_forward, (work, pitch, spectrum, stride, c.points * stride, c.points))
+
+    return forward_kernels
+
+
+#: Before the indirection buffer of kernels is told, in a word, whether each is all of a piece.
+_KERNEL_HEADER = 64
+
+
+def _point_kernels_factory(real):
+    lanes, itemsize = simd.lanes(real), np.dtype(real).itemsize
+
+    def point_kernels(c, tiles, indirection, row_bytes, rows):
+        taps = rows * c.samples
+        is_whole = c.whole_kernels != 0 and row_bytes == c.samples * itemsize
+        for lane in range(lanes):
+            _, above, below, begin, end = tile_of(tiles, lane)
+            is_kernel = above == 0 and below == rows and begin == 0 and end == c.samples
+            is_whole = is_whole and (is_kernel or below <= above)
+        simd.pointer(np.int64, indirection)[0] = is_whole
+        for lane in range(lanes):
+            tile = tile_of(tiles, lane)
+            if is_whole:
+                kernel = tile[0], 0, min(tile[2], 1), 0, taps
+                point_rows(lanes, indirection + _KERNEL_HEADER, lane, kernel, 1, 0, cdiv(taps, lanes))
+            else:
+                point_rows(lanes, indirection + _KERNEL_HEADER, lane, tile, rows, row_bytes, c.row_vectors)
+
+    return point_kernels
 
 
 def _inverse_factory(real):
@@ -430,7 +488,8 @@ _forward = Callback(_forward_factory, signature(_CONTEXT, arguments=9))
 _inverse = Callback(_inverse_factory, signature(_CONTEXT, arguments=8))
 _write = Callback(_write_factory, signature(_CONTEXT, arguments=10))
 _point_side_by_side = Callback(_point_factory, signature(_CONTEXT, arguments=5))
-_point_lanes = point_callback(_CONTEXT)
+_forward_kernels = Callback(_forward_kernels_factory, signature(_CONTEXT, arguments=9))
+_point_kernels = Callback(_point_kernels_factory, signature(_CONTEXT, arguments=5))
 
 
 def layout(real: type, height: Any, width: Any) -> Layout:
@@ -471,11 +530,14 @@ def winograd(real: type, tile: tuple[int, int], taps: tuple[int, int]) -> TileTr
         samples, is_written = _sizes(name, *x)[0], name == "output"
         sizes = tile[1], outputs[1], samples, _places(name, *x), _segments(real, outputs[1]), shape.pitch // shape.lanes
         rows_to = kernel_callback(rows_to_array, inverse, *x).address(real) if is_written else 0
-        context = np.array((*(callback.address(real) for callback in callbacks), *sizes, rows_to), _CONTEXT)
-        point = _point_side_by_side if is_side_by_side else _point_lanes
+        is_common = name == "weight" and taps == (3, 3)  # others are not worth their machine code
+        whole = kernel_callback(whole_kernels, *y, *x).address(real) if is_common else 0
+        context = np.array((*(callback.address(real) for callback in callbacks), *sizes, rows_to, whole), _CONTEXT)
+        point = _point_side_by_side if is_side_by_side else _point_kernels
+        forward_of = _forward if is_side_by_side else _forward_kernels
         kept.append(context)
         of_arrays[name] = Functions(
-            _forward.address(real),
+            forward_of.address(real),
             _inverse.address(real),
             context.ctypes.data,
             point.address(real),
