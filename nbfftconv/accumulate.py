@@ -45,9 +45,6 @@ class Blocking:
     panel_vectors : int
         Vectors of a transposed panel, at most, a power of two as numbers of filters are: with the tiles that it is made
         of, a quarter of the second-level cache.
-    is_summed_apart : bool
-        Whether the sum of each depth is formed apart, and then added: short chains of additions have smaller errors,
-        which Winograd's maps would multiply.
     """
 
     vectors: int
@@ -56,7 +53,6 @@ class Blocking:
     depth: int
     item_rows: int
     panel_vectors: int
-    is_summed_apart: bool
 
     @classmethod
     def of(cls, vectors: int) -> "Blocking":
@@ -70,7 +66,15 @@ class Blocking:
             depth = min(depth, _REAL_DEPTH)
         item_rows = TARGET.l2_bytes * 3 // 4 // (depth * entry) // 16 * 16
         panel_vectors = power_of_two(TARGET.l2_bytes // 4 // (2 * round_up(depth, 16) * entry))
-        return cls(vectors, rows, columns, depth, item_rows, panel_vectors, vectors == 1)
+        return cls(vectors, rows, columns, depth, item_rows, panel_vectors)
+
+    @property
+    def is_summed_apart(self) -> bool:
+        """Whether the sum of each depth is formed apart, and then added.
+
+        Short chains of additions have smaller errors, which the maps of real spectra would multiply.
+        """
+        return self.vectors == 1
 
     @property
     def tall_rows(self) -> int:

@@ -4,10 +4,11 @@ TileChoices are counted in hundreds, so all of them are numbers in arrays.
 
 In seconds of one core, whose rates are fractions of the figures of `nbfftconv.machine`:
 
-- a transform of a T_y × T_x tile costs 2.5·T_y·T_x·log2(T_y·T_x) operations, more where vectors are not full, and a
-  fixed time for every row that is gathered or scattered;
-- the products cost 8 operations for every frequency, tile, filter and channel of its group, at the rate of the
-  micro-kernel, and reading the kernels' spectra once a block of tiles; lanes without a tile cost the same;
+- a transform of a T_y × T_x tile costs the operations that it says, for an FFT 2.5·T_y·T_x·log2(T_y·T_x), more where
+  vectors are not full, and a fixed time for every row that is gathered or scattered;
+- the products cost 8 operations, of real entries 2, for every entry of a bin, tile, filter and channel of its group, at
+  the rate of the micro-kernel, and reading the kernels' spectra once a block of tiles; lanes without a tile cost the
+  same, but for few tiles of real entries;
 - spectra that a stage leaves to the next one pass through the last-level cache, those of a fused pass do not;
 - kernels that are transposed, for dX to be a forward pass, are read and written once;
 - input and output are read and written once, the input once for every filter block if fused, and its gradient as often
@@ -15,7 +16,7 @@ In seconds of one core, whose rates are fractions of the figures of `nbfftconv.m
 - a call, a block of tiles, the call of a transform, a square of a panel that is transposed and, unless fused, a product
   of one of many groups at one frequency have fixed costs.
 
-Rates are fitted by `perf/fit_costs.py` to plans that it measured, and are in `rates.json`.
+Rates are fitted by `perf/fit_costs.py` to plans that it measured, and are in `fitted_rates.py`.
 """
 
 import bisect
@@ -168,10 +169,10 @@ def _tiles(
     sizes, found = problem_sizes(geometry), []
     sides: list[tuple[int, ...]]
     for index, transform in enumerate(transforms):
-        known = [transform.sides(taps) if transform.sides else None for _, taps in sizes]
+        sides = [_sides(transform, taps) for _, taps in sizes]
         if tile is not None:
-            wrong = [of_axis for of_axis, side in zip(known, tile, strict=True) if of_axis and side not in of_axis]
-            if wrong:
+            wrong = [of_axis for of_axis, side in zip(sides, tile, strict=True) if side not in of_axis]
+            if transform.sides and wrong:
                 if is_asked or len(transforms) == 1:
                     raise Inapplicable(f"the {transform.name} transform has tile sides {wrong[0]}, not tile {tile}")
                 continue
@@ -179,20 +180,21 @@ def _tiles(
                 axis_tiles(geometry, axis, side)  # raises where the kernel does not fit
             sides, ranges = [tile[:1], tile[1:]], [slice(None)] * 2
         else:
-            sides = [
-                _smooth_sides(taps) if of_axis is None else of_axis
-                for of_axis, (_, taps) in zip(known, sizes, strict=True)
-            ]
             ranges = [_sides_for(of_axis, *size) for of_axis, size in zip(sides, sizes, strict=True)]
             if is_asked and any(r.start >= len(s) for r, s in zip(ranges, sides, strict=True)):
                 raise ValueError(
-                    f"no {transform.name} tile, of sides {known[0]}, holds the kernel {geometry.weight_size[2:]}"
+                    f"no {transform.name} tile, of sides {sides[0]}, holds the kernel {geometry.weight_size[2:]}"
                 )
         table = _table(index, transform, *sides, dtype, machine)
         found.append(table[:, ranges[0], ranges[1]].reshape(len(table), -1))
     if not found:
         raise ValueError(f"no transform has tiles of {tile}")
     return Tiles(*np.concatenate(found, axis=1))
+
+
+def _sides(transform: Transform, taps: int) -> tuple[int, ...]:
+    """Return the sides of a transform for so many taps; of one that has any, those to try."""
+    return transform.sides(taps) if transform.sides else _smooth_sides(taps)
 
 
 def _smooth_sides(taps: int) -> tuple[int, ...]:
@@ -396,7 +398,7 @@ def choices_of(
         if name not in indices:
             continue
         transform = transforms[indices[name]]
-        sides = [transform.sides(taps) if transform.sides else _smooth_sides(taps) for _, taps in sizes]
+        sides = [_sides(transform, taps) for _, taps in sizes]
         if tile[0] in sides[0] and tile[1] in sides[1]:
             table = _table(indices[name], transform, *sides, dtype, machine)
             found.append(table[:, sides[0].index(tile[0]), sides[1].index(tile[1])])

@@ -122,14 +122,13 @@ class Numbers:
 
     def _describe_memory(self) -> None:
         """Lay out a worker's memory: for tiles, for strips of what is written, and for the spectra of a fused pass."""
-        written = {"forward": "output", "grad_weight": "weight"}.get(self.plan.direction)
-        buffers = 0
-        if written is not None and getattr(self.transform, written).write:
-            buffers = self.most_lane_blocks if self.plan.fused else 1
+        written = {"forward": "output", "grad_weight": "weight"}.get(self.plan.direction) if self.lanes > 1 else None
+        lane_blocks = self.most_lane_blocks if self.plan.fused else 1
+        buffers = 0 if written is None else lane_blocks
         address, _, *offsets, end = workspace_numbers(self.transform, self.plan.tile[0], self.real, buffers)
         layout, itemsize = self.transform.layout, self.plan.dtype.itemsize
         self.strips = {name: Strips.of(self.views[name], layout, itemsize) for name in ("weight", "output")}
-        worker = end + (self.strips[written].nbytes if written is not None and self.lanes > 1 else 0)
+        worker = end + (0 if written is None else self.strips[written].nbytes)
         if self.plan.fused:
             self.filter_block = int(filters_of_block(self.group_filters, self.group_depth, self.lanes))
             self.fused_spectra = {}
@@ -138,8 +137,8 @@ class Numbers:
                 ("output", min(self.blocking.fused_rows, self.filter_block)),
             ):
                 stride = bin_stride(channels, self.entry)
-                self.fused_spectra[name] = worker, self.bins * stride, stride
                 lane_block = self.bins * stride
+                self.fused_spectra[name] = worker, lane_block, stride
                 worker += self.most_lane_blocks * lane_block
         self.workspace_numbers = address, worker, *offsets, end
 
@@ -214,7 +213,7 @@ class Context(Numbers):
     def workspace(self) -> int:
         """Address of the workers' memory; tasks follow each other, so they share it."""
         _, worker, _, work, factors, *_ = self.workspace_numbers
-        memory = self.borrow(max(0 << 20, self.areas * worker))
+        memory = self.borrow(self.areas * worker)
         workers = memory.array[: self.areas * worker].reshape(self.areas, worker)
         workers[:, work:factors] = 0  # as transforms expect their work
         return memory.address
@@ -245,6 +244,11 @@ class Context(Numbers):
     def weight_spectra(self, is_kept: bool = False) -> Spectra:
         """Make room for the spectra of all kernels, to outlive the call if `is_kept`."""
         return self._spectra(self.groups * self.views["weight"].lane_blocks, self.group_depth, is_kept)
+
+    @cached_property
+    def finished(self) -> int:
+        """Address of room for a spectrum for each worker, which is finished there before it is written elsewhere."""
+        return self.borrow(self.areas * self.bins * self.entry).address
 
     @cached_property
     def panels(self) -> Memory:

@@ -30,7 +30,7 @@ from nbfftconv.passes.to_spectra import (
     lane_block_to_spectrum,
     to_spectra_numbers,
 )
-from nbfftconv.passes.views import SPECTRA, column_step
+from nbfftconv.passes.views import SPECTRA
 from nbfftconv.passes.workspace import WORKSPACE, memory_of
 from nbfftconv.rounding import cdiv
 
@@ -47,7 +47,8 @@ _FUSED = RecordType(
 
 def _fused(kernel, blocking: Blocking):
     most_rows, most_columns, entry, most_depth = blocking.rows, blocking.columns, blocking.entry_bytes, blocking.depth
-    together, is_real = blocking.fused_rows, blocking is REAL
+    # Of a bin of real spectra, filters share what is in the first-level cache; complex ones go through all bins.
+    together, is_bin_by_bin = blocking.fused_rows, blocking is REAL
 
     def factory(real):
         word, limit = WORDS[real]
@@ -72,13 +73,10 @@ def _fused(kernel, blocking: Blocking):
                         pointed = lane_block_to_spectrum(
                             real, word, limit, itemsize, r.input, worker, first + i, index, spectrum, xs.bin, pointed
                         )  # fmt: skip
-                points_once = r.output.transform.write != 0 and column_step(r.output.target) == itemsize
-                if points_once:
+                if lanes > 1:
                     for i in range(lane_blocks):
                         point_to_results(itemsize, r.output, worker, first + i, 1 + i)
-                bins = (
-                    1 if is_real else r.input.transform.bins
-                )  # of a bin, filters share what is in the first-level cache
+                bins = 1 if is_bin_by_bin else r.input.transform.bins
                 last_filter = min(first_filter + r.filter_block, r.filters)
                 for first_row in range(first_filter, last_filter, together):
                     last_row = min(first_row + together, last_filter)
@@ -94,12 +92,10 @@ def _fused(kernel, blocking: Blocking):
                                         y + j * ys.lane_block + bin * ys.bin + (k - first_row) * entry,
                                         entry, ys.lane_block, ys.bin,
                                         min(depth, r.channels - c), 1, bins, c,
-                                        w + ws.bin + c * entry if is_real else x, 0,
+                                        w + ws.bin + c * entry if is_bin_by_bin else x, 0,
                                         min(most_rows, last_row - k), min(most_columns, lane_blocks - j),
                                     ))  # fmt: skip
                     for i in range(lane_blocks):
-                        if lanes > 1 and not points_once:
-                            point_to_results(itemsize, r.output, worker, first + i, 1 + i)
                         for k in range(first_row, last_row):
                             spectrum = y + i * ys.lane_block + (k - first_row) * entry
                             index = group * r.filters + k

@@ -100,16 +100,22 @@ def _write(real, itemsize, r, source, source_row, target, rows, columns, factors
 
 
 @njit()
+def _is_written_back(itemsize, r):
+    """Tell whether the transform writes tiles to where they belong: of the array, columns are neighbours."""
+    return r.transform.write != 0 and column_step(r.target) == itemsize
+
+
+@njit()
 def point_to_results(itemsize, r, worker, lane_block, index):
     """Let an indirection buffer, from 1 on, point to where the tiles of a lane block are written.
 
     It is asked for before channels of many tiles are transformed back by it.
     """
     v, memory = r.target, memory_of(r.workspace, worker)
-    if r.transform.write != 0 and column_step(v) == itemsize:
+    if _is_written_back(itemsize, r):
         point_to_array(v, r, memory, lane_block, (0, 0, 0), index)
     else:
-        point_to_strips(itemsize, v, r, memory, lane_block)
+        point_to_strips(itemsize, v, r, memory, lane_block, index)
 
 
 @njit()
@@ -126,10 +132,10 @@ def lane_block_from_spectrum(real, itemsize, r, worker, lane_block, index, spect
     scale_and_bias[0] = real(1) / real(t.divisor)
     scale_and_bias[1] = simd.pointer(real, r.bias)[channel] if r.bias != 0 else real(0)
     address = v.address + channel * v.channel
-    if t.write != 0 and column_step(v) == itemsize:
-        buffer = places_of(w, memory, places)
+    addresses = places_of(w, memory, places)
+    if _is_written_back(itemsize, r):
         simd.call(
-            t.write, (t.context, buffer, address, work, spectrum, stride, v.y.samples, factors, r.relu, r.stream)
+            t.write, (t.context, addresses, address, work, spectrum, stride, v.y.samples, factors, r.relu, r.stream)
         )  # fmt: skip
         return
     tile, count = tiles_of(v, t.lanes, lane_block)
@@ -140,7 +146,7 @@ def lane_block_from_spectrum(real, itemsize, r, worker, lane_block, index, spect
         simd.call(t.inverse, (t.context, memory, work, spectrum, stride, v.y.samples, v.x.samples))
         _write(real, itemsize, r, memory, t.row, address + offset, rows, columns, factors)
         return
-    addresses, strips = memory + w.indirection, memory + w.strips
+    strips = memory + w.strips
     simd.call(t.inverse, (t.context, addresses, strips, r.strips.row, work, spectrum, stride, v.y.samples))
     lane = 0
     while True:

@@ -232,7 +232,7 @@ def add_to_spectra(context: Context, name: str, array: np.ndarray, spectra: Spec
     view = context.views[name]
     # Lines of real spectra, one for each bin and channel, drive out of a core's caches what the next stage needs.
     if context.blocking is REAL and context.lane_blocks * spectra.lane_block > _STREAMED_BYTES // 2:
-        record["finished"] = context.borrow(context.areas * context.bins * context.entry).address
+        record["finished"] = context.finished
     context.add(_to_spectra, record, context.lane_blocks * view.channels * view.channel_phases)
 
 
@@ -270,9 +270,8 @@ def transform_weight(plan: TiledPlan, weight: np.ndarray) -> TransformedWeight:
     context = Context(plan, plan.geometry)
     spectra = context.weight_spectra(is_kept=True)
     record = _record(context, "weight", weight, spectra)
-    finished = context.bins * context.entry
-    if spectra.array.nbytes > _STREAMED_BYTES and finished <= _FINISHED_BYTES:
-        record["finished"] = context.borrow(context.areas * finished).address
+    if spectra.array.nbytes > _STREAMED_BYTES and context.bins * context.entry <= _FINISHED_BYTES:
+        record["finished"] = context.finished
     has_zeros = np.zeros(weight.shape[0], np.uint8)
     record["has_zeros"] = context.address(has_zeros)
     lane_blocks = context.groups * context.views["weight"].lane_blocks

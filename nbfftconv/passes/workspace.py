@@ -15,7 +15,7 @@ from nbfftconv.passes.records import fields
 from nbfftconv.passes.views import NO_TILE, Tile, View, next_position, position_of, row_step, tile_at, tiles_of
 from nbfftconv.rounding import round_up
 from nbfftconv.simd import VECTOR_BYTES
-from nbfftconv.transforms import Functions, Layout, TileTransform
+from nbfftconv.transforms import TILE_BYTES, Functions, Layout, TileTransform
 
 _LINE = 64
 
@@ -33,8 +33,6 @@ TRANSFORM = fields(
 WORKSPACE = fields(
     "address", "worker", "tile", "work", "factors", "largest", "tiles", "indirection", "places", "strips"
 )
-#: Bytes of a `Tile`.
-_TILE_BYTES = 8 * len(Tile._fields)
 
 
 def transform_numbers(transform: TileTransform, name: str, rows: int, itemsize: int) -> tuple[int, ...]:
@@ -56,7 +54,7 @@ def workspace_numbers(transform: TileTransform, rows: int, real: type, written: 
     factors = work + round_up(transform.work_items * itemsize, _LINE)
     largest = factors + _LINE
     tiles = largest + _LINE
-    indirection = tiles + round_up(layout.lanes * _TILE_BYTES if layout.lanes > 1 else 0, _LINE)
+    indirection = tiles + round_up(layout.lanes * TILE_BYTES if layout.lanes > 1 else 0, _LINE)
     places = round_up(rows * transform.indirection_bytes, _LINE)
     strips = indirection + (1 + written) * places
     return 0, 0, tile, work, factors, largest, tiles, indirection, places, strips
@@ -111,7 +109,7 @@ def memory_of(w, worker):
 @njit()
 def _note_tile(memory, r, lane, tile):
     """Note the tile of a lane."""
-    numbers = simd.pointer(np.int64, memory + r.workspace.tiles + lane * _TILE_BYTES)
+    numbers = simd.pointer(np.int64, memory + r.workspace.tiles + lane * TILE_BYTES)
     numbers[0], numbers[1], numbers[2], numbers[3], numbers[4] = tile
 
 
@@ -150,10 +148,10 @@ def point_to_tiles(r, memory, rows):
 
 
 @njit()
-def point_to_strips(itemsize, v, r, memory, lane_block):
-    """Let the buffer of addresses point to strips: tiles of a lane block side by side, every row of tiles in one."""
+def point_to_strips(itemsize, v, r, memory, lane_block, index):
+    """Let an indirection buffer point to strips: tiles of a lane block side by side, every row of tiles in one."""
     lanes, strips = r.transform.lanes, r.strips
-    addresses = simd.pointer(np.int64, memory + r.workspace.indirection)
+    addresses = simd.pointer(np.int64, places_of(r.workspace, memory, index))
     tile, count = tiles_of(v, lanes, lane_block)
     strip, at, column = 0, 0, tile % v.x.tiles
     for lane in range(lanes):

@@ -18,6 +18,9 @@ from nbfftconv import simd
 from nbfftconv.jit import Callback
 from nbfftconv.simd import VECTOR_BYTES
 
+#: Bytes of the numbers of a tile that `point` of `Functions` is given.
+TILE_BYTES = 5 * 8
+
 #: Bytes of a vector of complex numbers: the real parts, then the imaginary parts.
 COMPLEX_BYTES = 2 * VECTOR_BYTES
 

@@ -11,7 +11,7 @@ import numpy as np
 from nbfftconv import simd
 from nbfftconv.jit import Callback, njit
 from nbfftconv.rounding import cdiv
-from nbfftconv.transforms import signature
+from nbfftconv.transforms import TILE_BYTES, signature
 
 
 def row_bytes(real: type, pitch: int) -> int:
@@ -38,7 +38,7 @@ def point_rows(lanes, indirection, lane, tile, rows, row_bytes, vectors):
 @njit()
 def tile_of(tiles, lane):
     """Return the numbers of a lane's tile."""
-    tile = simd.pointer(np.int64, tiles + lane * 40)
+    tile = simd.pointer(np.int64, tiles + lane * TILE_BYTES)
     return tile[0], tile[1], tile[2], tile[3], tile[4]
 
 

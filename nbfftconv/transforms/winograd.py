@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from nbfftconv import rates, simd
-from nbfftconv.jit import Callback
+from nbfftconv.jit import Callback, njit
 from nbfftconv.rounding import cdiv, round_up
 from nbfftconv.transforms import (
     Functions,
@@ -331,19 +331,20 @@ def columns(name_index: int, outputs: int, taps: int) -> Callable:
     Points are `stride` bytes apart, along a row of them, and `bin_row` from row to row.
     """
     name = _MAPS[name_index]
-    from_size, to_size = _sizes(name, outputs, taps)
+    is_back = name.startswith("to_")
+    sizes = _sizes(name, outputs, taps)
+    samples, points = sizes[::-1] if is_back else sizes
 
     def emit(v, work, pitch, spectrum, stride, bin_row, count):
         def column(work, spectrum):
-            inside = [work + pitch * i for i in range(to_size if name.startswith("to_") else from_size)]
-            outside = [spectrum + bin_row * i for i in range(from_size if name.startswith("to_") else to_size)]
-            if name.startswith("to_"):
+            inside = [work + pitch * i for i in range(samples)]
+            outside = [spectrum + bin_row * i for i in range(points)]
+            if is_back:
                 for at in outside:  # the next channel's comes next
                     v.prefetch(at + 2 * v.vector_bytes, level=2)
-                results = zip(_apply_map(v, name, outputs, taps, [v.load(at) for at in outside]), inside, strict=True)
-            else:
-                results = zip(_apply_map(v, name, outputs, taps, [v.load(at) for at in inside]), outside, strict=True)
-            for value, at in results:
+            source, target = (outside, inside) if is_back else (inside, outside)
+            results = _apply_map(v, name, outputs, taps, [v.load(at) for at in source])
+            for value, at in zip(results, target, strict=True):
                 v.store(value, at)
             return [work + v.vector_bytes, spectrum + stride]
 
@@ -367,28 +368,35 @@ _CONTEXT = np.dtype(
 )  # fmt: skip
 
 
-def _forward_factory(real):
-    vector_bytes = simd.VECTOR_BYTES
+@njit()
+def _map(c, indirection, base, work, spectrum, stride, rows, ahead, largest):
+    """From rows to points, by way of the work memory."""
+    simd.call(c.rows_forward, (indirection, base, work, rows, ahead, largest))
+    pitch = c.points * simd.VECTOR_BYTES
+    simd.call(c.columns_forward, (work, pitch, spectrum, stride, c.points * stride, c.points))
 
+
+@njit()
+def _map_columns_back(c, work, spectrum, stride):
+    """From points to rows of points in the work memory."""
+    pitch = c.points * simd.VECTOR_BYTES
+    simd.call(c.columns_inverse, (work, pitch, spectrum, stride, c.points * stride, c.points))
+
+
+def _forward_factory(real):
     def forward(c, indirection, base, work, spectrum, stride, rows, ahead, largest):
-        simd.call(c.rows_forward, (indirection, base, work, rows, ahead, largest))
-        pitch = c.points * vector_bytes
-        simd.call(c.columns_forward, (work, pitch, spectrum, stride, c.points * stride, c.points))
+        _map(c, indirection, base, work, spectrum, stride, rows, ahead, largest)
 
     return forward
 
 
 def _forward_kernels_factory(real):
-    vector_bytes = simd.VECTOR_BYTES
-
     def forward_kernels(c, indirection, base, work, spectrum, stride, rows, ahead, largest):
         places = indirection + _KERNEL_HEADER
         if simd.pointer(np.int64, indirection)[0] != 0:
             simd.call(c.whole_kernels, (places, base, spectrum, stride, ahead, largest))
-            return
-        simd.call(c.rows_forward, (places, base, work, rows, ahead, largest))
-        pitch = c.points * vector_bytes
-        simd.call(c.columns_forward, (work, pitch, spectrum, stride, c.points * stride, c.points))
+        else:
+            _map(c, places, base, work, spectrum, stride, rows, ahead, largest)
 
     return forward_kernels
 
@@ -420,11 +428,8 @@ def _point_kernels_factory(real):
 
 
 def _inverse_factory(real):
-    vector_bytes = simd.VECTOR_BYTES
-
     def inverse(c, indirection, base, pitch, work, spectrum, stride, rows):
-        work_row = c.points * vector_bytes
-        simd.call(c.columns_inverse, (work, work_row, spectrum, stride, c.points * stride, c.points))
+        _map_columns_back(c, work, spectrum, stride)
         simd.call(c.rows_inverse, (indirection, base, pitch, work, rows))
 
     return inverse
@@ -434,8 +439,7 @@ def _write_factory(real):
     vector_bytes = simd.VECTOR_BYTES
 
     def write(c, indirection, base, work, spectrum, stride, rows, factors, relu, stream):
-        work_row = c.points * vector_bytes
-        simd.call(c.columns_inverse, (work, work_row, spectrum, stride, c.points * stride, c.points))
+        _map_columns_back(c, work, spectrum, stride)
         streams = stream if base % vector_bytes == 0 else 0  # else no place that is marked as a line is one
         simd.call(c.rows_to_array, (indirection, base, work, rows, factors, relu, streams))
 
@@ -446,7 +450,7 @@ def _point_factory(real):
     lanes, itemsize, vector_bytes = simd.lanes(real), np.dtype(real).itemsize, simd.VECTOR_BYTES
 
     def point(c, tiles, indirection, row_bytes, rows):
-        numbers, words = simd.pointer(np.int64, tiles), simd.pointer(np.int64, indirection)
+        words = simd.pointer(np.int64, indirection)
         row = c.segments * c.places * 2  # words
         most = 0
         for place in range(c.places):
@@ -456,17 +460,16 @@ def _point_factory(real):
             while i < lanes:  # tile by tile, as far as it is in the vector
                 lane, sample = (first + i) // c.outputs, turn + (first + i) % c.outputs
                 count = min(c.outputs - (first + i) % c.outputs, lanes - i)
-                at = 5 * lane
-                here = numbers[at] + (sample - i) * itemsize
-                if segment < 0 or here != start or above != numbers[at + 1] or below != numbers[at + 2]:
+                offset, tile_above, tile_below, tile_begin, tile_end = tile_of(tiles, lane)
+                here = offset + (sample - i) * itemsize
+                if segment < 0 or here != start or above != tile_above or below != tile_below:
                     segment += 1
-                    start, above, below = here, numbers[at + 1], numbers[at + 2]
+                    start, above, below = here, tile_above, tile_below
                     for index in range(rows):
                         word = _HEADER + index * row + (segment * c.places + place) * 2
                         words[word] = start + index * row_bytes
                         words[word + 1] = _IS_LINE if words[word] % vector_bytes == 0 else 0
-                begin = max(numbers[at + 3], sample)
-                end = min(numbers[at + 4], c.samples, sample + count)
+                begin, end = max(tile_begin, sample), min(tile_end, c.samples, sample + count)
                 if begin < end:
                     bits = ((1 << (end - begin)) - 1) << (i + begin - sample)
                     for index in range(above, min(below, rows)):
