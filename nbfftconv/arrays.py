@@ -5,6 +5,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from nbfftconv.target import TARGET
+
+#: An array larger than this would not be found in the caches of a core, but drive out what is there.
+_STREAMED_BYTES = 2 * TARGET.l2_bytes
+
 
 def as_array(name: str, value: Any) -> np.ndarray:
     """Return an array of any dtype; no copy.
@@ -115,3 +120,8 @@ def is_usable_out(out: np.ndarray, *operands: np.ndarray | None) -> bool:
     """Whether compiled code may write into `out` directly: compact, and apart from all operands."""
     compact_enough = out.flags.c_contiguous and out.flags.aligned and out.dtype.isnative
     return compact_enough and not any(np.may_share_memory(out, a) for a in operands if a is not None)
+
+
+def is_streamed(array: np.ndarray) -> bool:
+    """Whether an array is to be written past the caches."""
+    return array.nbytes > _STREAMED_BYTES

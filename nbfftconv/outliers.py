@@ -13,6 +13,7 @@ import numpy as np
 from nbfftconv import jit, simd, threads
 from nbfftconv.geometry import AXIS_NUMBERS, ConvGeometry
 from nbfftconv.jit import njit
+from nbfftconv.records import RecordType, fields
 from nbfftconv.rounding import cdiv
 from nbfftconv.threads import in_turns, share
 
@@ -33,17 +34,17 @@ _SLOWER, _FEW_PRODUCTS, _MOST_PRODUCTS = 1024, 2**14, 2**22
 _INPUT, _WEIGHT, _OUTPUT = range(3)
 _ARRAYS = ("input", "weight", "output")
 
-_SEARCH = np.dtype([(name, np.int64) for name in ("array", "counts", "places", "plane", "width", "planes")])
-_PRODUCTS = np.dtype(
-    [
-        *((name, np.int64) for name in (*_ARRAYS, "result", "found", "count")),
+_SEARCH = RecordType(fields("array", "counts", "places", "plane", "width", "planes"))
+_PRODUCTS = RecordType(
+    fields(
+        *_ARRAYS, "result", "found", "count",
         # which array is the result, of which outliers were found, and of which products were added before, or -1
-        *((name, np.int64) for name in ("target", "operand", "added", "turn", "turns")),
+        "target", "operand", "added", "turn", "turns",
         # channels and filters of a group
-        *((name, np.int64) for name in ("images", "groups", "channels", "filters")),
-        *((f"{axis}_{name}", np.int64) for axis in "yx" for name in AXIS_NUMBERS),
-    ]
-)
+        "images", "groups", "channels", "filters",
+        *(f"{axis}_{name}" for axis in "yx" for name in AXIS_NUMBERS),
+    )
+)  # fmt: skip
 
 
 def _count(real):
@@ -80,16 +81,16 @@ def _list(real):
     return list_outliers
 
 
-_count_outliers = jit.stage(_SEARCH)(_count)
-_list_outliers = jit.stage(_SEARCH)(_list)
+_count_outliers = jit.stage(_SEARCH.dtype)(_count)
+_list_outliers = jit.stage(_SEARCH.dtype)(_list)
 
 
 def _search(stage: jit.Callback, array: np.ndarray, counts: np.ndarray, places: np.ndarray | None = None) -> None:
-    record = np.zeros((), _SEARCH)
+    record = _SEARCH.zeros()
     record["array"], record["counts"] = array.ctypes.data, counts.ctypes.data
     record["places"] = 0 if places is None else places.ctypes.data
     record["planes"], record["width"], record["plane"] = array.shape[1], array.shape[3], math.prod(array.shape[2:])
-    threads.run(threads.Task(stage.address(array.dtype.type), record, len(counts), threads.get_workers()[0]))
+    threads.run(threads.Task(stage.address(array.dtype.type), record.words, len(counts), threads.get_workers()[0]))
 
 
 @njit()
@@ -222,7 +223,7 @@ def _products(real):
     return add_products
 
 
-_add_products = jit.stage(_PRODUCTS)(_products)
+_add_products = jit.stage(_PRODUCTS.dtype)(_products)
 
 
 class Corrections:
@@ -264,7 +265,7 @@ class Corrections:
     def add_to(self, result: np.ndarray) -> None:
         """Add them."""
         geometry = self._geometry
-        record = np.zeros((), _PRODUCTS)
+        record = _PRODUCTS.zeros()
         for operand, array in self._operands.items():
             record[_ARRAYS[operand]] = array.ctypes.data
         record["result"], record["target"], record["added"] = result.ctypes.data, self._target, -1

@@ -26,7 +26,8 @@ import numpy as np
 from nbfftconv import environment, simd
 from nbfftconv import numba_internals as internals
 from nbfftconv.forking import fork_safe_lock
-from nbfftconv.jit import copy_record, njit
+from nbfftconv.jit import njit
+from nbfftconv.records import Record
 from nbfftconv.rounding import cdiv
 
 _CGROUP = Path("/sys/fs/cgroup")
@@ -214,16 +215,16 @@ class Task(NamedTuple):
     workers: int
 
 
-def in_turns(stage: int, record: np.ndarray, items: int, workers: int, turns: int) -> list[Task]:
+def in_turns(stage: int, record: Record, items: int, workers: int, turns: int) -> list[Task]:
     """Return the tasks that do all items `turns` times, each time a share of their sums, as the record tells.
 
     So items that cannot be cut do not hold up an answer to a signal.
     """
     turns = max(1, turns)
-    records = [record, *(copy_record(record) for _ in range(turns - 1))]
+    records = [record, *(record.copy() for _ in range(turns - 1))]
     for turn, each in enumerate(records):
         each["turn"], each["turns"] = turn, turns
-    return [Task(stage, each, items, workers) for each in records]
+    return [Task(stage, each.words, items, workers) for each in records]
 
 
 @njit()

@@ -27,7 +27,11 @@ def packed_bytes(geometry: ConvGeometry, dtype: np.dtype) -> int:
 
 def scratch_bytes(geometry: ConvGeometry, dtype: np.dtype) -> int:
     """Bytes of scratch memory of each thread of `forward`."""
-    return depthwise.scratch_bytes(geometry, dtype) if depthwise.fits(geometry, dtype) else dense.scratch_bytes()
+    return (
+        depthwise.scratch_bytes(geometry, dtype)
+        if depthwise.fits(geometry, dtype)
+        else dense.scratch_bytes(geometry, dtype)
+    )
 
 
 def forward(

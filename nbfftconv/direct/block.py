@@ -12,31 +12,47 @@ MOST_PRODUCTS = 2**29
 class OutputBlock:
     """A block of rows × vectors of the output, `y_row` bytes from row to row, of which `rows_left` are in memory.
 
-    Of the pixels of a row, those up to `end` are written, and those from `first` on hold sums already.
+    From vector to vector it is `y_step` bytes and `lane_step` pixels. Of the pixels of a row, those up to `end` are
+    written; they hold sums already if `begun` is 1, else they are not read.
     """
 
-    def __init__(self, v, y, y_row, first, end, rows_left, rows: int, vectors: int) -> None:
-        self._v = v
+    def __init__(
+        self, v, y, y_row, y_step, lane_step, begun, end, rows_left, streamed, rows: int, vectors: int
+    ) -> None:
+        self._v, self._begun, self._streamed = v, begun, streamed
         # Rows that there are none of repeat the last one, and are written before it.
         last = rows_left - 1
         self.rows = [v.minimum(i, last) for i in range(rows)]
-        self._places = [[y + y_row * row + j * v.vector_bytes for j in range(vectors)] for row in self.rows]
-        self._inside = [v.lanes_between(0, end, j * v.lanes) for j in range(vectors)]
-        self._begun = [v.lanes_between(first, end, j * v.lanes) for j in range(vectors)]
-        for place in sum(self._places, []):
-            v.prefetch(place, write=True)
+        self._places = [[y + y_row * row + y_step * j for j in range(vectors)] for row in self.rows]
+        self._inside = [v.lanes_between(0, end - lane_step * j) for j in range(vectors)]
+        with v.unless(streamed, 1):
+            for place in sum(self._places, []):
+                v.prefetch(place, write=True)
 
-    def add(self, sums, biases, relu) -> None:
-        """Add sums, row after row, and a bias for each row; clip what is written if `relu` is 1."""
-        v, sums, totals = self._v, iter(sums), []
-        for places, bias in zip(self._places, biases, strict=True):
-            row = zip(places, self._begun, strict=True)
-            totals.append([v.masked_load(place, mask) + bias + next(sums) for place, mask in row])
-        for clip in (False, True):
-            with v.when(relu, int(clip)):
-                for row, places in zip(reversed(totals), reversed(self._places), strict=True):
-                    for value, place, mask in zip(row, places, self._inside, strict=True):
-                        v.masked_store(v.relu(value) if clip else value, place, mask)
+    def add(self, sums, biases, floor) -> None:
+        """Add sums, row after row, and a bias for each row; what is less than `floor` becomes that.
+
+        If the block is `streamed`, it is whole, and written past the caches.
+        """
+        v, vectors = self._v, len(self._inside)
+
+        def add_begun(*sums):
+            places = zip(sum(self._places, []), self._inside * len(self._places), strict=True)
+            return [v.masked_load(*place) + value for place, value in zip(places, sums, strict=True)]
+
+        sums = v.repeat(self._begun, sums, add_begun)
+        biases = [bias for bias in biases for _ in range(vectors)]
+        totals = [value + bias for value, bias in zip(sums, biases, strict=True)]
+        totals = [v.select(total < floor, floor, total) for total in totals]
+        rows = [(totals[i * vectors : (i + 1) * vectors], places) for i, places in enumerate(self._places)][::-1]
+        with v.when(self._streamed, 1):
+            for row, places in rows:
+                for value, place in zip(row, places, strict=True):
+                    v.store_nontemporal(value, place)
+        with v.unless(self._streamed, 1):
+            for row, places in rows:
+                for value, place, mask in zip(row, places, self._inside, strict=True):
+                    v.masked_store(value, place, mask)
 
 
 def block_kernel(block: Callable[[int, int], Callable], rows: int, vectors: int, name: str, arity: int) -> Any:

@@ -1,20 +1,27 @@
 """Groups of many filters: a matrix product whose lanes are output pixels.
 
 Y[k, p] = sum over i of W[k, i] · X[i, p], where i = (c, u, v), and X[i, p] is the pixel, or the zero of the padding,
-that output pixel p of an image has under tap (u, v) in channel c. The kernels are packed once. A work item is a strip
-of pixels and some filters; its part of X is gathered block by block along i into scratch memory of a fixed size,
-whatever the geometry, and the output holds the sums of the blocks so far. Blocks do not depend on the threads.
+that output pixel p of an image has under tap (u, v) in channel c. The kernels are packed once. A work item is a tile of
+pixels and some filters. It goes through X block by block along i, whole channels; the output holds the sums of the
+blocks so far. Blocks do not depend on the threads.
+
+Lanes are neighbours in a row of the output: X is read from windows, a table telling where the pixels under a tap begin.
+Where rows are short, lanes would be empty. There they are pixels of several rows, and X is gathered for every tap.
 """
 
 import functools
 import math
+from typing import NamedTuple
 
 import numpy as np
 
 from nbfftconv import jit, scratch, simd, threads
+from nbfftconv.arrays import is_streamed
 from nbfftconv.direct.block import MOST_PRODUCTS, OutputBlock, block_kernel
 from nbfftconv.direct.gather import clear_lanes, gather_lanes
-from nbfftconv.geometry import AXIS_NUMBERS, ConvGeometry
+from nbfftconv.direct.window import AXIS_FIELDS, axis_in_window, gather_window
+from nbfftconv.geometry import ConvGeometry
+from nbfftconv.records import Record, RecordType, fields
 from nbfftconv.rounding import cdiv, round_up
 from nbfftconv.simd import VECTOR_BYTES
 from nbfftconv.target import TARGET, WIDEST_VECTOR_BYTES, power_of_two
@@ -26,8 +33,21 @@ _VECTORS = 3
 _ROWS = power_of_two((TARGET.registers - _VECTORS - 1) // _VECTORS)
 #: Along i, X under one block of pixels takes three quarters of the L1 cache, past which the kernels stream.
 _DEPTH = TARGET.l1_bytes * 3 // 4 // (_VECTORS * WIDEST_VECTOR_BYTES)
-#: Blocks of pixels in a strip: for each, the kernels are read once more, the first time from beyond the L2 cache.
+#: Vectors of pixels of a tile whose channels are all in one block, at most, ...
+_MOST_VECTORS = 60
+#: ... and where they are not, so that the sums so far stay in a cache. For each block of pixels, the kernels are read
+#: once more, the first time from beyond the L2 cache.
+_MOST_VECTORS_OF_SUMS = 12
+#: Windows of all channels of a block take an eighth of the L2 cache.
+_WINDOW_BYTES = TARGET.l2_bytes // 8
+#: Of an image whose pixels are gathered for every tap, a tile is so many blocks.
 _STRIP_BLOCKS = 2
+#: Rows of a tile, at least, that share pixels.
+_FEWEST_ROWS = 4
+#: Of more than so many phases most would be gathered in vain.
+_MOST_PHASES = 4
+#: Lanes of several rows are worth gathering for, where rows of their own fill less than this share of what those fill.
+_FILLED = 0.75
 #: Filters of a work item: more share the gathered pixels, until their kernels, in float64, take more than three
 #: quarters of the L2 cache; ...
 _MOST_FILTERS = power_of_two(TARGET.l2_bytes * 3 // 4 // (_DEPTH * 8))
@@ -35,49 +55,136 @@ _MOST_FILTERS = power_of_two(TARGET.l2_bytes * 3 // 4 // (_DEPTH * 8))
 _FEWEST_FILTERS = 64
 _ITEMS = 24
 
-_RECORD = np.dtype(
-    [
-        *((name, np.int64) for name in ("input", "weight", "packed", "output", "bias", "zeros", "scratch", "worker")),
-        # channels and filters of a group; taps of all its channels; gathered at once
-        *((name, np.int64) for name in ("groups", "channels", "filters", "taps", "depth", "relu", "turn", "turns")),
-        # vectors of pixels of an image, in blocks, in strips; blocks of filters of a group, in chunks
-        *((name, np.int64) for name in ("vectors", "pixel_blocks", "strips", "filter_blocks", "chunks")),
-        *((f"{axis}_{name}", np.int64) for axis in "yx" for name in AXIS_NUMBERS),
-    ]
-)
-_stage = jit.stage(_RECORD)
+# Channels, filters and taps are those of a group; X is in blocks of `depth` rows. Tiles are of y_core × x_core pixels,
+# or of x_core of all of an image. `row`, `phase` and `window` are as in
+# `gather_window`; from a vector of a block of Y to the next it is `next_x` bytes of the window, `next_y` of Y, and
+# `next_lane` pixels.
+_RECORD = RecordType(
+    fields(
+        "input", "packed", "output", "bias", "zeros", "table", "scratch", "worker",
+        "groups", "channels", "filters", "taps", "depth", "relu", "stream", "turn", "turns",
+        "filter_blocks", "chunks", "y_core", "x_core", "y_count", "x_count",
+        "rows", "row_vectors", "row", "phase", "phases", "interleave", "window",
+        "is_column", "next_x", "next_y", "next_lane",
+        *(f"{axis}_{name}" for axis in "yx" for name in AXIS_FIELDS),
+    )
+)  # fmt: skip
+_PACKING = RecordType(fields("weight", "packed", "filters", "taps", "filter_blocks"))
 
 
 def _block(rows: int, vectors: int):
     """Return the emitter of a block of rows × vectors of Y."""
 
-    def emit(v, x, w, bias, y, y_row, depth, first, end, rows_left, relu):
-        def add_products(x, w, *sums):
+    def emit(v, x, x_step, table, w, bias, floor, y, y_row, y_step, lane_step, count, begun, end, rows_left, stream):
+        def add_products(entry, w, *sums):
             sums = list(sums)
-            pixels = [v.load(x + j * v.vector_bytes) for j in range(vectors)]
+            offset = v.load_integer(entry)
+            pixels = [v.load(places[j] + offset) for j in range(vectors)]
             for i in range(rows):
                 weight = v.broadcast(w + i * v.itemsize)
                 for j in range(vectors):
                     sums[i * vectors + j] = v.fma(weight, pixels[j], sums[i * vectors + j])
-            return [x + vectors * v.vector_bytes, w + _ROWS * v.itemsize, *sums]
+            return [entry + 8, w + _ROWS * v.itemsize, *sums]
 
-        output = OutputBlock(v, y, y_row, first, end, rows_left, rows, vectors)
-        _, _, *sums = v.repeat(depth, [x, w, *[0.0] * (rows * vectors)], add_products)
-        output.add(sums, [v.broadcast(bias + row * v.itemsize) for row in output.rows], relu)
+        places = [x + x_step * j for j in range(vectors)]
+        output = OutputBlock(v, y, y_row, y_step, lane_step, begun, end, rows_left, stream, rows, vectors)
+        _, _, *sums = v.repeat(count, [table, w, *[0.0] * (rows * vectors)], add_products)
+        output.add(sums, [v.broadcast(bias + row * v.itemsize) for row in output.rows], v.broadcast(floor))
 
     return emit
 
 
-# (x, w, bias, y, y_row, depth, first, end, rows_left, relu, rows, vectors): Y[:rows, :end] = W · X, plus the bias, plus
-# what Y holds from pixel `first` on; of `rows`, _ROWS or half as many, only `rows_left` are in memory.
-_product = block_kernel(_block, _ROWS, _VECTORS, "product", 12)
+# (x, x_step, table, w, bias, floor, y, y_row, y_step, lane_step, count, begun, end, rows_left, stream, rows, vectors):
+# Y[:rows, :end] = W · X, plus the bias, plus what Y holds if it was `begun`, at least the scalar at `floor`; of
+# `rows`, _ROWS or half as many, only `rows_left` are in memory. X has `count` rows, as the table says.
+_product = block_kernel(_block, _ROWS, _VECTORS, "product", 17)
 
 
 @jit.njit()
-def _gather_vector(real, itemsize, lanes, r, image, begin, end, p, target, pitch):
-    """Gather rows begin .. end - 1 of X for the vector of pixels from `p`, rows `pitch` bytes apart."""
+def _part_of(r, item):
+    """Return image, group, the first row and column of the tile, and the range of blocks of filters of an item."""
+    chunk, tile = item % r.chunks, item // r.chunks
+    x = tile % r.x_count * r.x_core
+    y = tile // r.x_count % r.y_count * r.y_core
+    group = tile // (r.x_count * r.y_count) % r.groups
+    n = tile // (r.x_count * r.y_count * r.groups)
+    first_block, last_block = share(r.filter_blocks, chunk, r.chunks)
+    return n, group, y, x, first_block, last_block
+
+
+@jit.njit()
+def _add_products(real, itemsize, lanes, r, n, group, block, i, depth, x, p, pixels, vectors):
+    """Add the products of a block of filters, `depth` rows of X from `i` on, and `vectors` of pixels from `p` on."""
+    k = block * _ROWS
+    plane = r.y_output * r.x_output
+    filter = group * r.filters + k
+    left = min(_ROWS, r.filters - k)
+    w = r.packed + ((group * r.filter_blocks + block) * r.taps + i) * _ROWS * itemsize
+    is_last = i + depth == r.taps
+    is_whole = r.stream != 0 and is_last and pixels >= vectors * lanes
+    _product(real, (
+        x, r.next_x, r.table, w, (r.bias if i == 0 else r.zeros) + filter * itemsize,
+        # zero, or the least of all
+        r.zeros + (r.groups * r.filters + (0 if r.relu != 0 and is_last else 1)) * itemsize,
+        r.output + ((n * r.groups * r.filters + filter) * plane + p) * itemsize, plane * itemsize,
+        r.next_y, r.next_lane,
+        depth, 0 if i == 0 else 1, pixels, left, 1 if is_whole else 0,
+        _ROWS // 2 if left <= _ROWS // 2 else _ROWS, vectors,
+    ))  # fmt: skip
+
+
+def _of_windows(real):
+    itemsize, lanes = np.dtype(real).itemsize, simd.lanes(real)
+
+    def dense_forward(r, worker, begin, end):
+        memory = r.scratch + worker * r.worker
+        taps = r.y_kernel * r.x_kernel
+        first_block_of_x, last_block_of_x = share(cdiv(r.taps, r.depth), r.turn, r.turns)
+        for item in range(begin, end):
+            n, group, y0, x0, first_block, last_block = _part_of(r, item)
+            rows, columns = min(r.y_core, r.y_output - y0), min(r.x_core, r.x_output - x0)
+            vectors = cdiv(columns, lanes)
+            blocks = cdiv(vectors, _VECTORS)
+            for i in range(first_block_of_x * r.depth, min(last_block_of_x * r.depth, r.taps), r.depth):
+                depth = min(r.depth, r.taps - i)
+                for c in range(depth // taps):
+                    plane = (n * r.groups + group) * r.channels + i // taps + c
+                    gather_window(
+                        real, itemsize, lanes, r, r.input + plane * r.y_input * r.x_input * itemsize,
+                        y0 * r.y_stride * r.y_step - r.y_before, x0 * r.x_stride * r.x_step - r.x_before,
+                        (rows - 1) * r.y_stride + (r.y_kernel - 1) * r.y_dilation + 1, r.row_vectors,
+                        memory + c * r.window,
+                    )  # fmt: skip
+                for block in range(first_block, last_block):
+                    if r.is_column != 0:
+                        for y in range(0, rows, _VECTORS):
+                            _add_products(
+                                real, itemsize, lanes, r, n, group, block, i, depth,
+                                memory + y * r.y_stride * r.row, (y0 + y) * r.x_output, columns,
+                                min(_VECTORS, rows - y),
+                            )  # fmt: skip
+                    else:
+                        for y in range(rows):
+                            for j in range(blocks):
+                                vector, stop = share(vectors, j, blocks)
+                                _add_products(
+                                    real, itemsize, lanes, r, n, group, block, i, depth,
+                                    memory + y * r.y_stride * r.row + vector * VECTOR_BYTES,
+                                    (y0 + y) * r.x_output + x0 + vector * lanes, columns - vector * lanes,
+                                    stop - vector,
+                                )  # fmt: skip
+        if r.stream != 0:
+            simd.fence()
+
+    return dense_forward
+
+
+@jit.njit()
+def _gather_vector(real, itemsize, lanes, r, image, begin, end, p, target):
+    """Gather rows begin .. end - 1 of X for the vector of pixels from `p`, rows of `_VECTORS` vectors."""
     window = r.y_kernel * r.x_kernel
     stop = min(p + lanes, r.y_output * r.x_output)
+    pitch = _VECTORS * VECTOR_BYTES
     lane = 0
     while lane < lanes and p + lane < stop:  # a row of the output after the other
         oy, ox = (p + lane) // r.x_output, (p + lane) % r.x_output
@@ -86,62 +193,43 @@ def _gather_vector(real, itemsize, lanes, r, image, begin, end, p, target, pitch
         written = lanes if p + last == stop else last
         for i in range(begin, min(end, begin + window)):
             c, tap = i // window, i % window
-            y = oy * r.y_stride + tap // r.x_kernel * r.y_dilation - r.y_before
-            x0 = (ox - lane) * r.x_stride + tap % r.x_kernel * r.x_dilation - r.x_before
+            y = (oy * r.y_stride + tap // r.x_kernel * r.y_dilation) * r.y_step - r.y_before
+            x0 = ((ox - lane) * r.x_stride + tap % r.x_kernel * r.x_dilation) * r.x_step - r.x_before
             count = cdiv(end - i, window)  # the same tap of so many channels
             row = target + (i - begin) * pitch
             channel_step = r.y_input * r.x_input * itemsize
             if 0 <= y < r.y_input:
                 gather_lanes(
                     real, itemsize, image + (c * r.y_input + y) * r.x_input * itemsize, channel_step, r.x_input,
-                    x0, r.x_stride, row, window * pitch, lane, written, count,
+                    x0, r.x_stride * r.x_step, row, window * pitch, lane, written, count,
                 )  # fmt: skip
             else:
                 clear_lanes(real, row, window * pitch, lane, written, count)
         lane = last
 
 
-def _forward(real):
+def _of_pixels(real):
     itemsize, lanes = np.dtype(real).itemsize, simd.lanes(real)
 
-    def dense_forward(r, worker, begin, end):
+    def dense_forward_gathered(r, worker, begin, end):
         x = r.scratch + worker * r.worker
         pixels = r.y_output * r.x_output
+        first_block_of_x, last_block_of_x = share(cdiv(r.taps, r.depth), r.turn, r.turns)
         for item in range(begin, end):
-            chunk = item % r.chunks
-            strip = item // r.chunks % r.strips
-            group = item // (r.chunks * r.strips) % r.groups
-            n = item // (r.chunks * r.strips * r.groups)
+            n, group, _, start, first_block, last_block = _part_of(r, item)
             image = r.input + (n * r.groups + group) * r.channels * r.y_input * r.x_input * itemsize
-            first_block, last_block = share(r.filter_blocks, chunk, r.chunks)
-            first, last = share(r.pixel_blocks, strip, r.strips)
-            first_depth, last_depth = share(cdiv(r.taps, r.depth), r.turn, r.turns)
-            for i in range(first_depth * r.depth, min(last_depth * r.depth, r.taps), r.depth):
+            for i in range(first_block_of_x * r.depth, min(last_block_of_x * r.depth, r.taps), r.depth):
                 depth = min(r.depth, r.taps - i)
-                for pixel_block in range(first, last):
-                    vector, stop = share(r.vectors, pixel_block, r.pixel_blocks)
-                    vectors = stop - vector
-                    p = vector * lanes
+                for p in range(start, min(start + r.x_core, pixels), _VECTORS * lanes):
+                    vectors = min(_VECTORS, cdiv(pixels - p, lanes))
                     for j in range(vectors):
                         _gather_vector(
-                            real, itemsize, lanes, r, image, i, i + depth, p + j * lanes, x + j * VECTOR_BYTES,
-                            vectors * VECTOR_BYTES,
-                        )  # fmt: skip
-                    count = min(vectors * lanes, pixels - p)
+                            real, itemsize, lanes, r, image, i, i + depth, p + j * lanes, x + j * VECTOR_BYTES
+                        )
                     for block in range(first_block, last_block):
-                        k = block * _ROWS
-                        left = min(_ROWS, r.filters - k)
-                        rows = _ROWS // 2 if left <= _ROWS // 2 else _ROWS
-                        w = r.packed + ((group * r.filter_blocks + block) * r.taps + i) * _ROWS * itemsize
-                        y = r.output + (((n * r.groups + group) * r.filters + k) * pixels + p) * itemsize
-                        bias = (r.bias if i == 0 else r.zeros) + (group * r.filters + k) * itemsize
-                        relu = r.relu if i + depth == r.taps else 0
-                        _product(real, (
-                            x, w, bias, y, pixels * itemsize, depth, count if i == 0 else 0, count, left, relu,
-                            rows, vectors,
-                        ))  # fmt: skip
+                        _add_products(real, itemsize, lanes, r, n, group, block, i, depth, x, p, pixels - p, vectors)
 
-    return dense_forward
+    return dense_forward_gathered
 
 
 def _pack(real):
@@ -163,37 +251,129 @@ def _pack(real):
     return dense_pack
 
 
-_forward_items = _stage(_forward)
-_pack_blocks = _stage(_pack)
+_forward_windows = jit.stage(_RECORD.dtype)(_of_windows)
+_forward_gathered = jit.stage(_RECORD.dtype)(_of_pixels)
+_pack_blocks = jit.stage(_PACKING.dtype)(_pack)
+
+
+def _in_windows(geometry: ConvGeometry, y: dict[str, int], x: dict[str, int], dtype: np.dtype) -> dict[str, int] | None:
+    """Return the numbers of tiles and windows; None where lanes are to be gathered from several rows."""
+    lanes, itemsize = simd.lanes(dtype.type), dtype.itemsize
+    channels, taps = geometry.weight_size[1], y["kernel"] * x["kernel"]
+    vectors, pixels = cdiv(x["output"], lanes), y["output"] * x["output"]
+    if x["stride"] > _MOST_PHASES or x["output"] * round_up(pixels, lanes) < _FILLED * pixels * vectors * lanes:
+        return None
+    depth = cdiv(channels, cdiv(channels, max(1, _DEPTH // taps)))
+    most = _MOST_VECTORS if depth == channels else _MOST_VECTORS_OF_SUMS
+    others = max(1, geometry.input_size[0] * geometry.groups)
+
+    x_count = cdiv(vectors, most)
+    if y["output"] == 1:
+        x_count = max(x_count, min(cdiv(_ITEMS, others), cdiv(vectors, _VECTORS)))
+    x_vectors = cdiv(vectors, x_count)
+    x_count = cdiv(vectors, x_vectors)
+    y_reach, x_reach = (axis["dilation"] * (axis["kernel"] - 1) for axis in (y, x))
+    phases = min(x["stride"], x_reach + 1)
+    row_vectors = x_vectors + cdiv(x_reach // x["stride"], lanes)
+    # An odd number of vectors: the same pixel of neighbouring rows shall be in different sets of a cache.
+    phase = (row_vectors | 1) * VECTOR_BYTES
+    row = phases * phase
+    depth = min(depth, _WINDOW_BYTES // (row * (y_reach + 1)))
+    if depth == 0:
+        return None
+    fitting = (_WINDOW_BYTES // (depth * row) - y_reach - 1) // y["stride"] + 1
+    fewest = min(fitting, _FEWEST_ROWS if y["kernel"] > 1 else 1)
+    y_count = cdiv(y["output"], min(fitting, max(1, most // x_vectors)))
+    y_count = max(y_count, min(cdiv(_ITEMS, others * x_count), cdiv(y["output"], fewest)))
+    y_core = cdiv(y["output"], y_count)
+    is_column = vectors == 1
+    if is_column:
+        y_core = min(fitting, round_up(y_core, _VECTORS))
+    window = ((y_core - 1) * y["stride"] + y_reach + 1) * row
+    return {
+        "depth": depth * taps, "y_core": y_core, "x_core": x_vectors * lanes, "y_count": cdiv(y["output"], y_core),
+        "x_count": x_count, "worker": depth * window, "row_vectors": row_vectors, "row": row, "phase": phase,
+        "phases": phases, "interleave": x["stride"], "window": window, "is_column": int(is_column),
+        "next_x": y["stride"] * row if is_column else VECTOR_BYTES,
+        "next_y": x["output"] * itemsize if is_column else VECTOR_BYTES, "next_lane": 0 if is_column else lanes,
+    }  # fmt: skip
+
+
+def _gathered(pixels: int, taps: int, lanes: int) -> dict[str, int]:
+    """Return the numbers of tiles of all rows of an image."""
+    depth, core = cdiv(taps, cdiv(taps, _DEPTH)), _STRIP_BLOCKS * _VECTORS * lanes
+    return {
+        "depth": depth, "y_core": 1, "x_core": core, "y_count": 1, "x_count": cdiv(pixels, core),
+        "worker": depth * _VECTORS * VECTOR_BYTES,
+        "next_x": VECTOR_BYTES, "next_y": VECTOR_BYTES, "next_lane": lanes,
+    }  # fmt: skip
+
+
+class _Cut(NamedTuple):
+    """How a geometry is cut: a record with all numbers, and no address, to be copied; where the pixels under each tap
+    begin in a worker's memory, in bytes, of int64; work items; turns; products and scalars that are gathered."""
+
+    record: Record
+    table: np.ndarray
+    items: int
+    turns: int
+    products: int
+    gathered: int
 
 
 @functools.lru_cache(maxsize=256)
-def _numbers(geometry: ConvGeometry, dtype: np.dtype) -> np.ndarray:
-    """Return the record with all numbers, and no address; to be copied."""
-    record = np.zeros((), _RECORD)
-    images, _, height, width = geometry.output_size
+def _cut(geometry: ConvGeometry, dtype: np.dtype) -> _Cut:
+    y, x = (axis_in_window(geometry.axis_numbers(axis)) for axis in (0, 1))
+    for axis in (y, x):
+        axis["stride"] = max(1, axis["stride"])
+    images, lanes, itemsize = geometry.input_size[0], simd.lanes(dtype.type), dtype.itemsize
     filters, channels, *kernel = geometry.weight_size
     filters //= geometry.groups
-    for index, axis in enumerate("yx"):
-        for name, number in geometry.axis_numbers(index).items():
-            record[f"{axis}_{name}"] = number
-    taps = channels * kernel[0] * kernel[1]
-    vectors = cdiv(height * width, simd.lanes(dtype.type))
-    pixel_blocks = cdiv(vectors, _VECTORS)
-    strips = cdiv(pixel_blocks, _STRIP_BLOCKS)
-    others = max(1, images * geometry.groups * strips)
-    chunks = max(cdiv(filters, _MOST_FILTERS), min(cdiv(_ITEMS, others), filters // _FEWEST_FILTERS))
-    record["groups"], record["channels"], record["filters"] = geometry.groups, channels, filters
-    record["taps"], record["depth"] = taps, cdiv(taps, cdiv(taps, _DEPTH))
-    record["vectors"], record["pixel_blocks"], record["strips"] = vectors, pixel_blocks, strips
-    record["filter_blocks"] = blocks = cdiv(filters, _ROWS)
-    record["chunks"] = min(chunks, blocks)
-    return record
+    pixels, taps = y["output"] * x["output"], channels * kernel[0] * kernel[1]
+    if kernel == [1, 1] and geometry.stride == (1, 1) and geometry.padding == ((0, 0), (0, 0)):  # a row of all pixels
+        x |= {"input": pixels, "output": pixels}
+        y |= {"input": 1, "output": 1}
+    numbers = _in_windows(geometry, y, x, dtype)
+    if numbers is not None:
+        c, u, v = np.ogrid[: numbers["depth"] // (kernel[0] * kernel[1]), : kernel[0], : kernel[1]]
+        turn, phase = np.divmod(v * x["dilation"], x["stride"])
+        places = c * numbers["window"] + u * (y["dilation"] * numbers["row"])
+        table = places + phase * numbers["phase"] + turn * itemsize
+        computed = y["output"] * round_up(x["output"], lanes)
+        window_rows = numbers["y_count"] * numbers["x_count"] * numbers["window"] // itemsize
+        gathered = channels * window_rows
+    else:
+        numbers = _gathered(pixels, taps, lanes)
+        table = np.arange(numbers["depth"]) * (_VECTORS * VECTOR_BYTES)
+        computed = round_up(pixels, lanes)
+        gathered = computed * taps * (1 + lanes // x["output"])
+    numbers |= {"groups": geometry.groups, "channels": channels, "filters": filters, "taps": taps}
+    numbers["filter_blocks"] = blocks = cdiv(filters, _ROWS)
+    tiles = images * geometry.groups * numbers["y_count"] * numbers["x_count"]
+    chunks = max(cdiv(filters, _MOST_FILTERS), min(cdiv(_ITEMS, max(1, tiles)), filters // _FEWEST_FILTERS))
+    numbers["chunks"] = chunks = min(chunks, blocks)
+    for name, axis in (("y", y), ("x", x)):
+        numbers |= {f"{name}_{number}": value for number, value in axis.items()}
+    longest = numbers["y_core"] * numbers["x_core"] * cdiv(blocks, chunks) * _ROWS * taps
+    return _Cut(
+        record=_RECORD.make(tuple(numbers.get(name, 0) for name in _RECORD.index)),
+        table=np.ascontiguousarray(table.ravel(), np.int64),
+        items=tiles * chunks,
+        turns=min(cdiv(taps, numbers["depth"]), cdiv(longest, MOST_PRODUCTS)),
+        products=images * geometry.groups * computed * filters * taps,
+        gathered=images * geometry.groups * gathered * chunks,
+    )
 
 
-def scratch_bytes() -> int:
+def scratch_bytes(geometry: ConvGeometry, dtype: np.dtype) -> int:
     """Bytes of scratch memory of each thread."""
-    return _DEPTH * _VECTORS * VECTOR_BYTES
+    return _cut(geometry, dtype).record["worker"]
+
+
+def work(geometry: ConvGeometry, dtype: np.dtype) -> tuple[int, int]:
+    """Products, with those of lanes without a pixel, and scalars gathered."""
+    cut = _cut(geometry, dtype)
+    return cut.products, cut.gathered
 
 
 def packed_bytes(geometry: ConvGeometry, dtype: np.dtype) -> int:
@@ -205,10 +385,12 @@ def packed_bytes(geometry: ConvGeometry, dtype: np.dtype) -> int:
 def pack(geometry: ConvGeometry, w: np.ndarray) -> np.ndarray:
     """Return the kernels as [group][block of filters][c][u][v][filter], with zeros to fill up the last block."""
     packed = scratch.aligned(packed_bytes(geometry, w.dtype)).array
-    record = jit.copy_record(_numbers(geometry, w.dtype))
-    record["weight"], record["packed"] = w.ctypes.data, packed.ctypes.data
-    items = geometry.groups * int(record["filter_blocks"])
-    threads.run(threads.Task(_pack_blocks.address(w.dtype.type), record, items, threads.get_workers()[0]))
+    filters, *taps = geometry.weight_size
+    filters //= geometry.groups
+    blocks = cdiv(filters, _ROWS)
+    record = _PACKING.make((w.ctypes.data, packed.ctypes.data, filters, math.prod(taps), blocks))
+    items = geometry.groups * blocks
+    threads.run(threads.Task(_pack_blocks.address(w.dtype.type), record.words, items, threads.get_workers()[0]))
     return packed
 
 
@@ -216,16 +398,18 @@ def forward(
     geometry: ConvGeometry, x: np.ndarray, packed: np.ndarray, bias: np.ndarray | None, relu: bool, y: np.ndarray
 ) -> None:
     """Convolve `x` into `y` with the kernels that `pack` returned."""
+    cut = _cut(geometry, x.dtype)
+    record, filters = cut.record.copy(), geometry.weight_size[0]
     workers = threads.get_workers()[0]
-    record = jit.copy_record(_numbers(geometry, x.dtype))
-    zeros = np.zeros(geometry.weight_size[0], x.dtype)
-    memory = scratch.borrow(workers * scratch_bytes())
-    for name, array in (("input", x), ("packed", packed), ("output", y), ("zeros", zeros)):
+    memory = scratch.borrow(workers * record["worker"])
+    zeros = np.zeros(filters + 2, x.dtype)  # and what values are at least
+    zeros[-1] = -np.inf
+    for name, array in (("input", x), ("packed", packed), ("output", y), ("zeros", zeros), ("table", cut.table)):
         record[name] = array.ctypes.data
     record["scratch"] = memory.address
     record["bias"] = record["zeros"] if bias is None else bias.ctypes.data
-    record["worker"], record["relu"] = scratch_bytes(), relu
-    items = geometry.input_size[0] * int(record["groups"] * record["strips"] * record["chunks"])
-    pixels = _STRIP_BLOCKS * _VECTORS * simd.lanes(x.dtype.type)
-    products = pixels * cdiv(int(record["filter_blocks"]), int(record["chunks"])) * _ROWS * int(record["taps"])
-    threads.run(*in_turns(_forward_items.address(x.dtype.type), record, items, workers, cdiv(products, MOST_PRODUCTS)))
+    record["relu"] = relu
+    rows_are_lines = record["x_output"] * x.dtype.itemsize % VECTOR_BYTES == 0
+    record["stream"] = is_streamed(y) and rows_are_lines and record["output"] % VECTOR_BYTES == 0
+    stage = _forward_windows if record["phases"] else _forward_gathered
+    threads.run(*in_turns(stage.address(x.dtype.type), record, cut.items, workers, cut.turns))

@@ -9,15 +9,16 @@ ones, they take turns, of some bands each. Neither bands nor parts nor turns dep
 """
 
 import functools
-import math
 from typing import Any
 
 import numpy as np
 
 from nbfftconv import jit, scratch, simd, threads
 from nbfftconv.direct.block import MOST_PRODUCTS
-from nbfftconv.direct.gather import clear_lanes, gather_lanes
-from nbfftconv.geometry import AXIS_NUMBERS, ConvGeometry
+from nbfftconv.direct.gather import clear_lanes
+from nbfftconv.direct.window import AXIS_FIELDS, axis_in_window, gather_window
+from nbfftconv.geometry import ConvGeometry
+from nbfftconv.records import Record, RecordType, fields
 from nbfftconv.rounding import cdiv, round_up
 from nbfftconv.simd import VECTOR_BYTES
 from nbfftconv.target import TARGET, WIDEST_VECTOR_BYTES, power_of_two
@@ -46,22 +47,22 @@ _BAND_PRODUCTS = 2 * MOST_PRODUCTS
 #: from what is gathered.
 _FEWEST_FILTERS, _FEWEST_WEIGHTS = 2, 32
 
-_RECORD = np.dtype(
-    [
-        *((name, np.int64) for name in ("input", "weight", "output", "scratch", "worker")),
+_RECORD = RecordType(
+    fields(
+        "input", "weight", "output", "scratch", "worker",
         # channels, filters and taps of a group; sums of a part of all items, and of an item
-        *((name, np.int64) for name in ("images", "groups", "channels", "filters", "taps", "sums", "part", "item")),
+        "images", "groups", "channels", "filters", "taps", "sums", "part", "item",
         # vectors of filters, in blocks, in chunks; blocks of taps, in chunks; parts of the bands
-        *((name, np.int64) for name in ("vectors", "filter_blocks", "filter_chunks", "tap_blocks", "tap_chunks")),
-        *((name, np.int64) for name in ("turn", "turns", "bands", "parts")),
-        *((name, np.int64) for name in ("image_core", "y_core", "x_core", "y_count", "x_count")),
+        "vectors", "filter_blocks", "filter_chunks", "tap_blocks", "tap_chunks",
+        "turn", "turns", "bands", "parts",
+        "image_core", "y_core", "x_core", "y_count", "x_count",
         # bytes of the window's rows, channels and images, and where what follows it in a worker begins
-        *((name, np.int64) for name in ("row", "plane", "image", "gradient", "pixel_table", "tap_table", "slot_sums")),
+        "row", "phase", "phases", "interleave", "plane", "image", "gradient", "pixel_table", "tap_table", "slot_sums",
         # every so many pixels of the input are in the window, in which strides and dilations are divided by that
-        *((f"{axis}_{name}", np.int64) for axis in "yx" for name in (*AXIS_NUMBERS, "step")),
-    ]
-)
-_stage = jit.stage(_RECORD)
+        *(f"{axis}_{name}" for axis in "yx" for name in AXIS_FIELDS),
+    )
+)  # fmt: skip
+_stage = jit.stage(_RECORD.dtype)
 
 
 def _product_block(vectors: int):
@@ -139,22 +140,6 @@ _transpose = simd.kernel(_transpose_block, "transpose_pixels")
 # (sums, sums_step, part, parts, left, count, target, target_step): the transposed sum over parts of `count` vectors,
 # at most as many as their lanes, as `left` rows of `count` scalars.
 _scatter = simd.kernel(_scatter_block, "scatter_weight")
-
-
-@jit.njit()
-def _gather_window(real, itemsize, lanes, r, plane, y, x, rows, columns, window):
-    """Gather the pixels of a channel from row `y` and column `x` of its plane on."""
-    above = max(0, min(cdiv(-y, r.y_step), rows))
-    below = max(above, min(cdiv(r.y_input - y, r.y_step), rows))
-    source = plane + (y + above * r.y_step) * r.x_input * itemsize
-    for i in range(cdiv(columns, lanes)):
-        target = window + i * VECTOR_BYTES
-        clear_lanes(real, target, r.row, 0, lanes, above)
-        gather_lanes(
-            real, itemsize, source, r.y_step * r.x_input * itemsize, r.x_input, x + i * lanes * r.x_step, r.x_step,
-            target + above * r.row, r.row, 0, lanes, below - above,
-        )  # fmt: skip
-        clear_lanes(real, target + below * r.row, r.row, 0, lanes, rows - below)
 
 
 @jit.njit()
@@ -252,11 +237,11 @@ def _grad_weight(real):
                 for image in range(images):
                     for c in range(first_channel, last_channel):
                         plane = ((n + image) * r.groups + group) * r.channels + c
-                        _gather_window(
+                        gather_window(
                             real, itemsize, lanes, r, r.input + plane * r.y_input * r.x_input * itemsize,
                             y * r.y_stride * r.y_step - r.y_before, x * r.x_stride * r.x_step - r.x_before,
                             (rows - 1) * r.y_stride + (r.y_kernel - 1) * r.y_dilation + 1,
-                            (columns - 1) * r.x_stride + (r.x_kernel - 1) * r.x_dilation + 1,
+                            cdiv((columns - 1) * r.x_stride + (r.x_kernel - 1) * r.x_dilation + 1, lanes),
                             window + image * r.image + (c - first_channel) * r.plane,
                         )  # fmt: skip
                 pixels = images * rows * columns
@@ -298,33 +283,25 @@ _grad_weight_items = _stage(_grad_weight)
 _add_part_items = _stage(_add_parts)
 
 
-def _axis(numbers: dict[str, int]) -> dict[str, int]:
-    """Stride and dilation in the window; a step that is never taken is none."""
-    stride = numbers["stride"] if numbers["output"] > 1 else 0
-    dilation = numbers["dilation"] if numbers["kernel"] > 1 else 0
-    step = math.gcd(stride, dilation) or 1
-    return {**numbers, "stride": stride // step, "dilation": dilation // step, "step": step}
-
-
 @functools.lru_cache(maxsize=256)
-def _record(geometry: ConvGeometry, dtype: np.dtype) -> Any:
+def _record(geometry: ConvGeometry, dtype: np.dtype) -> Record | None:
     """Return the record with all numbers, and no address; None where `gradients` is the way."""
-    y, x = (_axis(geometry.axis_numbers(axis)) for axis in (0, 1))
+    y, x = (axis_in_window(geometry.axis_numbers(axis)) for axis in (0, 1))
     filters, channels = geometry.weight_size[0] // geometry.groups, geometry.weight_size[1]
     kernel = y["kernel"] * x["kernel"]
     if filters < _FEWEST_FILTERS or filters * channels * kernel < _FEWEST_WEIGHTS:
         return None
     lanes, images = simd.lanes(dtype.type), geometry.input_size[0]
-    fields: dict[str, Any] = {
+    numbers: dict[str, Any] = {
         "images": images, "groups": geometry.groups, "channels": channels, "filters": filters,
         "taps": channels * kernel, "tap_blocks": cdiv(channels * kernel, _TAPS), "vectors": cdiv(filters, lanes),
     }  # fmt: skip
 
-    fields["x_count"] = cdiv(x["output"], _COLUMNS)
-    fields["x_core"] = x_core = cdiv(x["output"], fields["x_count"])
+    numbers["x_count"] = cdiv(x["output"], _COLUMNS)
+    numbers["x_core"] = x_core = cdiv(x["output"], numbers["x_count"])
     reach = (y["kernel"] - 1) * y["dilation"]
     row = cdiv((x_core - 1) * x["stride"] + (x["kernel"] - 1) * x["dilation"] + 1, lanes) * VECTOR_BYTES
-    most_taps = min(_MOST_TAPS, fields["tap_blocks"] * _TAPS)
+    most_taps = min(_MOST_TAPS, numbers["tap_blocks"] * _TAPS)
     while True:
         depth = min(channels, cdiv(most_taps - 1, kernel) + 1)
         if depth * row * (reach + 1) <= _MOST_BYTES:
@@ -333,42 +310,49 @@ def _record(geometry: ConvGeometry, dtype: np.dtype) -> Any:
             return None
         most_taps = max(_TAPS, most_taps // 2)
     fitting = (_WINDOW_BYTES // (depth * row) - reach - 1) // max(1, y["stride"]) + 1
-    most_filters = min(fields["vectors"], _MOST_BLOCKS * _VECTORS) * lanes
+    most_filters = min(numbers["vectors"], _MOST_BLOCKS * _VECTORS) * lanes
     fitting = max(1, min(fitting, _BAND_PRODUCTS // (most_taps * most_filters * x_core)))
-    fields["y_count"] = cdiv(y["output"], fitting)
-    fields["y_core"] = y_core = cdiv(y["output"], fields["y_count"])
+    numbers["y_count"] = cdiv(y["output"], fitting)
+    numbers["y_core"] = y_core = cdiv(y["output"], numbers["y_count"])
     # An odd number of vectors: the same pixel of neighbouring channels shall be in different sets of a cache.
     plane = (((y_core - 1) * y["stride"] + reach + 1) * row // VECTOR_BYTES | 1) * VECTOR_BYTES
     image_core = 1
-    if fields["y_count"] == fields["x_count"] == 1:
+    if numbers["y_count"] == numbers["x_count"] == 1:
         image_core = max(1, min(images, _WINDOW_BYTES // (depth * plane), _PIXELS // (y_core * x_core)))
-    fields |= {"row": row, "plane": plane, "image": depth * plane, "image_core": image_core}
-    fields["bands"] = cdiv(images, image_core) * fields["y_count"] * fields["x_count"]
+    numbers |= {
+        "row": row,
+        "phases": 1,
+        "interleave": 1,
+        "plane": plane,
+        "image": depth * plane,
+        "image_core": image_core,
+    }
+    numbers["bands"] = cdiv(images, image_core) * numbers["y_count"] * numbers["x_count"]
 
-    fields["tap_chunks"] = tap_chunks = cdiv(fields["tap_blocks"], most_taps // _TAPS)
-    fields["filter_blocks"] = blocks = cdiv(fields["vectors"], _VECTORS)
+    numbers["tap_chunks"] = tap_chunks = cdiv(numbers["tap_blocks"], most_taps // _TAPS)
+    numbers["filter_blocks"] = blocks = cdiv(numbers["vectors"], _VECTORS)
     others = geometry.groups * tap_chunks
-    wanted = cdiv(_ITEMS, others * max(1, fields["bands"]))
-    fields["filter_chunks"] = chunks = max(cdiv(blocks, _MOST_BLOCKS), min(wanted, blocks // _FEWEST_BLOCKS))
-    fields["parts"] = parts = max(1, min(fields["bands"], cdiv(_ITEMS, others * chunks)))
+    wanted = cdiv(_ITEMS, others * max(1, numbers["bands"]))
+    numbers["filter_chunks"] = chunks = max(cdiv(blocks, _MOST_BLOCKS), min(wanted, blocks // _FEWEST_BLOCKS))
+    numbers["parts"] = parts = max(1, min(numbers["bands"], cdiv(_ITEMS, others * chunks)))
 
     block = min(_PIXELS, image_core * y_core * x_core)
-    item_taps = cdiv(fields["tap_blocks"], tap_chunks) * _TAPS
+    item_taps = cdiv(numbers["tap_blocks"], tap_chunks) * _TAPS
     item_filters = cdiv(blocks, chunks) * _VECTORS * lanes
     pixels = cdiv(images * y["output"] * x["output"], parts)
-    fields["turns"] = max(1, min(fields["bands"] // parts, cdiv(item_taps * item_filters * pixels, MOST_PRODUCTS)))
+    numbers["turns"] = max(1, min(numbers["bands"] // parts, cdiv(item_taps * item_filters * pixels, MOST_PRODUCTS)))
     # `_scatter` reads whole vectors of taps.
-    fields["item"] = (cdiv(blocks, chunks) * item_taps + lanes) * _VECTORS * VECTOR_BYTES
-    fields["part"] = geometry.groups * tap_chunks * chunks * fields["item"]
-    fields["gradient"] = image_core * depth * plane
+    numbers["item"] = (cdiv(blocks, chunks) * item_taps + lanes) * _VECTORS * VECTOR_BYTES
+    numbers["part"] = geometry.groups * tap_chunks * chunks * numbers["item"]
+    numbers["gradient"] = image_core * depth * plane
     # Transposition writes whole vectors of pixels.
-    fields["pixel_table"] = fields["gradient"] + (block + lanes) * _VECTORS * VECTOR_BYTES
-    fields["tap_table"] = fields["pixel_table"] + 8 * block
-    fields["slot_sums"] = round_up(fields["tap_table"] + 8 * item_taps, VECTOR_BYTES)
-    fields["worker"] = fields["slot_sums"] + (fields["item"] if parts == fields["turns"] == 1 else 0)
-    fields |= {f"{name}_{number}": value for name, axis in (("y", y), ("x", x)) for number, value in axis.items()}
-    record = np.zeros((), _RECORD)
-    for name, value in fields.items():
+    numbers["pixel_table"] = numbers["gradient"] + (block + lanes) * _VECTORS * VECTOR_BYTES
+    numbers["tap_table"] = numbers["pixel_table"] + 8 * block
+    numbers["slot_sums"] = round_up(numbers["tap_table"] + 8 * item_taps, VECTOR_BYTES)
+    numbers["worker"] = numbers["slot_sums"] + (numbers["item"] if parts == numbers["turns"] == 1 else 0)
+    numbers |= {f"{name}_{number}": value for name, axis in (("y", y), ("x", x)) for number, value in axis.items()}
+    record = _RECORD.zeros()
+    for name, value in numbers.items():
         record[name] = value
     return record
 
@@ -412,5 +396,5 @@ def grad_weight(geometry: ConvGeometry, x: np.ndarray, dw: np.ndarray, g: np.nda
     parts, turns = int(record["parts"]), int(record["turns"])
     tasks = in_turns(_grad_weight_items.address(x.dtype.type), record, items * parts, workers, turns)
     if parts > 1 or turns > 1:
-        tasks.append(threads.Task(_add_part_items.address(x.dtype.type), record, items, workers))
+        tasks.append(threads.Task(_add_part_items.address(x.dtype.type), record.words, items, workers))
     threads.run(*tasks)

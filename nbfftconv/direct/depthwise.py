@@ -17,9 +17,11 @@ from typing import Any
 import numpy as np
 
 from nbfftconv import jit, scratch, simd, threads
+from nbfftconv.arrays import is_streamed
 from nbfftconv.direct.block import MOST_PRODUCTS, OutputBlock, block_kernel
-from nbfftconv.direct.gather import clear_lanes, gather_lanes
-from nbfftconv.geometry import AXIS_NUMBERS, ConvGeometry
+from nbfftconv.direct.window import AXIS_FIELDS, gather_window
+from nbfftconv.geometry import ConvGeometry
+from nbfftconv.records import RecordType, fields
 from nbfftconv.rounding import cdiv, round_up
 from nbfftconv.simd import VECTOR_BYTES
 from nbfftconv.target import TARGET, power_of_two
@@ -45,28 +47,28 @@ _COLUMNS = 1024
 #: Tiles are cut smaller for as many work items, enough for many threads.
 _ITEMS = 24
 
-_RECORD = np.dtype(
-    [
-        *((name, np.int64) for name in ("input", "weight", "output", "bias", "zeros", "scratch", "worker")),
+_RECORD = RecordType(
+    fields(
+        "input", "weight", "output", "bias", "zeros", "scratch", "worker",
         # channels and filters of a group, in chunks; channels gathered at once
-        *((name, np.int64) for name in ("groups", "channels", "filters", "chunks", "depth", "relu", "turn", "turns")),
+        "groups", "channels", "filters", "chunks", "depth", "relu", "stream", "turn", "turns",
         # runs of 4, 3, 2 and 1 taps in the table
-        *((name, np.int64) for name in ("table", "runs4", "runs3", "runs2", "runs1")),
+        "table", "runs4", "runs3", "runs2", "runs1",
         # of the window: rows, vectors in a row, bytes of a row of every s-th pixel, of a row and of a channel
-        *((name, np.int64) for name in ("rows", "vectors", "phase", "row", "window")),
+        "rows", "vectors", "phase", "row", "window", "phases", "interleave",
         # bytes between window rows of neighbouring output rows, and weights of neighbouring taps, of a block
-        *((name, np.int64) for name in ("row_step", "tap_step", "y_phases")),
-        *((name, np.int64) for name in ("y_core", "x_core", "y_count", "x_count")),
-        *((f"{axis}_{name}", np.int64) for axis in "yx" for name in AXIS_NUMBERS),
-    ]
-)
+        "row_step", "tap_step", "y_phases",
+        "y_core", "x_core", "y_count", "x_count",
+        *(f"{axis}_{name}" for axis in "yx" for name in AXIS_FIELDS),
+    )
+)  # fmt: skip
 
 
 def _block(rows: int, vectors: int):
     """Return the emitter of a block of rows × vectors of the output."""
 
     def emit(v, x, x_channel, row_step, w, w_channel, tap_step, channels, table, runs4, runs3, runs2, runs1,
-             bias, ahead, y, y_row, first, end, rows_left, relu):  # fmt: skip
+             bias, floor, ahead, y, y_row, begun, end, rows_left, stream):  # fmt: skip
         def run(taps, x, w):
             def add_products(entry, ahead, *sums):
                 sums = list(sums)
@@ -90,35 +92,17 @@ def _block(rows: int, vectors: int):
                 entry, ahead, *sums = v.repeat(count, [entry, ahead, *sums], run(taps, x, w))
             return [x + x_channel, w + w_channel, ahead, *sums]
 
-        output = OutputBlock(v, y, y_row, first, end, rows_left, rows, vectors)
+        output = OutputBlock(v, y, y_row, v.vector_bytes, v.lanes, begun, end, rows_left, stream, rows, vectors)
         _, _, _, *sums = v.repeat(channels, [x, w, ahead, *[0.0] * (rows * vectors)], channel)
-        output.add(sums, [v.broadcast(bias)] * rows, relu)
+        output.add(sums, [v.broadcast(bias)] * rows, v.broadcast(floor))
 
     return emit
 
 
-# (x, x_channel, row_step, w, w_channel, tap_step, channels, table, runs of 4, 3, 2 and 1 taps, bias, ahead, y, y_row,
-# first, end, rows_left, relu, rows, vectors): as `_product` in `dense`, of the windows that `table` describes; from
-# `ahead` on a line for every run is fetched.
-_windows = block_kernel(_block, _ROWS, _VECTORS, "windows", 22)
-
-
-@jit.njit()
-def _gather_window(real, itemsize, lanes, r, plane, y, x, window):
-    """Gather the pixels from row `y` and column `x` on."""
-    above = max(0, min(-y, r.rows))
-    below = max(above, min(r.y_input - y, r.rows))
-    row_vectors = r.vectors * r.x_stride
-    clear_lanes(real, window, VECTOR_BYTES, 0, lanes, above * row_vectors)
-    clear_lanes(real, window + below * r.row, VECTOR_BYTES, 0, lanes, (r.rows - below) * row_vectors)
-    source = plane + (y + above) * r.x_input * itemsize
-    for phase in range(r.x_stride):
-        for i in range(r.vectors):
-            target = window + above * r.row + phase * r.phase + i * VECTOR_BYTES
-            gather_lanes(
-                real, itemsize, source, r.x_input * itemsize, r.x_input, x + i * lanes * r.x_stride + phase, r.x_stride,
-                target, r.row, 0, lanes, below - above,
-            )  # fmt: skip
+# (x, x_channel, row_step, w, w_channel, tap_step, channels, table, runs of 4, 3, 2 and 1 taps, bias, floor, ahead, y,
+# y_row, begun, end, rows_left, stream, rows, vectors): as `_product` in `dense`, of the windows that `table` describes;
+# from `ahead` on a line for every run is fetched.
+_windows = block_kernel(_block, _ROWS, _VECTORS, "windows", 23)
 
 
 def _forward(real):
@@ -142,9 +126,10 @@ def _forward(real):
                 depth = min(r.depth, r.channels - c)
                 for i in range(depth):
                     plane = (n * r.groups + group) * r.channels + c + i
-                    _gather_window(
+                    gather_window(
                         real, itemsize, lanes, r, r.input + plane * r.y_input * r.x_input * itemsize,
-                        y0 * r.y_stride - r.y_before, x0 * r.x_stride - r.x_before, window + i * r.window,
+                        y0 * r.y_stride - r.y_before, x0 * r.x_stride - r.x_before, r.rows, r.vectors,
+                        window + i * r.window,
                     )  # fmt: skip
                 # meanwhile what follows in memory is fetched, which comes next: other rows, or another channel
                 plane = (n * r.groups + group) * r.channels + c + depth - 1
@@ -152,7 +137,9 @@ def _forward(real):
                 ahead = r.input + (plane * r.y_input + below) * r.x_input * itemsize
                 ahead_end = ahead + r.rows * r.x_input * itemsize
                 lines = (r.runs4 + r.runs3 + r.runs2 + r.runs1) * depth
-                relu = r.relu if c + depth == r.channels else 0
+                is_last = c + depth == r.channels
+                # zero, or the least of all
+                floor = r.zeros + (r.groups * r.filters + (0 if r.relu != 0 and is_last else 1)) * itemsize
                 for f in range(first_filter, last_filter):
                     k = group * r.filters + f
                     w = r.weight + (k * r.channels + c) * w_channel
@@ -170,17 +157,20 @@ def _forward(real):
                                 _windows(real, (
                                     source, r.window, r.row_step, w, w_channel, r.tap_step, depth,
                                     r.table, r.runs4, r.runs3, r.runs2, r.runs1,
-                                    bias, ahead if ahead < ahead_end else source,
-                                    target, r.y_phases * width * itemsize, count if c == 0 else 0, count,
-                                    left, relu, _ROWS // 2 if left <= _ROWS // 2 else _ROWS,
+                                    bias, floor, ahead if ahead < ahead_end else source,
+                                    target, r.y_phases * width * itemsize, 0 if c == 0 else 1, count,
+                                    left, 1 if r.stream != 0 and is_last and count % lanes == 0 else 0,
+                                    _ROWS // 2 if left <= _ROWS // 2 else _ROWS,
                                     cdiv(count, lanes),
                                 ))  # fmt: skip
                                 ahead += lines * VECTOR_BYTES
+        if r.stream != 0:
+            simd.fence()
 
     return depthwise_forward
 
 
-_forward_tiles = jit.stage(_RECORD)(_forward)
+_forward_tiles = jit.stage(_RECORD.dtype)(_forward)
 
 
 @functools.lru_cache(maxsize=256)
@@ -219,7 +209,7 @@ def _record(geometry: ConvGeometry, dtype: np.dtype) -> Any:
     if window > _MOST_BYTES:
         return None
 
-    record = np.zeros((), _RECORD)
+    record = _RECORD.zeros()
     for name, axis in zip("yx", axes, strict=True):
         for number, value in axis.items():
             record[f"{name}_{number}"] = value
@@ -227,14 +217,15 @@ def _record(geometry: ConvGeometry, dtype: np.dtype) -> Any:
     products = y_core * x_core * y["kernel"] * x["kernel"]  # of a channel and a filter
     chunks = cdiv(filters, max(1, min(filters, MOST_PRODUCTS // (products * depth))))
     turns = min(cdiv(channels, depth), cdiv(products * channels * cdiv(filters, chunks), MOST_PRODUCTS))
-    fields = {
+    numbers = {
         "groups": geometry.groups, "channels": channels, "filters": filters, "chunks": chunks, "depth": depth,
         "rows": rows, "vectors": vectors, "phase": phase, "row": row, "window": window,
         "row_step": y["stride"] * y_phases * row, "tap_step": tap_phases * x["kernel"] * itemsize,
         "y_phases": y_phases, "y_core": y_core, "x_core": x_core, "y_count": y_count, "x_count": x_count,
+        "phases": x["stride"], "interleave": x["stride"], "y_step": 1, "x_step": 1,
         "worker": depth * window, "turns": turns,
     }  # fmt: skip
-    for name, value in fields.items():
+    for name, value in numbers.items():
         record[name] = value
     return record
 
@@ -282,9 +273,10 @@ def forward(
 ) -> None:
     """Convolve `x` into `y`."""
     workers = threads.get_workers()[0]
-    record = jit.copy_record(_record(geometry, x.dtype))
+    record = _record(geometry, x.dtype).copy()
     table, counts = _runs(*(int(record[name]) for name in _OF_RUNS), x.dtype.itemsize)
-    zeros = np.zeros(geometry.weight_size[0], x.dtype)
+    zeros = np.zeros(geometry.weight_size[0] + 2, x.dtype)  # and what values are at least
+    zeros[-1] = -np.inf
     memory = scratch.borrow(workers * int(record["worker"]))
     arrays = {"input": x, "weight": w, "output": y, "zeros": zeros, "table": table}
     for name, array in arrays.items():
@@ -292,6 +284,8 @@ def forward(
     record["scratch"] = memory.address
     record["bias"] = record["zeros"] if bias is None else bias.ctypes.data
     record["relu"] = relu
+    rows_are_lines = record["x_output"] * x.dtype.itemsize % VECTOR_BYTES == 0
+    record["stream"] = is_streamed(y) and rows_are_lines and record["output"] % VECTOR_BYTES == 0
     for length, count in enumerate(counts, 1):
         record[f"runs{length}"] = count
     items = geometry.input_size[0] * int(record["groups"] * record["y_count"] * record["x_count"] * record["chunks"])

@@ -9,21 +9,22 @@ import numpy as np
 
 from nbfftconv import jit, simd, threads
 from nbfftconv.geometry import AXIS_NUMBERS, ConvGeometry
+from nbfftconv.records import Record, RecordType, fields
 from nbfftconv.rounding import cdiv
 from nbfftconv.threads import in_turns, share
 
-_RECORD = np.dtype(
-    [
+_RECORD = RecordType(
+    fields(
         # C-contiguous arrays; `output` is grad_output
-        *((name, np.int64) for name in ("input", "weight", "output")),
+        "input", "weight", "output",
         # channels and filters of a group
-        *((name, np.int64) for name in ("images", "groups", "channels", "filters")),
+        "images", "groups", "channels", "filters",
         # of the gradient of the input: parts that the rows of a plane are cut into
-        *((name, np.int64) for name in ("parts", "turn", "turns")),
-        *((f"{axis}_{name}", np.int64) for axis in "yx" for name in AXIS_NUMBERS),
-    ]
-)
-_stage = jit.stage(_RECORD)
+        "parts", "turn", "turns",
+        *(f"{axis}_{name}" for axis in "yx" for name in AXIS_NUMBERS),
+    )
+)  # fmt: skip
+_stage = jit.stage(_RECORD.dtype)
 
 
 @jit.njit()
@@ -122,8 +123,8 @@ _grad_weight_taps = _stage(_grad_weight)
 _MOST_PRODUCTS = 2**24
 
 
-def _record(geometry: ConvGeometry, x: np.ndarray, w: np.ndarray, g: np.ndarray) -> np.ndarray:
-    record = np.zeros((), _RECORD)
+def _record(geometry: ConvGeometry, x: np.ndarray, w: np.ndarray, g: np.ndarray) -> Record:
+    record = _RECORD.zeros()
     for name, array in (("input", x), ("weight", w), ("output", g)):
         record[name] = array.ctypes.data
     record["images"], record["groups"] = geometry.input_size[0], geometry.groups
@@ -150,4 +151,4 @@ def grad_input(geometry: ConvGeometry, dx: np.ndarray, w: np.ndarray, g: np.ndar
 def grad_weight(geometry: ConvGeometry, x: np.ndarray, dw: np.ndarray, g: np.ndarray) -> None:
     """Compute the gradient with respect to the kernels into `dw`."""
     stage = _grad_weight_taps.address(x.dtype.type)
-    threads.run(threads.Task(stage, _record(geometry, x, dw, g), dw.size, threads.get_workers()[0]))
+    threads.run(threads.Task(stage, _record(geometry, x, dw, g).words, dw.size, threads.get_workers()[0]))

@@ -13,10 +13,10 @@ from nbfftconv.passes import grad_weight as weight_pass
 from nbfftconv.passes.blank_windows import BlankWindows
 from nbfftconv.passes.context import Context, Spectra
 from nbfftconv.passes.plan import TiledPlan
-from nbfftconv.passes.records import RecordType, fields
 from nbfftconv.passes.to_spectra import TransformedWeight, add_to_spectra
 from nbfftconv.passes.unmet_weights import UnmetWeights
 from nbfftconv.passes.views import SPECTRA
+from nbfftconv.records import RecordType, fields
 from nbfftconv.threads import Task
 
 # At `sums` a float64 for each filter, to which `bins` bins of the spectra are added, times float64 `factors`; an entry

@@ -15,6 +15,7 @@ from nbfftconv import jit, simd, threads
 from nbfftconv.geometry import ConvGeometry
 from nbfftconv.jit import njit
 from nbfftconv.passes.context import Context
+from nbfftconv.records import Record, RecordType, fields
 from nbfftconv.rounding import cdiv, round_up
 from nbfftconv.threads import share
 
@@ -29,28 +30,23 @@ _FETCHED, _AHEAD = 16, 4
 # inside `samples`.
 _AXIS = ("results", "samples", "spacing", "step", "dilation", "before", "taps")
 
-_WINDOWS = np.dtype(
-    [
-        *((name, np.int64) for name in ("source", "target", "bias", "weight", "has_zeros", "covered", "scratch")),
+_WINDOWS = RecordType(
+    fields(
+        "source", "target", "bias", "weight", "has_zeros", "covered", "scratch",
         # for each item whether its windows may be blank, and the items whose results are looked at
-        ("found", np.int64),
-        ("items", np.int64),
+        "found", "items",
         # where weights are zero: which results are written already, for each image and group; and parts of a block
-        ("blank_results", np.int64),
-        ("parts", np.int64),
+        "blank_results", "parts",
         # channels of a group that are summed over, and that results have; blocks of rows of results
-        *((name, np.int64) for name in ("groups", "sources", "targets", "relu", "blocks", "block")),
+        "groups", "sources", "targets", "relu", "blocks", "block",
         # scalars from one weight to the next
-        *((name, np.int64) for name in ("group_weights", "target_weights", "source_weights", "row_weights")),
-        ("column_weights", np.int64),
+        "group_weights", "target_weights", "source_weights", "row_weights",
+        "column_weights",
         # of a thread: rows of marks, and where what follows them begins
-        *(
-            (name, np.int64)
-            for name in ("worker", "is_dense", "rows", "row", "done", "candidates", "columns", "latest", "blank")
-        ),
-        *((f"{axis}_{name}", np.int64) for axis in "yx" for name in _AXIS),
-    ]
-)
+        "worker", "is_dense", "rows", "row", "done", "candidates", "columns", "latest", "blank",
+        *(f"{axis}_{name}" for axis in "yx" for name in _AXIS),
+    )
+)  # fmt: skip
 
 
 @njit()
@@ -422,9 +418,9 @@ def _write_sparse(real):
     return fill_sparse_windows
 
 
-_look_for_blank_windows = jit.stage(_WINDOWS)(_look)
-_fill_blank_windows = jit.stage(_WINDOWS)(_write)
-_fill_sparse_windows = jit.stage(_WINDOWS)(_write_sparse)
+_look_for_blank_windows = jit.stage(_WINDOWS.dtype)(_look)
+_fill_blank_windows = jit.stage(_WINDOWS.dtype)(_write)
+_fill_sparse_windows = jit.stage(_WINDOWS.dtype)(_write_sparse)
 
 
 def _forward_axis(numbers: dict[str, int]) -> dict[str, int]:
@@ -459,7 +455,7 @@ class _Numbers(NamedTuple):
 
     Attributes
     ----------
-    record : numpy.ndarray
+    record : Record
         Without addresses of a call.
     covered : numpy.ndarray
         Which columns of results meet samples at all, as uint8; the record has its address.
@@ -469,7 +465,7 @@ class _Numbers(NamedTuple):
         Work items of an image.
     """
 
-    record: np.ndarray
+    record: Record
     covered: np.ndarray
     is_covered: bool
     image_items: int
@@ -477,7 +473,7 @@ class _Numbers(NamedTuple):
 
 @functools.lru_cache(maxsize=256)
 def _numbers(geometry: ConvGeometry, is_forward: bool) -> _Numbers:
-    record = np.zeros((), _WINDOWS)
+    record = _WINDOWS.zeros()
     make = _forward_axis if is_forward else _backward_axis
     y, x = (make(geometry.axis_numbers(axis)) for axis in (0, 1))
     for name, axis in (("y", y), ("x", x)):
@@ -545,7 +541,7 @@ class BlankWindows:
     ) -> None:
         self._context = context
         self._numbers = numbers = _numbers(geometry, is_forward)
-        self._record = record = jit.copy_record(numbers.record)
+        self._record = record = numbers.record.copy()
         self._has_zeros, first = has_zeros, 0
         if has_zeros is not None and not is_forward:
             self._has_zeros = np.ones(geometry.input_size[1], np.uint8)
@@ -563,7 +559,7 @@ class BlankWindows:
 
     def _add(self, stage: jit.Callback, items: int) -> None:
         context = self._context
-        context.add_task(threads.Task(stage.address(context.real), self._record, items, context.workers))
+        context.add_task(threads.Task(stage.address(context.real), self._record.words, items, context.workers))
 
     def fill(self) -> None:
         """Write what direct convolution has, once the target is written."""

@@ -11,9 +11,9 @@ from nbfftconv.accumulate import COMPLEX, REAL, Matrix
 from nbfftconv.forking import cached_property
 from nbfftconv.geometry import ConvGeometry
 from nbfftconv.passes.plan import TiledPlan, filters_of_block
-from nbfftconv.passes.records import Record
 from nbfftconv.passes.views import View, input_view, output_view, weight_view
 from nbfftconv.passes.workspace import Strips, transform_numbers, workspace_numbers
+from nbfftconv.records import Record
 from nbfftconv.rounding import cdiv
 from nbfftconv.scratch import Memory
 from nbfftconv.transforms import TileTransform, bin_stride, registry

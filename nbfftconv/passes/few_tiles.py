@@ -12,8 +12,8 @@ import numpy as np
 from nbfftconv import jit, simd
 from nbfftconv.accumulate import REAL, Few, Matrix
 from nbfftconv.passes.context import Context, Spectra
-from nbfftconv.passes.records import RecordType, fields
 from nbfftconv.passes.views import SPECTRA
+from nbfftconv.records import RecordType, fields
 from nbfftconv.rounding import cdiv
 from nbfftconv.threads import Task
 

@@ -22,7 +22,6 @@ from nbfftconv.passes.from_spectra import (
     streams,
 )
 from nbfftconv.passes.plan import TiledPlan
-from nbfftconv.passes.records import Record, RecordType, fields
 from nbfftconv.passes.to_spectra import (
     TO_SPECTRA,
     TransformedWeight,
@@ -32,6 +31,7 @@ from nbfftconv.passes.to_spectra import (
 )
 from nbfftconv.passes.views import SPECTRA
 from nbfftconv.passes.workspace import WORKSPACE, memory_of
+from nbfftconv.records import Record, RecordType, fields
 from nbfftconv.rounding import cdiv
 
 # Channels, with their phases, and filters are those of a group. A work item transforms `block_lane_blocks` lane blocks,

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from nbfftconv import jit, simd
+from nbfftconv.arrays import is_streamed
 from nbfftconv.jit import njit
 from nbfftconv.passes.context import Context, Numbers, Spectra
-from nbfftconv.passes.records import RecordType, fields
 from nbfftconv.passes.tiles import write_rows
 from nbfftconv.passes.views import (
     SPECTRA,
@@ -34,11 +34,8 @@ from nbfftconv.passes.workspace import (
     point_to_array,
     point_to_strips,
 )
+from nbfftconv.records import RecordType, fields
 from nbfftconv.simd import VECTOR_BYTES
-from nbfftconv.target import TARGET
-
-#: An array larger than this would not be found in the caches of a core, but drive out what is there.
-_STREAMED_BYTES = 2 * TARGET.l2_bytes
 
 #: `bias` is the address of what is added, for each channel, or 0. Negative values are clipped if `relu` is 1, and lines
 #: are written past the caches if `stream` is 1.
@@ -47,11 +44,6 @@ FROM_SPECTRA = fields(
     spectra=SPECTRA, target=VIEW, transform=TRANSFORM, workspace=WORKSPACE, strips=STRIPS,
 )  # fmt: skip
 _RECORD = RecordType(FROM_SPECTRA)
-
-
-def is_streamed(array: np.ndarray) -> bool:
-    """Tell whether an array is to be written past the caches."""
-    return array.nbytes > _STREAMED_BYTES
 
 
 def streams(numbers: Numbers, name: str, array: np.ndarray) -> bool:

@@ -13,13 +13,12 @@ import numpy as np
 
 from nbfftconv import jit, simd
 from nbfftconv.accumulate import product
+from nbfftconv.arrays import is_streamed
 from nbfftconv.geometry import ConvGeometry
 from nbfftconv.jit import njit
 from nbfftconv.passes.blank_windows import BlankWindows
 from nbfftconv.passes.context import Context, Numbers, Spectra
-from nbfftconv.passes.from_spectra import is_streamed
 from nbfftconv.passes.plan import TiledPlan
-from nbfftconv.passes.records import Record, RecordType, fields
 from nbfftconv.passes.tiles import add_tile, write_rows
 from nbfftconv.passes.to_spectra import TransformedWeight, add_to_spectra
 from nbfftconv.passes.views import (
@@ -34,6 +33,7 @@ from nbfftconv.passes.views import (
     row_step,
 )
 from nbfftconv.passes.workspace import TRANSFORM, WORKSPACE, memory_of
+from nbfftconv.records import Record, RecordType, fields
 from nbfftconv.rounding import cdiv, round_up
 from nbfftconv.simd import VECTOR_BYTES
 from nbfftconv.target import TARGET

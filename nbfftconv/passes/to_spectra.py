@@ -15,7 +15,6 @@ from nbfftconv.jit import njit
 from nbfftconv.outliers import WORDS
 from nbfftconv.passes.context import Context, Numbers, Spectra
 from nbfftconv.passes.plan import TiledPlan
-from nbfftconv.passes.records import Record, RecordType, fields
 from nbfftconv.passes.tiles import clear_outliers, find_least, gather_tile, stream_bins
 from nbfftconv.passes.views import (
     NO_TILE,
@@ -30,6 +29,7 @@ from nbfftconv.passes.views import (
     tiles_of,
 )
 from nbfftconv.passes.workspace import TRANSFORM, WORKSPACE, memory_of, point_to_array, point_to_tiles
+from nbfftconv.records import Record, RecordType, fields
 from nbfftconv.rounding import cdiv
 from nbfftconv.simd import VECTOR_BYTES
 from nbfftconv.target import TARGET

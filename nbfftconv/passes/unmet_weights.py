@@ -14,6 +14,7 @@ from nbfftconv import jit, simd
 from nbfftconv.geometry import AXIS_NUMBERS, ConvGeometry
 from nbfftconv.jit import njit
 from nbfftconv.passes.context import Context
+from nbfftconv.records import RecordType, fields
 from nbfftconv.rounding import cdiv, round_up
 from nbfftconv.threads import in_turns, share
 
@@ -28,22 +29,19 @@ _FEW_CHANNELS = 8
 #: Pairs of a weight, or a word of a set, and an output pixel that an item looks at, at most, down to one weight.
 _MOST_PAIRS = 2**25
 
-_PAIRS = np.dtype(
-    [
-        *((name, np.int64) for name in ("input", "weight", "output", "scratch")),
+_PAIRS = RecordType(
+    fields(
+        "input", "weight", "output", "scratch",
         # for each item whether weights may not have met, and the items that are looked through: weight by weight in
         # parts, or by sets in turns, from one to the next of which is kept what was met
-        *((name, np.int64) for name in ("found", "items", "parts", "turn", "turns", "met", "item")),
+        "found", "items", "parts", "turn", "turns", "met", "item",
         # channels and filters of a group; filters of an item; words of a set of channels
-        *(
-            (name, np.int64)
-            for name in ("images", "groups", "channels", "filters", "filter_block", "filter_blocks", "words")
-        ),
+        "images", "groups", "channels", "filters", "filter_block", "filter_blocks", "words",
         # of a thread: bytes, and pixels of a row of sets of them
-        *((name, np.int64) for name in ("worker", "columns")),
-        *((f"{axis}_{name}", np.int64) for axis in "yx" for name in AXIS_NUMBERS),
-    ]
-)
+        "worker", "columns",
+        *(f"{axis}_{name}" for axis in "yx" for name in AXIS_NUMBERS),
+    )
+)  # fmt: skip
 
 
 @njit()
@@ -272,14 +270,14 @@ def _clear_by_sets(real):
     return clear_unmet_by_sets
 
 
-_look_for_unmet_weights = jit.stage(_PAIRS)(_look)
-_clear_unmet_by_pixels = jit.stage(_PAIRS)(_clear_by_pixels)
-_clear_unmet_by_sets = jit.stage(_PAIRS)(_clear_by_sets)
+_look_for_unmet_weights = jit.stage(_PAIRS.dtype)(_look)
+_clear_unmet_by_pixels = jit.stage(_PAIRS.dtype)(_clear_by_pixels)
+_clear_unmet_by_sets = jit.stage(_PAIRS.dtype)(_clear_by_sets)
 
 
 @functools.lru_cache(maxsize=256)
 def _numbers(geometry: ConvGeometry) -> np.ndarray:
-    record = np.zeros((), _PAIRS)
+    record = _PAIRS.zeros()
     for name, axis in (("y", 0), ("x", 1)):
         for field, value in geometry.axis_numbers(axis).items():
             record[f"{name}_{field}"] = value
@@ -317,7 +315,7 @@ class UnmetWeights:
         self, context: Context, geometry: ConvGeometry, input: np.ndarray, grad_output: np.ndarray, result: np.ndarray
     ) -> None:
         self._context = context
-        self._record = record = jit.copy_record(_numbers(geometry))
+        self._record = record = _numbers(geometry).copy()
         self._turns = int(record["turns"])
         items = int(record["groups"] * record["filter_blocks"]) if input.shape[0] else 0
         self._found = np.zeros(items, np.uint8)

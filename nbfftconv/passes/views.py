@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from nbfftconv.geometry import ConvGeometry
 from nbfftconv.jit import njit
-from nbfftconv.passes.records import fields
+from nbfftconv.records import fields
 from nbfftconv.rounding import cdiv
 from nbfftconv.tiling import TileGrid
 

@@ -11,8 +11,8 @@ import numpy as np
 
 from nbfftconv import simd
 from nbfftconv.jit import njit
-from nbfftconv.passes.records import fields
 from nbfftconv.passes.views import NO_TILE, Tile, View, next_position, position_of, row_step, tile_at, tiles_of
+from nbfftconv.records import fields
 from nbfftconv.rounding import round_up
 from nbfftconv.simd import VECTOR_BYTES
 from nbfftconv.transforms import TILE_BYTES, Functions, Layout, TileTransform

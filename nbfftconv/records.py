@@ -42,6 +42,10 @@ class RecordType:
         self.dtype = dtype
         self.index = {path: number for number, path in enumerate(_paths(dtype))}
 
+    def zeros(self) -> "Record":
+        """Return a record of zeros."""
+        return Record(np.zeros(len(self.index), _WORD), self.index)
+
     def make(self, numbers: tuple[Any, ...]) -> "Record":
         """Return a record of the numbers of all fields, in their order; those of a nested record are a tuple."""
         return Record(np.frombuffer(np.array(numbers, self.dtype).tobytes(), _WORD), self.index)
