@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from nbfftconv import jit, simd, threads
+from nbfftconv.records import Record, RecordType, fields
 from nbfftconv.rounding import cdiv, round_up
 from nbfftconv.scratch import Memory
 from nbfftconv.simd import VECTOR_BYTES
@@ -115,15 +116,14 @@ COMPLEX, REAL = Blocking.of(2), Blocking.of(1)
 
 # `rows` and `columns` are bytes from as many rows or columns as a vector has lanes to the next ones.
 _NUMBERS = "address", "group", "row", "rows", "column", "columns", "bin"
-_OPERAND = np.dtype([(name, np.int64) for name in _NUMBERS])
+_OPERAND = fields(*_NUMBERS)
 # `few` rows of `few_b` are multiplied as well, with vectors of A, to `few_c`.
-_RECORD = np.dtype(
-    [
-        *((matrix, _OPERAND) for matrix in ("a", "b", "c", "few_b", "few_c")),
-        *((name, np.int64) for name in ("groups", "rows", "columns", "depth", "bins")),
-        *((name, np.int64) for name in ("add", "a_lines", "panels", "few")),
-    ]
-)
+_RECORD = RecordType(
+    fields(
+        "groups", "rows", "columns", "depth", "bins", "add", "a_lines", "panels", "few",
+        a=_OPERAND, b=_OPERAND, c=_OPERAND, few_b=_OPERAND, few_c=_OPERAND,
+    )
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -488,13 +488,13 @@ def _operand(m: Matrix) -> tuple[int, ...]:
 
 def _record(
     a: Matrix, b: Matrix, c: Matrix, shape: tuple[int, ...], add: bool, panels: int = 0, few: Few | None = None
-) -> np.ndarray:
+) -> Record:
     # Along r, the entries of a row of A fill cache lines of each of their parts, or share them with other rows.
     vectors = a.blocking.vectors
     a_lines = {None: vectors * simd.lanes(a.real), "row": vectors, "column": 0}[a.lane_axis]
     few_b, few_c = ((0,) * len(_NUMBERS),) * 2 if few is None else map(_operand, few[:2])
     numbers = *shape, add, a_lines, panels, 0 if few is None else few[2]
-    return np.array((*map(_operand, (a, b, c)), few_b, few_c, *numbers), _RECORD)
+    return _RECORD.make((*numbers, *map(_operand, (a, b, c)), few_b, few_c))
 
 
 def _task(

@@ -96,6 +96,9 @@ def result_type(*arrays: np.ndarray) -> np.dtype:
 
 def compact(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
     """Return the array C-contiguous, aligned and of a native dtype; a copy only where it is not so already."""
+    flags = array.flags
+    if array.dtype == dtype and flags.c_contiguous and flags.aligned:
+        return array
     return np.require(array, dtype, ["C", "A"])
 
 

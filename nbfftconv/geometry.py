@@ -227,6 +227,25 @@ class ConvGeometry:
         return (_geometry if _is_plain(arguments) else _geometry.__wrapped__)(*arguments)
 
     @classmethod
+    def of_unchanging(
+        cls, input_size: Any, weight_size: Any, stride: Any, padding: Any, dilation: Any, groups: int
+    ) -> "ConvGeometry":
+        """Do as `from_arguments`, for shapes of arrays and what `unchanging` has returned: sooner.
+
+        Parameters
+        ----------
+        input_size, weight_size : tuple of int
+        stride, padding, dilation : int, str or tuple
+        groups : int
+
+        Returns
+        -------
+        ConvGeometry
+            As of `from_arguments`, which also tells what is raised.
+        """
+        return _geometry(input_size, weight_size, stride, padding, dilation, groups)
+
+    @classmethod
     def _validated(
         cls, input_size: Any, weight_size: Any, stride: Any, padding: Padding, dilation: Any, groups: Any
     ) -> "ConvGeometry":

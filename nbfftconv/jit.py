@@ -28,6 +28,7 @@ from nbfftconv import apart, simd, store
 from nbfftconv import numba_internals as internals
 from nbfftconv.forking import fork_safe_lock
 from nbfftconv.numba_internals import CFunc, CompileResult, NullCache, Signature, config
+from nbfftconv.records import RecordType
 
 _FORMAT = b"nbfftconv kernel 1\n"
 _compile_lock = fork_safe_lock()
@@ -234,10 +235,10 @@ class Callback:
         return callback
 
 
-def stage(record: np.dtype) -> Callable[[Callable], Callback]:
+def stage(record: RecordType) -> Callable[[Callable], Callback]:
     """Return the decorator for a step of a pass: ``void (record, worker, begin, end)``, as `threads.run` calls it.
 
     It does the work items ``begin <= item < end``, with the scratch memory of `worker` to itself.
     """
-    signature = types.void(numba.from_dtype(record), types.intp, types.intp, types.intp)
+    signature = types.void(numba.from_dtype(record.dtype), types.intp, types.intp, types.intp)
     return functools.partial(Callback, signature=signature)

@@ -1,5 +1,7 @@
 """The kernels of a layer, kept from call to call in the forms that its plans need, within a bound."""
 
+from typing import Any
+
 import numpy as np
 
 from nbfftconv import scratch
@@ -8,12 +10,12 @@ from nbfftconv.forking import fork_safe_lock
 from nbfftconv.geometry import ConvGeometry
 from nbfftconv.implementations import Kernels, registry
 from nbfftconv.plan import ConvPlan, KernelForm
-from nbfftconv.planner import make_plan, make_plan_for_kept
+from nbfftconv.planner import make_plan, make_plan_for_kept, planning_state
 
 _DEFAULT_LIMIT = 512 * 2**20
 _limit = _DEFAULT_LIMIT
 _limit_source = "default"
-# Sizes of images whose plan a layer remembers, where that is not the best.
+# Sizes of images whose plan a layer remembers.
 _CHOSEN = 512
 
 _kept_lock = fork_safe_lock()  # for moments
@@ -86,25 +88,25 @@ class KeptKernels:
     def __init__(self, weight: np.ndarray) -> None:
         self.weight = weight
         self.forms: dict[KernelForm, Kernels | None] = {}
-        # from the best plan, and the scratch limit, to the plan in force
-        self._chosen: dict[tuple[ConvPlan, int], ConvPlan] = {}
+        # what plans depended on when they were made, and the plan in force
+        self._chosen: dict[tuple[ConvGeometry, np.dtype, str], tuple[Any, ConvPlan]] = {}
 
     def plan(self, geometry: ConvGeometry, dtype: np.dtype, algorithm: str) -> ConvPlan:
         """Plan a forward pass, for kernels in a form that is kept if that is nearly as fast as the best plan.
 
         The plan for a size stays, so that its results do, as long as these kernels are kept.
         """
+        key, state = (geometry, dtype, algorithm), planning_state()
+        found = self._chosen.get(key)
+        if found is not None and found[0] == state:
+            return found[1]
         best = make_plan(geometry, "forward", dtype, algorithm, weight_is_transformed=True)
-        key = best, scratch.get_scratch_limit()
         with _kept_lock:
-            chosen = self._chosen.get(key)
-            if chosen is None:
-                chosen = make_plan_for_kept(best, algorithm, self.forms.keys())
-                self.forms.setdefault(chosen.kernel_form, None)
-                if chosen is not best:  # which is found again as long as its form is kept
-                    self._chosen[key] = chosen
-                if len(self._chosen) > _CHOSEN:
-                    del self._chosen[next(iter(self._chosen))]
+            chosen = make_plan_for_kept(best, algorithm, self.forms.keys())
+            self.forms.setdefault(chosen.kernel_form, None)
+            self._chosen[key] = state, chosen
+            if len(self._chosen) > _CHOSEN:
+                del self._chosen[next(iter(self._chosen))]
         return chosen
 
     def of(self, plan: ConvPlan) -> Kernels:
@@ -123,7 +125,7 @@ class KeptKernels:
                 oldest = next(iter(self.forms))
                 dropped[oldest] = self.forms.pop(oldest)
             if dropped:
-                self._chosen = {key: plan for key, plan in self._chosen.items() if plan.kernel_form in self.forms}
+                self._chosen = {key: each for key, each in self._chosen.items() if each[1].kernel_form in self.forms}
         return kernels
 
     @property

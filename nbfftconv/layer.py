@@ -337,8 +337,9 @@ class Conv2d:
         x = as_float4("input", input)
         bias, kernels = self._bias, self._kernels
         weight, padding_mode, activation = kernels.weight, self._padding_mode, self._activation
-        geometry = ConvGeometry.from_arguments(x.shape, weight.shape, **self._geometry_numbers())
-        padding_modes.check(geometry, padding_mode)
+        geometry = ConvGeometry.of_unchanging(x.shape, weight.shape, **self._geometry_numbers())
+        if padding_mode != "zeros":
+            padding_modes.check(geometry, padding_mode)
         dtype = result_type(x, weight) if bias is None else result_type(x, weight, bias)
         self._last.forward = None  # before there is more to keep
         step = self._step(geometry, dtype) if self.training else None

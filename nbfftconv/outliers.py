@@ -81,8 +81,8 @@ def _list(real):
     return list_outliers
 
 
-_count_outliers = jit.stage(_SEARCH.dtype)(_count)
-_list_outliers = jit.stage(_SEARCH.dtype)(_list)
+_count_outliers = jit.stage(_SEARCH)(_count)
+_list_outliers = jit.stage(_SEARCH)(_list)
 
 
 def _search(stage: jit.Callback, array: np.ndarray, counts: np.ndarray, places: np.ndarray | None = None) -> None:
@@ -90,7 +90,7 @@ def _search(stage: jit.Callback, array: np.ndarray, counts: np.ndarray, places: 
     record["array"], record["counts"] = array.ctypes.data, counts.ctypes.data
     record["places"] = 0 if places is None else places.ctypes.data
     record["planes"], record["width"], record["plane"] = array.shape[1], array.shape[3], math.prod(array.shape[2:])
-    threads.run(threads.Task(stage.address(array.dtype.type), record.words, len(counts), threads.get_workers()[0]))
+    threads.run(threads.Task(stage.address(array.dtype.type), record, len(counts), threads.get_workers()[0]))
 
 
 @njit()
@@ -223,7 +223,7 @@ def _products(real):
     return add_products
 
 
-_add_products = jit.stage(_PRODUCTS.dtype)(_products)
+_add_products = jit.stage(_PRODUCTS)(_products)
 
 
 class Corrections:

@@ -193,6 +193,11 @@ def make_plan(
     return _make_plan(implementations, winner, *fields)
 
 
+def planning_state() -> tuple[Any, ...]:
+    """Return all that plans depend on besides their arguments; it is equal as long as plans are the same."""
+    return registry.candidates(), transforms.candidates(), get_scratch_limit(), get_machine(), profile.get_profile()
+
+
 def _fields(
     geometry: ConvGeometry,
     direction: str,

@@ -1,11 +1,12 @@
 """Records: the integers that a compiled stage reads, named, and nested where one describes something of its own."""
 
+from array import array
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
-_WORD = np.dtype(np.int64)
+_WORD, _CODE = np.dtype(np.int64), "q"
 
 
 def _paths(dtype: np.dtype, prefix: str = "") -> Iterator[str]:
@@ -44,33 +45,38 @@ class RecordType:
 
     def zeros(self) -> "Record":
         """Return a record of zeros."""
-        return Record(np.zeros(len(self.index), _WORD), self.index)
+        return Record(array(_CODE, bytes(self.dtype.itemsize)), self.index)
 
     def make(self, numbers: tuple[Any, ...]) -> "Record":
         """Return a record of the numbers of all fields, in their order; those of a nested record are a tuple."""
-        return Record(np.frombuffer(np.array(numbers, self.dtype).tobytes(), _WORD), self.index)
+        return Record(array(_CODE, np.array(numbers, self.dtype).tobytes()), self.index)
 
 
 class Record:
-    """A record as the array of its words, which NumPy copies and changes in a hundredth of the time of fields.
+    """A record as the array of its words; one of Python's, which copies, changes and tells its address soonest.
 
     Attributes
     ----------
-    words : numpy.ndarray
+    words : array.array
         Of int64.
     """
 
     __slots__ = ("_index", "words")
 
-    def __init__(self, words: np.ndarray, index: dict[str, int]) -> None:
+    def __init__(self, words: "array[int]", index: dict[str, int]) -> None:
         self.words, self._index = words, index
+
+    @property
+    def address(self) -> int:
+        """Of the first word, as long as this is alive."""
+        return self.words.buffer_info()[0]
 
     def copy(self) -> "Record":
         """Return a record that can be changed."""
-        return Record(self.words.copy(), self._index)
+        return Record(self.words[:], self._index)
 
     def __getitem__(self, path: str) -> int:
-        return int(self.words[self._index[path]])
+        return self.words[self._index[path]]
 
     def __setitem__(self, path: str, value: int) -> None:
         self.words[self._index[path]] = value

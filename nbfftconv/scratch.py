@@ -11,6 +11,7 @@ what changes the pool is one operation of a dictionary at a time, and whatever h
 """
 
 import math
+import operator
 import sys
 from typing import Any, NamedTuple
 
@@ -48,6 +49,8 @@ class _Owner(NamedTuple):
         """Return its memory, which refers to the array."""
         return Memory(np.ndarray((self.nbytes,), _BYTE, self.array, self.first), self.address)
 
+
+_size = operator.attrgetter("nbytes")
 
 #: By the array's address as an object, all memory that was lent, the last at the end: lent still, or free to be again.
 _pool: dict[int, _Owner] = {}
@@ -165,20 +168,22 @@ def _new(nbytes: int) -> _Owner:
 
 def _take_free(least: int, most: float) -> _Owner | None:
     """Take the smallest that fits, and whose array nobody else refers to, from the pool; None if there is none."""
-    arrays = [owner.array for owner in list(_pool.values()) if least <= owner.nbytes <= most]
-    # Of what is free, the owner and `arrays` have the references that they have not of a new object.
-    fewest, *references = map(sys.getrefcount, [object(), *arrays])
-    free = [array for array, count in zip(arrays, references, strict=True) if count == fewest + 2]
-    keys = [id(array) for array in sorted(free, key=len)]
-    del arrays, free
-    for key in keys:
-        owner = _pool.pop(key, None)  # from now on only this call can lend it
-        if owner is not None:
-            fewest, count = map(sys.getrefcount, (object(), owner.array))
-            if count == fewest + 1 and least <= owner.nbytes <= most:  # the owner's
+    fitting = [owner for owner in list(_pool.values()) if least <= owner.nbytes <= most]
+    for owner in sorted(fitting, key=_size) if len(fitting) > 1 else fitting:
+        if _is_free(owner):
+            key = id(owner.array)
+            found = _pool.pop(key, None)  # from now on only this call can lend it
+            if found is owner and _is_free(owner):
                 return owner
-            _pool[key] = owner  # lent, or replaced, by another thread or by what has interrupted this call
+            if found is not None:  # lent, or replaced, by another thread or by what has interrupted this call
+                _pool[key] = found
     return None
+
+
+def _is_free(owner: _Owner) -> bool:
+    """Whether nobody but its owner refers to an array."""
+    fewest, count = map(sys.getrefcount, (object(), owner.array))
+    return count == fewest + 1
 
 
 def _make_room(nbytes: int) -> None:

@@ -16,6 +16,7 @@ import operator
 import os
 import struct
 import threading
+from array import array
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -201,8 +202,8 @@ class Task(NamedTuple):
     ----------
     stage : int
         Address of ``stage(record, worker, begin, end)``: of `nbfftconv.jit.stage`.
-    record : numpy.ndarray
-        The record that it reads.
+    record : Record
+        What it reads.
     items : int
         Number of independent work items.
     workers : int
@@ -210,7 +211,7 @@ class Task(NamedTuple):
     """
 
     stage: int
-    record: np.ndarray
+    record: Record
     items: int
     workers: int
 
@@ -220,11 +221,13 @@ def in_turns(stage: int, record: Record, items: int, workers: int, turns: int) -
 
     So items that cannot be cut do not hold up an answer to a signal.
     """
-    turns = max(1, turns)
+    if turns <= 1:
+        record["turn"], record["turns"] = 0, 1
+        return [Task(stage, record, items, workers)]
     records = [record, *(record.copy() for _ in range(turns - 1))]
     for turn, each in enumerate(records):
         each["turn"], each["turns"] = turn, turns
-    return [Task(stage, each.words, items, workers) for each in records]
+    return [Task(stage, each, items, workers) for each in records]
 
 
 @njit()
@@ -358,14 +361,14 @@ def run(*tasks: Task) -> None:
         exclusive, used = _threading_layer() == "workqueue", min(threads, numba.config.NUMBA_NUM_THREADS)
     else:
         exclusive, used = False, 1
-    table = np.zeros((len(todo), _ROW), np.int64)
+    table = array("q", bytes(8 * _ROW * len(todo)))
     for index, (stage, record, items, workers) in enumerate(todo):
         chunks = min(items, _CHUNKS * workers) if used > 1 else 1
-        _NUMBERS.pack_into(table.data, index * _ROW * 8, stage, record.ctypes.data, items, workers, chunks)
-    address, count = table.ctypes.data, len(todo)
+        _NUMBERS.pack_into(table, index * _ROW * 8, stage, record.address, items, workers, chunks)
+    address, count = table.buffer_info()[0], len(todo)
     is_main = threading.get_ident() == threading.main_thread().ident
     round = _ROUND if is_main else _ENDLESS
-    while table[-1, _DONE] < todo[-1].items:
+    while table[_DONE - _ROW] < todo[-1].items:
         if used == 1 or (exclusive and _workqueue_lock.locked()):
             _run_serial(address, count, round)
         elif exclusive:

@@ -6,6 +6,7 @@ import numpy as np
 
 from nbfftconv import jit, scratch, threads
 from nbfftconv.passes.tiles import reverse
+from nbfftconv.records import RecordType, fields
 from nbfftconv.rounding import cdiv
 from nbfftconv.target import TARGET
 
@@ -13,12 +14,9 @@ from nbfftconv.target import TARGET
 #: float32, three quarters of the first-level cache.
 _BLOCK = math.isqrt(TARGET.l1_bytes * 3 // 4 // (9 * 4))
 
-_RECORD = np.dtype(
-    [
-        *((name, np.int64) for name in ("weight", "transposed")),
-        # filters and channels of a group, blocks of them; taps of a kernel
-        *((name, np.int64) for name in ("filters", "channels", "filter_blocks", "channel_blocks", "taps")),
-    ]
+# filters and channels are those of a group, in blocks
+_RECORD = RecordType(
+    fields("weight", "transposed", "filters", "channels", "filter_blocks", "channel_blocks", "taps"),
 )
 _stage = jit.stage(_RECORD)
 
@@ -49,11 +47,11 @@ def transpose(weight: np.ndarray, groups: int) -> np.ndarray:
     filters, channels, height, width = weight.shape
     filters //= groups
     result = scratch.result((groups * channels, filters, height, width), weight.dtype)
-    record = np.zeros((), _RECORD)
+    record = _RECORD.zeros()
     record["weight"], record["transposed"] = weight.ctypes.data, result.ctypes.data
     record["filters"], record["channels"], record["taps"] = filters, channels, height * width
     record["filter_blocks"], record["channel_blocks"] = cdiv(filters, _BLOCK), cdiv(channels, _BLOCK)
-    items = groups * int(record["filter_blocks"]) * int(record["channel_blocks"])
+    items = groups * record["filter_blocks"] * record["channel_blocks"]
     stage = _transpose_kernels.address(weight.dtype.type)
     threads.run(threads.Task(stage, record, items, threads.get_workers()[0]))
     return result

@@ -21,6 +21,7 @@ from process_worker import HANG, WORK, digests
 
 import nbfftconv
 from nbfftconv import jit, scratch, simd, threads
+from nbfftconv.records import RecordType, fields
 from nbfftconv.scratch import set_scratch_limit
 
 MIB = 2**20
@@ -97,7 +98,7 @@ def all_passes(count: str, round: str, *names: str) -> object:
     return report(plans=len(expected), rounds=rounds == expected, differing=sorted(differing), after=after == expected)
 
 
-_RECORD = np.dtype([("done", np.int64)])
+_RECORD = RecordType(fields("done"))
 
 
 def _spin(real):
@@ -117,7 +118,7 @@ _SPIN = jit.stage(_RECORD)(_spin)
 
 def spinning(items: int, workers: int) -> tuple[np.ndarray, threads.Task]:
     """Counts of what was done of items that take a millisecond each, and the task."""
-    record, done = np.zeros((), _RECORD), np.zeros(items, np.int64)
+    record, done = _RECORD.zeros(), np.zeros(items, np.int64)
     record["done"] = done.ctypes.data
     return done, threads.Task(_SPIN.address(np.float64), record, items, workers)
 

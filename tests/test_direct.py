@@ -135,7 +135,7 @@ def test_the_plan_tells_the_memory(filters):
             assert 0 < plan.scratch_bytes <= 2**19
             packed = direct.pack(plan.geometry, np.ones(case.weight_size, dtype)) if kernel < 100 else None
             if packed is not None:
-                assert plan.weight_bytes == packed.nbytes
+                assert plan.weight_bytes == packed.array.nbytes
             elif depthwise.fits(plan.geometry, plan.dtype):
                 assert plan.weight_bytes == 0
             assert str(plan.scratch_bytes) in repr(plan)

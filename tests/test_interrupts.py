@@ -10,6 +10,7 @@ import pytest
 from processes import run_scenario
 
 from nbfftconv import jit, simd, threads
+from nbfftconv.records import RecordType, fields
 
 pytestmark = pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no timers that raise signals here")
 
@@ -65,7 +66,7 @@ def test_interrupted_compilation(tmp_path):
     assert found == {"unraisable": [], "within the limit": True, "right": True, "after": 2}
 
 
-_RECORD = np.dtype([("done", np.int64)])
+_RECORD = RecordType(fields("done"))
 
 
 def _counts(real):
@@ -91,7 +92,7 @@ def test_rounds(size, workers, monkeypatch):
     done = np.zeros((4, size), np.int64)
     tasks, records = [], []
     for row in done:
-        record = np.zeros((), _RECORD)
+        record = _RECORD.zeros()
         record["done"] = row.ctypes.data
         records.append(record)
         tasks.append(threads.Task(_count_items.address(np.float64), record, size, workers))

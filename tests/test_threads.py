@@ -25,6 +25,7 @@ from nbfftconv.implementations.direct import DirectPlan
 from nbfftconv.passes.context import Context
 from nbfftconv.passes.plan import FftPlan
 from nbfftconv.plan import ConvPlan
+from nbfftconv.records import RecordType, fields
 
 LAYERS = {"default": None, "workqueue": "workqueue"}
 #: Results of process_worker.py by each transform and direct, fused and in stages.
@@ -102,7 +103,7 @@ def test_forked_beside_threads_that_use_llvm():
     assert run_scenario("forked_beside_llvm") == [2] * 8
 
 
-_RECORD = np.dtype([("source", np.int64), ("target", np.int64), ("size", np.int64)])
+_RECORD = RecordType(fields("source", "target", "size"))
 
 
 def _neighbours(real):
@@ -124,7 +125,7 @@ def test_a_task_finds_what_the_one_before_it_has_done(size, workers):
     values = [np.ones(size), np.zeros(size)]
     tasks = []
     for number in range(40):
-        record = np.zeros((), _RECORD)
+        record = _RECORD.zeros()
         record["source"], record["target"] = values[number % 2].ctypes.data, values[1 - number % 2].ctypes.data
         record["size"] = size
         tasks.append(threads.Task(_add_neighbours.address(np.float64), record, size, workers[number % len(workers)]))

@@ -11,11 +11,12 @@ import numpy as np
 from nbfftconv.direct import dense, dense_grad_weight, depthwise, gradients
 from nbfftconv.direct.gradients import grad_input
 from nbfftconv.geometry import ConvGeometry
+from nbfftconv.scratch import Memory
 
 __all__ = ["forward", "grad_input", "grad_weight", "grad_weight_bytes", "pack", "packed_bytes", "scratch_bytes"]
 
 
-def pack(geometry: ConvGeometry, w: np.ndarray) -> np.ndarray | None:
+def pack(geometry: ConvGeometry, w: np.ndarray) -> Memory | None:
     """Return the kernels in the order in which `forward` reads them, None if that is their own."""
     return None if depthwise.fits(geometry, w.dtype) else dense.pack(geometry, w)
 
@@ -38,7 +39,7 @@ def forward(
     geometry: ConvGeometry,
     x: np.ndarray,
     w: np.ndarray,
-    packed: np.ndarray | None,
+    packed: Memory | None,
     bias: np.ndarray | None,
     relu: bool,
     y: np.ndarray,

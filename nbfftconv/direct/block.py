@@ -1,12 +1,55 @@
-"""Blocks of the output in registers: where one lies, how sums are added to it, and a kernel for each size."""
+"""Blocks of the output in registers: where one lies, how sums are added to it, and a kernel for each size.
 
+Also what passes of such blocks have in common: how many threads they are worth, and what sums are compared with.
+"""
+
+import functools
 from collections.abc import Callable
 from typing import Any
 
-from nbfftconv import simd
+import numpy as np
+
+from nbfftconv import simd, threads
+from nbfftconv.arrays import is_streamed
+from nbfftconv.geometry import ConvGeometry
+from nbfftconv.records import Record
+from nbfftconv.simd import VECTOR_BYTES
 
 #: Products of a work item, at most, as far as it can be cut: a call answers signals between two items.
 MOST_PRODUCTS = 2**29
+
+
+#: A thread is worth waking for so many products.
+_WORKER_PRODUCTS = 2**21
+
+
+def workers_for(geometry: ConvGeometry) -> int:
+    """Return the number of threads for a pass."""
+    return max(1, min(threads.get_workers()[0], geometry.multiply_adds // _WORKER_PRODUCTS))
+
+
+@functools.lru_cache(maxsize=64)
+def floors_and_biases(filters: int, dtype: np.dtype) -> np.ndarray:
+    """Return what outputs are at least, with ReLU and without, and then a bias of zero for each filter."""
+    return np.array([0, -np.inf, *[0] * filters], dtype)
+
+
+def point_to_arrays(
+    record: Record,
+    x: np.ndarray,
+    weight: int,
+    floors: int,
+    bias: np.ndarray | None,
+    relu: bool,
+    y: np.ndarray,
+) -> None:
+    """Set the fields of a record that depend on the arrays; `weight` and `floors` are addresses."""
+    record["input"], record["weight"], record["output"] = x.ctypes.data, weight, y.ctypes.data
+    record["floors"], record["zeros"] = floors, floors + 2 * x.itemsize
+    record["bias"] = record["zeros"] if bias is None else bias.ctypes.data
+    record["relu"] = relu
+    rows_are_lines = record["x_output"] * x.itemsize % VECTOR_BYTES == 0
+    record["stream"] = is_streamed(y) and rows_are_lines and record["output"] % VECTOR_BYTES == 0
 
 
 class OutputBlock:

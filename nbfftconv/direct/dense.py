@@ -16,13 +16,20 @@ from typing import NamedTuple
 import numpy as np
 
 from nbfftconv import jit, scratch, simd, threads
-from nbfftconv.arrays import is_streamed
-from nbfftconv.direct.block import MOST_PRODUCTS, OutputBlock, block_kernel
+from nbfftconv.direct.block import (
+    MOST_PRODUCTS,
+    OutputBlock,
+    block_kernel,
+    floors_and_biases,
+    point_to_arrays,
+    workers_for,
+)
 from nbfftconv.direct.gather import clear_lanes, gather_lanes
 from nbfftconv.direct.window import AXIS_FIELDS, axis_in_window, gather_window
 from nbfftconv.geometry import ConvGeometry
 from nbfftconv.records import Record, RecordType, fields
 from nbfftconv.rounding import cdiv, round_up
+from nbfftconv.scratch import Memory
 from nbfftconv.simd import VECTOR_BYTES
 from nbfftconv.target import TARGET, WIDEST_VECTOR_BYTES, power_of_two
 from nbfftconv.threads import in_turns, share
@@ -54,18 +61,20 @@ _MOST_FILTERS = power_of_two(TARGET.l2_bytes * 3 // 4 // (_DEPTH * 8))
 #: ... as few as this where there would not be as many work items as _ITEMS, enough for many threads.
 _FEWEST_FILTERS = 64
 _ITEMS = 24
+#: An item has so many products, where it is cut for more items' sake.
+_ITEM_PRODUCTS = 2**20
 
 # Channels, filters and taps are those of a group; X is in blocks of `depth` rows. Tiles are of y_core × x_core pixels,
-# or of x_core of all of an image. `row`, `phase` and `window` are as in
-# `gather_window`; from a vector of a block of Y to the next it is `next_x` bytes of the window, `next_y` of Y, and
-# `next_lane` pixels.
+# or of x_core of all of an image. Planes that are one row are `flat`: rows of one window. `row`, `phase` and `window`
+# are as in `gather_window`; from a vector of a block of Y to the next it is `next_x` bytes of the window, `next_y` of
+# Y, and `next_lane` pixels.
 _RECORD = RecordType(
     fields(
-        "input", "packed", "output", "bias", "zeros", "table", "scratch", "worker",
+        "input", "weight", "output", "bias", "zeros", "floors", "table", "scratch", "worker",
         "groups", "channels", "filters", "taps", "depth", "relu", "stream", "turn", "turns",
         "filter_blocks", "chunks", "y_core", "x_core", "y_count", "x_count",
         "rows", "row_vectors", "row", "phase", "phases", "interleave", "window",
-        "is_column", "next_x", "next_y", "next_lane",
+        "is_column", "is_flat", "next_x", "next_y", "next_lane",
         *(f"{axis}_{name}" for axis in "yx" for name in AXIS_FIELDS),
     )
 )  # fmt: skip
@@ -119,13 +128,12 @@ def _add_products(real, itemsize, lanes, r, n, group, block, i, depth, x, p, pix
     plane = r.y_output * r.x_output
     filter = group * r.filters + k
     left = min(_ROWS, r.filters - k)
-    w = r.packed + ((group * r.filter_blocks + block) * r.taps + i) * _ROWS * itemsize
+    w = r.weight + ((group * r.filter_blocks + block) * r.taps + i) * _ROWS * itemsize
     is_last = i + depth == r.taps
     is_whole = r.stream != 0 and is_last and pixels >= vectors * lanes
     _product(real, (
         x, r.next_x, r.table, w, (r.bias if i == 0 else r.zeros) + filter * itemsize,
-        # zero, or the least of all
-        r.zeros + (r.groups * r.filters + (0 if r.relu != 0 and is_last else 1)) * itemsize,
+        r.floors + (0 if r.relu != 0 and is_last else 1) * itemsize,
         r.output + ((n * r.groups * r.filters + filter) * plane + p) * itemsize, plane * itemsize,
         r.next_y, r.next_lane,
         depth, 0 if i == 0 else 1, pixels, left, 1 if is_whole else 0,
@@ -147,14 +155,17 @@ def _of_windows(real):
             blocks = cdiv(vectors, _VECTORS)
             for i in range(first_block_of_x * r.depth, min(last_block_of_x * r.depth, r.taps), r.depth):
                 depth = min(r.depth, r.taps - i)
-                for c in range(depth // taps):
-                    plane = (n * r.groups + group) * r.channels + i // taps + c
-                    gather_window(
-                        real, itemsize, lanes, r, r.input + plane * r.y_input * r.x_input * itemsize,
-                        y0 * r.y_stride * r.y_step - r.y_before, x0 * r.x_stride * r.x_step - r.x_before,
-                        (rows - 1) * r.y_stride + (r.y_kernel - 1) * r.y_dilation + 1, r.row_vectors,
-                        memory + c * r.window,
-                    )  # fmt: skip
+                plane = (n * r.groups + group) * r.channels + i // taps
+                if r.is_flat != 0:
+                    gather_window(real, itemsize, lanes, r, r.input, plane, x0, depth, r.row_vectors, memory)
+                else:
+                    for c in range(depth // taps):
+                        gather_window(
+                            real, itemsize, lanes, r, r.input + (plane + c) * r.y_input * r.x_input * itemsize,
+                            y0 * r.y_stride * r.y_step - r.y_before, x0 * r.x_stride * r.x_step - r.x_before,
+                            (rows - 1) * r.y_stride + (r.y_kernel - 1) * r.y_dilation + 1, r.row_vectors,
+                            memory + c * r.window,
+                        )  # fmt: skip
                 for block in range(first_block, last_block):
                     if r.is_column != 0:
                         for y in range(0, rows, _VECTORS):
@@ -251,13 +262,18 @@ def _pack(real):
     return dense_pack
 
 
-_forward_windows = jit.stage(_RECORD.dtype)(_of_windows)
-_forward_gathered = jit.stage(_RECORD.dtype)(_of_pixels)
-_pack_blocks = jit.stage(_PACKING.dtype)(_pack)
+_forward_windows = jit.stage(_RECORD)(_of_windows)
+_forward_gathered = jit.stage(_RECORD)(_of_pixels)
+_pack_blocks = jit.stage(_PACKING)(_pack)
 
 
-def _in_windows(geometry: ConvGeometry, y: dict[str, int], x: dict[str, int], dtype: np.dtype) -> dict[str, int] | None:
-    """Return the numbers of tiles and windows; None where lanes are to be gathered from several rows."""
+def _in_windows(
+    geometry: ConvGeometry, y: dict[str, int], x: dict[str, int], dtype: np.dtype, wanted: int
+) -> dict[str, int] | None:
+    """Return the numbers of tiles, of which so many are wanted, and windows.
+
+    None where lanes are to be gathered from several rows.
+    """
     lanes, itemsize = simd.lanes(dtype.type), dtype.itemsize
     channels, taps = geometry.weight_size[1], y["kernel"] * x["kernel"]
     vectors, pixels = cdiv(x["output"], lanes), y["output"] * x["output"]
@@ -269,7 +285,7 @@ def _in_windows(geometry: ConvGeometry, y: dict[str, int], x: dict[str, int], dt
 
     x_count = cdiv(vectors, most)
     if y["output"] == 1:
-        x_count = max(x_count, min(cdiv(_ITEMS, others), cdiv(vectors, _VECTORS)))
+        x_count = max(x_count, min(cdiv(wanted, others), cdiv(vectors, _VECTORS)))
     x_vectors = cdiv(vectors, x_count)
     x_count = cdiv(vectors, x_vectors)
     y_reach, x_reach = (axis["dilation"] * (axis["kernel"] - 1) for axis in (y, x))
@@ -284,7 +300,7 @@ def _in_windows(geometry: ConvGeometry, y: dict[str, int], x: dict[str, int], dt
     fitting = (_WINDOW_BYTES // (depth * row) - y_reach - 1) // y["stride"] + 1
     fewest = min(fitting, _FEWEST_ROWS if y["kernel"] > 1 else 1)
     y_count = cdiv(y["output"], min(fitting, max(1, most // x_vectors)))
-    y_count = max(y_count, min(cdiv(_ITEMS, others * x_count), cdiv(y["output"], fewest)))
+    y_count = max(y_count, min(cdiv(wanted, others * x_count), cdiv(y["output"], fewest)))
     y_core = cdiv(y["output"], y_count)
     is_column = vectors == 1
     if is_column:
@@ -310,11 +326,15 @@ def _gathered(pixels: int, taps: int, lanes: int) -> dict[str, int]:
 
 
 class _Cut(NamedTuple):
-    """How a geometry is cut: a record with all numbers, and no address, to be copied; where the pixels under each tap
-    begin in a worker's memory, in bytes, of int64; work items; turns; products and scalars that are gathered."""
+    """How a geometry is cut.
+
+    A record, to be copied, with all numbers and the addresses of two arrays: where the pixels under each tap begin in a
+    worker's memory, in bytes, of int64; and floors and biases. Work items; turns; products, and scalars that are
+    gathered.
+    """
 
     record: Record
-    table: np.ndarray
+    arrays: tuple[np.ndarray, ...]
     items: int
     turns: int
     products: int
@@ -330,10 +350,12 @@ def _cut(geometry: ConvGeometry, dtype: np.dtype) -> _Cut:
     filters, channels, *kernel = geometry.weight_size
     filters //= geometry.groups
     pixels, taps = y["output"] * x["output"], channels * kernel[0] * kernel[1]
-    if kernel == [1, 1] and geometry.stride == (1, 1) and geometry.padding == ((0, 0), (0, 0)):  # a row of all pixels
+    is_flat = kernel == [1, 1] and geometry.stride == (1, 1) and geometry.padding == ((0, 0), (0, 0))
+    if is_flat:
         x |= {"input": pixels, "output": pixels}
-        y |= {"input": 1, "output": 1}
-    numbers = _in_windows(geometry, y, x, dtype)
+        y |= {"input": images * geometry.groups * channels, "output": 1}
+    wanted = min(_ITEMS, cdiv(geometry.multiply_adds, _ITEM_PRODUCTS))
+    numbers = _in_windows(geometry, y, x, dtype, wanted)
     if numbers is not None:
         c, u, v = np.ogrid[: numbers["depth"] // (kernel[0] * kernel[1]), : kernel[0], : kernel[1]]
         turn, phase = np.divmod(v * x["dilation"], x["stride"])
@@ -342,6 +364,7 @@ def _cut(geometry: ConvGeometry, dtype: np.dtype) -> _Cut:
         computed = y["output"] * round_up(x["output"], lanes)
         window_rows = numbers["y_count"] * numbers["x_count"] * numbers["window"] // itemsize
         gathered = channels * window_rows
+        numbers["is_flat"] = int(is_flat)
     else:
         numbers = _gathered(pixels, taps, lanes)
         table = np.arange(numbers["depth"]) * (_VECTORS * VECTOR_BYTES)
@@ -350,14 +373,17 @@ def _cut(geometry: ConvGeometry, dtype: np.dtype) -> _Cut:
     numbers |= {"groups": geometry.groups, "channels": channels, "filters": filters, "taps": taps}
     numbers["filter_blocks"] = blocks = cdiv(filters, _ROWS)
     tiles = images * geometry.groups * numbers["y_count"] * numbers["x_count"]
-    chunks = max(cdiv(filters, _MOST_FILTERS), min(cdiv(_ITEMS, max(1, tiles)), filters // _FEWEST_FILTERS))
+    chunks = max(cdiv(filters, _MOST_FILTERS), min(cdiv(wanted, max(1, tiles)), filters // _FEWEST_FILTERS))
     numbers["chunks"] = chunks = min(chunks, blocks)
     for name, axis in (("y", y), ("x", x)):
         numbers |= {f"{name}_{number}": value for number, value in axis.items()}
     longest = numbers["y_core"] * numbers["x_core"] * cdiv(blocks, chunks) * _ROWS * taps
+    table = np.ascontiguousarray(table.ravel(), np.int64)
+    floors = floors_and_biases(geometry.weight_size[0], dtype)
+    numbers |= {"table": table.ctypes.data, "floors": floors.ctypes.data}
     return _Cut(
         record=_RECORD.make(tuple(numbers.get(name, 0) for name in _RECORD.index)),
-        table=np.ascontiguousarray(table.ravel(), np.int64),
+        arrays=(table, floors),
         items=tiles * chunks,
         turns=min(cdiv(taps, numbers["depth"]), cdiv(longest, MOST_PRODUCTS)),
         products=images * geometry.groups * computed * filters * taps,
@@ -382,34 +408,26 @@ def packed_bytes(geometry: ConvGeometry, dtype: np.dtype) -> int:
     return geometry.groups * round_up(filters // geometry.groups, _ROWS) * math.prod(taps) * dtype.itemsize
 
 
-def pack(geometry: ConvGeometry, w: np.ndarray) -> np.ndarray:
+def pack(geometry: ConvGeometry, w: np.ndarray) -> Memory:
     """Return the kernels as [group][block of filters][c][u][v][filter], with zeros to fill up the last block."""
-    packed = scratch.aligned(packed_bytes(geometry, w.dtype)).array
+    packed = scratch.aligned(packed_bytes(geometry, w.dtype))
     filters, *taps = geometry.weight_size
     filters //= geometry.groups
     blocks = cdiv(filters, _ROWS)
-    record = _PACKING.make((w.ctypes.data, packed.ctypes.data, filters, math.prod(taps), blocks))
+    record = _PACKING.make((w.ctypes.data, packed.address, filters, math.prod(taps), blocks))
     items = geometry.groups * blocks
-    threads.run(threads.Task(_pack_blocks.address(w.dtype.type), record.words, items, threads.get_workers()[0]))
+    threads.run(threads.Task(_pack_blocks.address(w.dtype.type), record, items, threads.get_workers()[0]))
     return packed
 
 
 def forward(
-    geometry: ConvGeometry, x: np.ndarray, packed: np.ndarray, bias: np.ndarray | None, relu: bool, y: np.ndarray
+    geometry: ConvGeometry, x: np.ndarray, packed: Memory, bias: np.ndarray | None, relu: bool, y: np.ndarray
 ) -> None:
     """Convolve `x` into `y` with the kernels that `pack` returned."""
     cut = _cut(geometry, x.dtype)
-    record, filters = cut.record.copy(), geometry.weight_size[0]
-    workers = threads.get_workers()[0]
+    record, workers = cut.record.copy(), workers_for(geometry)
+    point_to_arrays(record, x, packed.address, record["floors"], bias, relu, y)
     memory = scratch.borrow(workers * record["worker"])
-    zeros = np.zeros(filters + 2, x.dtype)  # and what values are at least
-    zeros[-1] = -np.inf
-    for name, array in (("input", x), ("packed", packed), ("output", y), ("zeros", zeros), ("table", cut.table)):
-        record[name] = array.ctypes.data
     record["scratch"] = memory.address
-    record["bias"] = record["zeros"] if bias is None else bias.ctypes.data
-    record["relu"] = relu
-    rows_are_lines = record["x_output"] * x.dtype.itemsize % VECTOR_BYTES == 0
-    record["stream"] = is_streamed(y) and rows_are_lines and record["output"] % VECTOR_BYTES == 0
     stage = _forward_windows if record["phases"] else _forward_gathered
     threads.run(*in_turns(stage.address(x.dtype.type), record, cut.items, workers, cut.turns))

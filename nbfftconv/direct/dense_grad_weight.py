@@ -62,7 +62,7 @@ _RECORD = RecordType(
         *(f"{axis}_{name}" for axis in "yx" for name in AXIS_FIELDS),
     )
 )  # fmt: skip
-_stage = jit.stage(_RECORD.dtype)
+_stage = jit.stage(_RECORD)
 
 
 def _product_block(vectors: int):
@@ -364,13 +364,13 @@ def fits(geometry: ConvGeometry, dtype: np.dtype) -> bool:
 
 def scratch_bytes(geometry: ConvGeometry, dtype: np.dtype) -> int:
     """Bytes of scratch memory of each thread."""
-    return int(_record(geometry, dtype)["worker"])
+    return _record(geometry, dtype)["worker"]
 
 
 def sums_bytes(geometry: ConvGeometry, dtype: np.dtype) -> int:
     """Bytes of the sums of all parts; none where one turn does them, whose sums are in the thread's scratch memory."""
     record = _record(geometry, dtype)
-    return int(record["parts"] * record["part"]) if record["parts"] > 1 or record["turns"] > 1 else 0
+    return record["parts"] * record["part"] if record["parts"] > 1 or record["turns"] > 1 else 0
 
 
 def work(geometry: ConvGeometry, dtype: np.dtype) -> tuple[int, int]:
@@ -378,23 +378,23 @@ def work(geometry: ConvGeometry, dtype: np.dtype) -> tuple[int, int]:
     record = _record(geometry, dtype)
     images, _, height, width = geometry.output_size
     pixels = geometry.groups * images * height * width
-    filters = int(record["vectors"]) * simd.lanes(dtype.type)
-    windows = int(record["groups"] * record["tap_chunks"] * record["filter_chunks"] * record["bands"])
-    gathered = windows * int(record["gradient"]) // dtype.itemsize + pixels * filters * int(record["tap_chunks"])
-    return pixels * filters * int(record["tap_blocks"]) * _TAPS, gathered
+    filters = record["vectors"] * simd.lanes(dtype.type)
+    windows = record["groups"] * record["tap_chunks"] * record["filter_chunks"] * record["bands"]
+    gathered = windows * record["gradient"] // dtype.itemsize + pixels * filters * record["tap_chunks"]
+    return pixels * filters * record["tap_blocks"] * _TAPS, gathered
 
 
 def grad_weight(geometry: ConvGeometry, x: np.ndarray, dw: np.ndarray, g: np.ndarray) -> None:
     """Compute the gradient with respect to the kernels into `dw`."""
     workers = threads.get_workers()[0]
     record = _record(geometry, x.dtype).copy()
-    memory, sums = scratch.borrow(workers * int(record["worker"])), scratch.borrow(sums_bytes(geometry, x.dtype))
+    memory, sums = scratch.borrow(workers * record["worker"]), scratch.borrow(sums_bytes(geometry, x.dtype))
     for name, array in (("input", x), ("weight", dw), ("output", g)):
         record[name] = array.ctypes.data
     record["scratch"], record["sums"] = memory.address, sums.address
-    items = int(record["groups"] * record["filter_chunks"] * record["tap_chunks"])
-    parts, turns = int(record["parts"]), int(record["turns"])
+    items = record["groups"] * record["filter_chunks"] * record["tap_chunks"]
+    parts, turns = record["parts"], record["turns"]
     tasks = in_turns(_grad_weight_items.address(x.dtype.type), record, items * parts, workers, turns)
     if parts > 1 or turns > 1:
-        tasks.append(threads.Task(_add_part_items.address(x.dtype.type), record.words, items, workers))
+        tasks.append(threads.Task(_add_part_items.address(x.dtype.type), record, items, workers))
     threads.run(*tasks)

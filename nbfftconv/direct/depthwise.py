@@ -12,16 +12,21 @@ What a tap needs, its place in the window and in the kernel, is in a table: firs
 
 import functools
 import math
-from typing import Any
 
 import numpy as np
 
 from nbfftconv import jit, scratch, simd, threads
-from nbfftconv.arrays import is_streamed
-from nbfftconv.direct.block import MOST_PRODUCTS, OutputBlock, block_kernel
+from nbfftconv.direct.block import (
+    MOST_PRODUCTS,
+    OutputBlock,
+    block_kernel,
+    floors_and_biases,
+    point_to_arrays,
+    workers_for,
+)
 from nbfftconv.direct.window import AXIS_FIELDS, gather_window
 from nbfftconv.geometry import ConvGeometry
-from nbfftconv.records import RecordType, fields
+from nbfftconv.records import Record, RecordType, fields
 from nbfftconv.rounding import cdiv, round_up
 from nbfftconv.simd import VECTOR_BYTES
 from nbfftconv.target import TARGET, power_of_two
@@ -49,7 +54,7 @@ _ITEMS = 24
 
 _RECORD = RecordType(
     fields(
-        "input", "weight", "output", "bias", "zeros", "scratch", "worker",
+        "input", "weight", "output", "bias", "zeros", "floors", "scratch", "worker",
         # channels and filters of a group, in chunks; channels gathered at once
         "groups", "channels", "filters", "chunks", "depth", "relu", "stream", "turn", "turns",
         # runs of 4, 3, 2 and 1 taps in the table
@@ -139,7 +144,7 @@ def _forward(real):
                 lines = (r.runs4 + r.runs3 + r.runs2 + r.runs1) * depth
                 is_last = c + depth == r.channels
                 # zero, or the least of all
-                floor = r.zeros + (r.groups * r.filters + (0 if r.relu != 0 and is_last else 1)) * itemsize
+                floor = r.floors + (0 if r.relu != 0 and is_last else 1) * itemsize
                 for f in range(first_filter, last_filter):
                     k = group * r.filters + f
                     w = r.weight + (k * r.channels + c) * w_channel
@@ -170,11 +175,11 @@ def _forward(real):
     return depthwise_forward
 
 
-_forward_tiles = jit.stage(_RECORD.dtype)(_forward)
+_forward_tiles = jit.stage(_RECORD)(_forward)
 
 
 @functools.lru_cache(maxsize=256)
-def _record(geometry: ConvGeometry, dtype: np.dtype) -> Any:
+def _record(geometry: ConvGeometry, dtype: np.dtype) -> Record | None:
     """Return the record with all numbers but those of runs, and no address; None where `dense` is the way."""
     axes = [geometry.axis_numbers(axis) for axis in (0, 1)]
     for axis in axes:  # a step that is never taken would only make the window larger
@@ -265,28 +270,22 @@ def fits(geometry: ConvGeometry, dtype: np.dtype) -> bool:
 
 def scratch_bytes(geometry: ConvGeometry, dtype: np.dtype) -> int:
     """Bytes of scratch memory of each thread."""
-    return int(_record(geometry, dtype)["worker"])
+    return _record(geometry, dtype)["worker"]
 
 
 def forward(
     geometry: ConvGeometry, x: np.ndarray, w: np.ndarray, bias: np.ndarray | None, relu: bool, y: np.ndarray
 ) -> None:
     """Convolve `x` into `y`."""
-    workers = threads.get_workers()[0]
+    workers = workers_for(geometry)
     record = _record(geometry, x.dtype).copy()
-    table, counts = _runs(*(int(record[name]) for name in _OF_RUNS), x.dtype.itemsize)
-    zeros = np.zeros(geometry.weight_size[0] + 2, x.dtype)  # and what values are at least
-    zeros[-1] = -np.inf
-    memory = scratch.borrow(workers * int(record["worker"]))
-    arrays = {"input": x, "weight": w, "output": y, "zeros": zeros, "table": table}
-    for name, array in arrays.items():
-        record[name] = array.ctypes.data
-    record["scratch"] = memory.address
-    record["bias"] = record["zeros"] if bias is None else bias.ctypes.data
-    record["relu"] = relu
-    rows_are_lines = record["x_output"] * x.dtype.itemsize % VECTOR_BYTES == 0
-    record["stream"] = is_streamed(y) and rows_are_lines and record["output"] % VECTOR_BYTES == 0
+    table, counts = _runs(*(record[name] for name in _OF_RUNS), x.dtype.itemsize)
+    record["table"] = table.ctypes.data
     for length, count in enumerate(counts, 1):
         record[f"runs{length}"] = count
-    items = geometry.input_size[0] * int(record["groups"] * record["y_count"] * record["x_count"] * record["chunks"])
-    threads.run(*in_turns(_forward_tiles.address(x.dtype.type), record, items, workers, int(record["turns"])))
+    floors = floors_and_biases(geometry.weight_size[0], x.dtype)
+    point_to_arrays(record, x, w.ctypes.data, floors.ctypes.data, bias, relu, y)
+    memory = scratch.borrow(workers * record["worker"])
+    record["scratch"] = memory.address
+    items = geometry.input_size[0] * record["groups"] * record["y_count"] * record["x_count"] * record["chunks"]
+    threads.run(*in_turns(_forward_tiles.address(x.dtype.type), record, items, workers, record["turns"]))

@@ -24,7 +24,7 @@ _RECORD = RecordType(
         *(f"{axis}_{name}" for axis in "yx" for name in AXIS_NUMBERS),
     )
 )  # fmt: skip
-_stage = jit.stage(_RECORD.dtype)
+_stage = jit.stage(_RECORD)
 
 
 @jit.njit()
@@ -151,4 +151,4 @@ def grad_input(geometry: ConvGeometry, dx: np.ndarray, w: np.ndarray, g: np.ndar
 def grad_weight(geometry: ConvGeometry, x: np.ndarray, dw: np.ndarray, g: np.ndarray) -> None:
     """Compute the gradient with respect to the kernels into `dw`."""
     stage = _grad_weight_taps.address(x.dtype.type)
-    threads.run(threads.Task(stage, _record(geometry, x, dw, g).words, dw.size, threads.get_workers()[0]))
+    threads.run(threads.Task(stage, _record(geometry, x, dw, g), dw.size, threads.get_workers()[0]))

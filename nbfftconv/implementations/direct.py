@@ -22,6 +22,7 @@ from nbfftconv.implementations import Candidates, Implementation, Kernels, Reque
 from nbfftconv.machine import Machine
 from nbfftconv.plan import ConvPlan
 from nbfftconv.rounding import round_up
+from nbfftconv.scratch import Memory
 from nbfftconv.transpose import transpose
 
 # Fractions of the machine's `flops`: of products for groups of many filters (`dense`), for depthwise windows and in
@@ -84,12 +85,12 @@ class DirectKernels(Kernels):
         As they came.
     source : numpy.ndarray
         The same, or, for a gradient that is run as a forward pass, those of the transposed problem.
-    packed : numpy.ndarray or None
+    packed : Memory or None
         What is read instead of `source`; None if that is read as it is.
     """
 
     source: np.ndarray
-    packed: np.ndarray | None
+    packed: Memory | None
 
     @property
     def is_transposed(self) -> bool:
@@ -98,8 +99,8 @@ class DirectKernels(Kernels):
 
     def arrays(self) -> tuple[np.ndarray, ...]:
         """Return all arrays that are held."""
-        held = self.weight, self.source, self.packed
-        return tuple({id(array): array for array in held if array is not None}.values())
+        held = self.weight, self.source, *(() if self.packed is None else (self.packed.array,))
+        return tuple({id(array): array for array in held}.values())
 
 
 class Direct(Implementation[DirectPlan, DirectKernels]):

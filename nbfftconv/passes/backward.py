@@ -38,7 +38,7 @@ def _sums(real):
     return output_to_sums
 
 
-_output_to_sums = jit.stage(_SUMS.dtype)(_sums)
+_output_to_sums = jit.stage(_SUMS)(_sums)
 
 
 def _add_sums(context: Context, output_spectra: Spectra, sums: np.ndarray) -> None:
@@ -46,7 +46,7 @@ def _add_sums(context: Context, output_spectra: Spectra, sums: np.ndarray) -> No
     spectra, factors = (output_spectra.address, output_spectra.lane_block, output_spectra.bin), context.transform.sums
     numbers = context.lane_blocks, context.address(factors), len(factors), context.lanes, context.entry
     record = _SUMS.make((context.address(sums), *numbers, spectra))
-    context.add_task(Task(_output_to_sums.address(context.real), record.words, context.filters, context.workers))
+    context.add_task(Task(_output_to_sums.address(context.real), record, context.filters, context.workers))
 
 
 def backward(

@@ -418,9 +418,9 @@ def _write_sparse(real):
     return fill_sparse_windows
 
 
-_look_for_blank_windows = jit.stage(_WINDOWS.dtype)(_look)
-_fill_blank_windows = jit.stage(_WINDOWS.dtype)(_write)
-_fill_sparse_windows = jit.stage(_WINDOWS.dtype)(_write_sparse)
+_look_for_blank_windows = jit.stage(_WINDOWS)(_look)
+_fill_blank_windows = jit.stage(_WINDOWS)(_write)
+_fill_sparse_windows = jit.stage(_WINDOWS)(_write_sparse)
 
 
 def _forward_axis(numbers: dict[str, int]) -> dict[str, int]:
@@ -492,7 +492,7 @@ def _numbers(geometry: ConvGeometry, is_forward: bool) -> _Numbers:
         record["row_weights"], record["column_weights"] = -kernel[1], -1
     record["block"] = block = min(max(_ROWS, _WINDOWS_HIGH * y["taps"]), y["results"])
     record["blocks"] = cdiv(y["results"], block)
-    pairs = block * x["results"] * int(record["sources"]) * taps
+    pairs = block * x["results"] * record["sources"] * taps
     record["parts"] = max(1, min(block, cdiv(pairs, _MOST_PAIRS)))
     dense, apart = (block - 1) * y["step"] + (y["taps"] - 1) * y["dilation"] + 1, block * y["taps"]
     record["is_dense"], record["rows"] = dense <= apart, min(dense, apart)
@@ -505,7 +505,7 @@ def _numbers(geometry: ConvGeometry, is_forward: bool) -> _Numbers:
     record["worker"] = round_up(at + x["results"], 64)
     covered = _covered(**x)
     record["covered"] = covered.ctypes.data
-    return _Numbers(record, covered, bool(covered.all()), int(record["groups"] * record["blocks"]))
+    return _Numbers(record, covered, bool(covered.all()), record["groups"] * record["blocks"])
 
 
 class BlankWindows:
@@ -559,7 +559,7 @@ class BlankWindows:
 
     def _add(self, stage: jit.Callback, items: int) -> None:
         context = self._context
-        context.add_task(threads.Task(stage.address(context.real), self._record.words, items, context.workers))
+        context.add_task(threads.Task(stage.address(context.real), self._record, items, context.workers))
 
     def fill(self) -> None:
         """Write what direct convolution has, once the target is written."""
@@ -570,12 +570,12 @@ class BlankWindows:
         else:
             return
         record = self._record
-        memory = self._context.borrow(self._context.workers * int(record["worker"]))
+        memory = self._context.borrow(self._context.workers * record["worker"])
         record["items"], record["scratch"] = items.ctypes.data, memory.address
         if self._has_zeros is not None:
-            results = self._images * int(record["groups"] * record["y_results"] * record["x_results"])
+            results = self._images * record["groups"] * record["y_results"] * record["x_results"]
             record["blank_results"] = self._context.borrow(results).address
         self._add(_fill_blank_windows, len(items))
         if self._has_zeros is not None:
-            self._add(_fill_sparse_windows, len(items) * int(record["targets"] * record["parts"]))
+            self._add(_fill_sparse_windows, len(items) * record["targets"] * record["parts"])
         self._context.run()

@@ -207,7 +207,7 @@ class Context(Numbers):
     def add(self, stage: jit.Callback, record: Record, items: int) -> None:
         """Add the task of a stage that transforms tiles; its record has a `workspace`."""
         record["workspace.address"] = self.workspace
-        self._tasks.append(threads.Task(stage.address(self.real), record.words, items, self.transform_workers))
+        self._tasks.append(threads.Task(stage.address(self.real), record, items, self.transform_workers))
 
     @cached_property
     def workspace(self) -> int:

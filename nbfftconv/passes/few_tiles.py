@@ -53,7 +53,7 @@ def _stage(real):
     return few_tiles_to_lanes
 
 
-_few_tiles_to_lanes = jit.stage(_TRANSPOSE.dtype)(_stage)
+_few_tiles_to_lanes = jit.stage(_TRANSPOSE)(_stage)
 
 
 def few_tiles(tiles: Any, lanes: Any) -> Any:
@@ -107,4 +107,4 @@ class FewTiles:
         sizes = self._products, context.groups, context.group_filters, self._vectors, self.tiles
         record = _TRANSPOSE.make((*sizes, (y.address, y.lane_block, y.bin)))
         stage = _few_tiles_to_lanes.address(context.real)
-        context.add_task(Task(stage, record.words, context.bins * context.groups, context.workers))
+        context.add_task(Task(stage, record, context.bins * context.groups, context.workers))

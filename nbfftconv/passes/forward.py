@@ -111,9 +111,9 @@ def _fused(kernel, blocking: Blocking):
 
 
 _input_to_output = {
-    "filters": jit.stage(_FUSED.dtype)(_fused(KERNELS["scalar_conjugate_product"], COMPLEX)),
-    "frequencies": jit.stage(_FUSED.dtype)(_fused(KERNELS["conjugate_product"], COMPLEX)),
-    "points": jit.stage(_FUSED.dtype)(_fused(KERNELS["real_scalar_product"], REAL)),
+    "filters": jit.stage(_FUSED)(_fused(KERNELS["scalar_conjugate_product"], COMPLEX)),
+    "frequencies": jit.stage(_FUSED)(_fused(KERNELS["conjugate_product"], COMPLEX)),
+    "points": jit.stage(_FUSED)(_fused(KERNELS["real_scalar_product"], REAL)),
 }
 
 

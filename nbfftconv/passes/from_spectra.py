@@ -177,7 +177,7 @@ def _stage(real):
     return from_spectra
 
 
-_from_spectra = jit.stage(FROM_SPECTRA)(_stage)
+_from_spectra = jit.stage(_RECORD)(_stage)
 
 
 def from_spectra_numbers(numbers: Numbers, name: str, spectra: tuple[int, int, int] = (0, 0, 0)) -> tuple[Any, ...]:

@@ -159,7 +159,7 @@ def _stage(real):
     return overlap_add
 
 
-_overlap_add = jit.stage(_OVERLAP_ADD.dtype)(_stage)
+_overlap_add = jit.stage(_OVERLAP_ADD)(_stage)
 
 
 def _overlap_add_numbers(numbers: Numbers) -> Record:

@@ -217,7 +217,7 @@ def _stage(real):
     return to_spectra
 
 
-_to_spectra = jit.stage(TO_SPECTRA)(_stage)
+_to_spectra = jit.stage(_RECORD)(_stage)
 
 
 def to_spectra_numbers(numbers: Numbers, name: str, spectra: tuple[int, int, int] = (0, 0, 0)) -> tuple[Any, ...]:

@@ -270,9 +270,9 @@ def _clear_by_sets(real):
     return clear_unmet_by_sets
 
 
-_look_for_unmet_weights = jit.stage(_PAIRS.dtype)(_look)
-_clear_unmet_by_pixels = jit.stage(_PAIRS.dtype)(_clear_by_pixels)
-_clear_unmet_by_sets = jit.stage(_PAIRS.dtype)(_clear_by_sets)
+_look_for_unmet_weights = jit.stage(_PAIRS)(_look)
+_clear_unmet_by_pixels = jit.stage(_PAIRS)(_clear_by_pixels)
+_clear_unmet_by_sets = jit.stage(_PAIRS)(_clear_by_sets)
 
 
 @functools.lru_cache(maxsize=256)
@@ -316,8 +316,8 @@ class UnmetWeights:
     ) -> None:
         self._context = context
         self._record = record = _numbers(geometry).copy()
-        self._turns = int(record["turns"])
-        items = int(record["groups"] * record["filter_blocks"]) if input.shape[0] else 0
+        self._turns = record["turns"]
+        items = record["groups"] * record["filter_blocks"] if input.shape[0] else 0
         self._found = np.zeros(items, np.uint8)
         for name, array in (("input", input), ("output", grad_output), ("weight", result), ("found", self._found)):
             record[name] = array.ctypes.data
@@ -336,9 +336,9 @@ class UnmetWeights:
         context, record = self._context, self._record
         record["items"] = items.ctypes.data
         if record["channels"] < _FEW_CHANNELS:
-            self._add(_clear_unmet_by_pixels, len(items) * int(record["parts"]))
+            self._add(_clear_unmet_by_pixels, len(items) * record["parts"])
         else:
-            record["scratch"] = context.borrow(context.workers * int(record["worker"])).address
-            record["met"] = context.borrow(len(items) * int(record["item"])).address
+            record["scratch"] = context.borrow(context.workers * record["worker"]).address
+            record["met"] = context.borrow(len(items) * record["item"]).address
             self._add(_clear_unmet_by_sets, len(items), self._turns)
         context.run()
