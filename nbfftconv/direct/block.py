@@ -1,6 +1,6 @@
 """Blocks of the output in registers: where one lies, how sums are added to it, and a kernel for each size.
 
-Also what passes of such blocks have in common: how many threads they are worth, and what sums are compared with.
+Also what passes of such blocks have in common: how many threads they are worth, and what their records say of arrays.
 """
 
 import functools
@@ -29,24 +29,24 @@ def workers_for(geometry: ConvGeometry) -> int:
 
 
 @functools.lru_cache(maxsize=64)
-def floors_and_biases(filters: int, dtype: np.dtype) -> np.ndarray:
-    """Return what outputs are at least, with ReLU and without, and then a bias of zero for each filter."""
-    return np.array([0, -np.inf, *[0] * filters], dtype)
+def no_biases(filters: int, dtype: np.dtype) -> np.ndarray:
+    """Return a bias of zero for each filter."""
+    return np.zeros(filters, dtype)
 
 
 def point_to_arrays(
     record: Record,
     x: np.ndarray,
     weight: int,
-    floors: int,
+    zeros: int,
     bias: np.ndarray | None,
     relu: bool,
     y: np.ndarray,
 ) -> None:
-    """Set the fields of a record that depend on the arrays; `weight` and `floors` are addresses."""
+    """Set the fields of a record that depend on the arrays; `weight` and `zeros`, of `no_biases`, are addresses."""
     record["input"], record["weight"], record["output"] = x.ctypes.data, weight, y.ctypes.data
-    record["floors"], record["zeros"] = floors, floors + 2 * x.itemsize
-    record["bias"] = record["zeros"] if bias is None else bias.ctypes.data
+    record["zeros"] = zeros
+    record["bias"] = zeros if bias is None else bias.ctypes.data
     record["relu"] = relu
     rows_are_lines = record["x_output"] * x.itemsize % VECTOR_BYTES == 0
     record["stream"] = is_streamed(y) and rows_are_lines and record["output"] % VECTOR_BYTES == 0
@@ -72,30 +72,35 @@ class OutputBlock:
             for place in sum(self._places, []):
                 v.prefetch(place, write=True)
 
-    def add(self, sums, biases, floor) -> None:
-        """Add sums, row after row, and a bias for each row; what is less than `floor` becomes that.
+    def biases(self, bias) -> list:
+        """Return sums to begin with: of all vectors of a row, the scalar that `bias` has for it."""
+        return [self._v.broadcast(bias + row * self._v.itemsize) for row in self.rows for _ in self._inside]
+
+    def finish(self, sums, relu) -> None:
+        """Write sums, row after row, with what there is already; clip them if `relu` is 1.
 
         If the block is `streamed`, it is whole, and written past the caches.
         """
-        v, vectors = self._v, len(self._inside)
+        v = self._v
+        places = list(zip(sum(self._places, []), self._inside * len(self._places), strict=True))
 
         def add_begun(*sums):
-            places = zip(sum(self._places, []), self._inside * len(self._places), strict=True)
             return [v.masked_load(*place) + value for place, value in zip(places, sums, strict=True)]
 
         sums = v.repeat(self._begun, sums, add_begun)
-        biases = [bias for bias in biases for _ in range(vectors)]
-        totals = [value + bias for value, bias in zip(sums, biases, strict=True)]
-        totals = [v.select(total < floor, floor, total) for total in totals]
-        rows = [(totals[i * vectors : (i + 1) * vectors], places) for i, places in enumerate(self._places)][::-1]
+        sums = v.repeat(relu, sums, lambda *sums: [v.relu(value) for value in sums])
+        # rows that there are none of come first
+        written = [
+            (value, *place)
+            for row in reversed(range(len(self._places)))
+            for value, place in list(zip(sums, places, strict=True))[row * len(self._inside) :][: len(self._inside)]
+        ]
         with v.when(self._streamed, 1):
-            for row, places in rows:
-                for value, place in zip(row, places, strict=True):
-                    v.store_nontemporal(value, place)
+            for value, place, _ in written:
+                v.store_nontemporal(value, place)
         with v.unless(self._streamed, 1):
-            for row, places in rows:
-                for value, place, mask in zip(row, places, self._inside, strict=True):
-                    v.masked_store(value, place, mask)
+            for value, place, mask in written:
+                v.masked_store(value, place, mask)
 
 
 def block_kernel(block: Callable[[int, int], Callable], rows: int, vectors: int, name: str, arity: int) -> Any:

@@ -20,7 +20,7 @@ from nbfftconv.direct.block import (
     MOST_PRODUCTS,
     OutputBlock,
     block_kernel,
-    floors_and_biases,
+    no_biases,
     point_to_arrays,
     workers_for,
 )
@@ -40,6 +40,7 @@ _VECTORS = 3
 _ROWS = power_of_two((TARGET.registers - _VECTORS - 1) // _VECTORS)
 #: Along i, X under one block of pixels takes three quarters of the L1 cache, past which the kernels stream.
 _DEPTH = TARGET.l1_bytes * 3 // 4 // (_VECTORS * WIDEST_VECTOR_BYTES)
+_LINE = 64  # bytes
 #: Vectors of pixels of a tile whose channels are all in one block, at most, ...
 _MOST_VECTORS = 60
 #: ... and where they are not, so that the sums so far stay in a cache. For each block of pixels, the kernels are read
@@ -67,14 +68,14 @@ _ITEM_PRODUCTS = 2**20
 # Channels, filters and taps are those of a group; X is in blocks of `depth` rows. Tiles are of y_core × x_core pixels,
 # or of x_core of all of an image. Planes that are one row are `flat`: rows of one window. `row`, `phase` and `window`
 # are as in `gather_window`; from a vector of a block of Y to the next it is `next_x` bytes of the window, `next_y` of
-# Y, and `next_lane` pixels.
+# Y, and `next_lane` pixels; from a call to the next, of the first `next_calls`, `next_lines` bytes of what is fetched.
 _RECORD = RecordType(
     fields(
-        "input", "weight", "output", "bias", "zeros", "floors", "table", "scratch", "worker",
+        "input", "weight", "output", "bias", "zeros", "table", "scratch", "worker",
         "groups", "channels", "filters", "taps", "depth", "relu", "stream", "turn", "turns",
         "filter_blocks", "chunks", "y_core", "x_core", "y_count", "x_count",
         "rows", "row_vectors", "row", "phase", "phases", "interleave", "window",
-        "is_column", "is_flat", "next_x", "next_y", "next_lane",
+        "is_column", "is_flat", "next_x", "next_y", "next_lane", "next_calls", "next_lines",
         *(f"{axis}_{name}" for axis in "yx" for name in AXIS_FIELDS),
     )
 )  # fmt: skip
@@ -84,29 +85,32 @@ _PACKING = RecordType(fields("weight", "packed", "filters", "taps", "filter_bloc
 def _block(rows: int, vectors: int):
     """Return the emitter of a block of rows × vectors of Y."""
 
-    def emit(v, x, x_step, table, w, bias, floor, y, y_row, y_step, lane_step, count, begun, end, rows_left, stream):
+    def emit(
+        v, x, x_step, table, w, ahead, bias, relu, y, y_row, y_step, lane_step, count, begun, end, rows_left, stream
+    ):
         def add_products(entry, w, *sums):
             sums = list(sums)
+            v.prefetch(ahead + v.load_integer(entry + 8), level=2)
             offset = v.load_integer(entry)
             pixels = [v.load(places[j] + offset) for j in range(vectors)]
             for i in range(rows):
                 weight = v.broadcast(w + i * v.itemsize)
                 for j in range(vectors):
                     sums[i * vectors + j] = v.fma(weight, pixels[j], sums[i * vectors + j])
-            return [entry + 8, w + _ROWS * v.itemsize, *sums]
+            return [entry + 16, w + _ROWS * v.itemsize, *sums]
 
         places = [x + x_step * j for j in range(vectors)]
         output = OutputBlock(v, y, y_row, y_step, lane_step, begun, end, rows_left, stream, rows, vectors)
-        _, _, *sums = v.repeat(count, [table, w, *[0.0] * (rows * vectors)], add_products)
-        output.add(sums, [v.broadcast(bias + row * v.itemsize) for row in output.rows], v.broadcast(floor))
+        _, _, *sums = v.repeat(count, [table, w, *output.biases(bias)], add_products)
+        output.finish(sums, relu)
 
     return emit
 
 
-# (x, x_step, table, w, bias, floor, y, y_row, y_step, lane_step, count, begun, end, rows_left, stream, rows, vectors):
-# Y[:rows, :end] = W · X, plus the bias, plus what Y holds if it was `begun`, at least the scalar at `floor`; of
-# `rows`, _ROWS or half as many, only `rows_left` are in memory. X has `count` rows, as the table says.
-_product = block_kernel(_block, _ROWS, _VECTORS, "product", 17)
+# (x, x_step, table, w, ahead, bias, relu, y, y_row, y_step, lane_step, count, begun, end, rows_left, stream, rows,
+# vectors): Y[:rows, :end] = W · X, plus the bias, plus what Y holds if it was `begun`; of `rows`, _ROWS or half as
+# many, only `rows_left` are in memory. X has `count` rows, as the table says, also what is fetched from `ahead` on.
+_product = block_kernel(_block, _ROWS, _VECTORS, "product", 18)
 
 
 @jit.njit()
@@ -122,7 +126,7 @@ def _part_of(r, item):
 
 
 @jit.njit()
-def _add_products(real, itemsize, lanes, r, n, group, block, i, depth, x, p, pixels, vectors):
+def _add_products(real, itemsize, lanes, r, n, group, block, i, depth, x, ahead, p, pixels, vectors):
     """Add the products of a block of filters, `depth` rows of X from `i` on, and `vectors` of pixels from `p` on."""
     k = block * _ROWS
     plane = r.y_output * r.x_output
@@ -132,13 +136,35 @@ def _add_products(real, itemsize, lanes, r, n, group, block, i, depth, x, p, pix
     is_last = i + depth == r.taps
     is_whole = r.stream != 0 and is_last and pixels >= vectors * lanes
     _product(real, (
-        x, r.next_x, r.table, w, (r.bias if i == 0 else r.zeros) + filter * itemsize,
-        r.floors + (0 if r.relu != 0 and is_last else 1) * itemsize,
+        x, r.next_x, r.table, w, ahead, (r.bias if i == 0 else r.zeros) + filter * itemsize, r.relu if is_last else 0,
         r.output + ((n * r.groups * r.filters + filter) * plane + p) * itemsize, plane * itemsize,
         r.next_y, r.next_lane,
         depth, 0 if i == 0 else 1, pixels, left, 1 if is_whole else 0,
         _ROWS // 2 if left <= _ROWS // 2 else _ROWS, vectors,
     ))  # fmt: skip
+
+
+@jit.njit()
+def _next_pixels(r, itemsize, plane, y, x, i, depth):
+    """Return where what is gathered next is in memory, which is fetched meanwhile; or, if that is not known, what was.
+
+    It is of the next channels, or of the tile below, or, of flat planes, beside this one.
+    """
+    row = r.x_input * itemsize
+    if r.is_flat != 0:
+        here = r.input + plane * row + x * itemsize
+        if i + depth < r.taps:
+            return here + depth * row
+        return here + r.x_core * itemsize if x + r.x_core < r.x_output else here
+    top = max(0, y * r.y_stride * r.y_step - r.y_before)
+    here = r.input + (plane * r.y_input + top) * row
+    if r.x_count > 1:
+        return here
+    if i + depth < r.taps:
+        return here + depth // (r.y_kernel * r.x_kernel) * r.y_input * row
+    rows = (r.y_core - 1) * r.y_stride + (r.y_kernel - 1) * r.y_dilation + 1
+    below = y * r.y_stride * r.y_step - r.y_before + rows * r.y_step
+    return here + (below - top) * row if below < r.y_input else here
 
 
 def _of_windows(real):
@@ -166,24 +192,20 @@ def _of_windows(real):
                             (rows - 1) * r.y_stride + (r.y_kernel - 1) * r.y_dilation + 1, r.row_vectors,
                             memory + c * r.window,
                         )  # fmt: skip
+                next = _next_pixels(r, itemsize, plane, y0, x0, i, depth)
+                calls = 0
                 for block in range(first_block, last_block):
-                    if r.is_column != 0:
-                        for y in range(0, rows, _VECTORS):
+                    for y in range(0, rows, _VECTORS if r.is_column != 0 else 1):
+                        for j in range(blocks):
+                            vector, stop = share(vectors, j, blocks)
                             _add_products(
                                 real, itemsize, lanes, r, n, group, block, i, depth,
-                                memory + y * r.y_stride * r.row, (y0 + y) * r.x_output, columns,
-                                min(_VECTORS, rows - y),
+                                memory + y * r.y_stride * r.row + vector * VECTOR_BYTES,
+                                next + calls % r.next_calls * r.next_lines,
+                                (y0 + y) * r.x_output + x0 + vector * lanes, columns - vector * lanes,
+                                stop - vector if r.is_column == 0 else min(_VECTORS, rows - y),
                             )  # fmt: skip
-                    else:
-                        for y in range(rows):
-                            for j in range(blocks):
-                                vector, stop = share(vectors, j, blocks)
-                                _add_products(
-                                    real, itemsize, lanes, r, n, group, block, i, depth,
-                                    memory + y * r.y_stride * r.row + vector * VECTOR_BYTES,
-                                    (y0 + y) * r.x_output + x0 + vector * lanes, columns - vector * lanes,
-                                    stop - vector,
-                                )  # fmt: skip
+                            calls += 1
         if r.stream != 0:
             simd.fence()
 
@@ -238,7 +260,7 @@ def _of_pixels(real):
                             real, itemsize, lanes, r, image, i, i + depth, p + j * lanes, x + j * VECTOR_BYTES
                         )
                     for block in range(first_block, last_block):
-                        _add_products(real, itemsize, lanes, r, n, group, block, i, depth, x, p, pixels - p, vectors)
+                        _add_products(real, itemsize, lanes, r, n, group, block, i, depth, x, x, p, pixels - p, vectors)
 
     return dense_forward_gathered
 
@@ -283,6 +305,8 @@ def _in_windows(
     most = _MOST_VECTORS if depth == channels else _MOST_VECTORS_OF_SUMS
     others = max(1, geometry.input_size[0] * geometry.groups)
 
+    if y["output"] == 1:
+        most = min(most, max(_VECTORS, _WINDOW_BYTES // (depth * VECTOR_BYTES)))
     x_count = cdiv(vectors, most)
     if y["output"] == 1:
         x_count = max(x_count, min(cdiv(wanted, others), cdiv(vectors, _VECTORS)))
@@ -329,8 +353,8 @@ class _Cut(NamedTuple):
     """How a geometry is cut.
 
     A record, to be copied, with all numbers and the addresses of two arrays: where the pixels under each tap begin in a
-    worker's memory, in bytes, of int64; and floors and biases. Work items; turns; products, and scalars that are
-    gathered.
+    worker's memory, and what to fetch, in bytes, of int64; and biases of zero. Work items; turns; products, and scalars
+    that are gathered.
     """
 
     record: Record
@@ -361,6 +385,14 @@ def _cut(geometry: ConvGeometry, dtype: np.dtype) -> _Cut:
         turn, phase = np.divmod(v * x["dilation"], x["stride"])
         places = c * numbers["window"] + u * (y["dilation"] * numbers["row"])
         table = places + phase * numbers["phase"] + turn * itemsize
+        plane = math.prod(geometry.input_size[2:]) * itemsize
+        fetched = c * plane + (u * kernel[1] + v) * _LINE
+        if is_flat:
+            lines, of_call = cdiv(numbers["x_core"] * itemsize, _LINE), _LINE
+        else:
+            rows, of_call = numbers["y_core"] * y["stride"] * y["step"], kernel[0] * kernel[1] * _LINE
+            lines = cdiv(rows * x["input"] * itemsize, of_call)
+        numbers |= {"next_calls": max(1, lines), "next_lines": of_call}
         computed = y["output"] * round_up(x["output"], lanes)
         window_rows = numbers["y_count"] * numbers["x_count"] * numbers["window"] // itemsize
         gathered = channels * window_rows
@@ -368,6 +400,7 @@ def _cut(geometry: ConvGeometry, dtype: np.dtype) -> _Cut:
     else:
         numbers = _gathered(pixels, taps, lanes)
         table = np.arange(numbers["depth"]) * (_VECTORS * VECTOR_BYTES)
+        fetched = np.zeros_like(table)
         computed = round_up(pixels, lanes)
         gathered = computed * taps * (1 + lanes // x["output"])
     numbers |= {"groups": geometry.groups, "channels": channels, "filters": filters, "taps": taps}
@@ -378,12 +411,12 @@ def _cut(geometry: ConvGeometry, dtype: np.dtype) -> _Cut:
     for name, axis in (("y", y), ("x", x)):
         numbers |= {f"{name}_{number}": value for number, value in axis.items()}
     longest = numbers["y_core"] * numbers["x_core"] * cdiv(blocks, chunks) * _ROWS * taps
-    table = np.ascontiguousarray(table.ravel(), np.int64)
-    floors = floors_and_biases(geometry.weight_size[0], dtype)
-    numbers |= {"table": table.ctypes.data, "floors": floors.ctypes.data}
+    table = np.stack([table.ravel(), np.broadcast_to(fetched, table.shape).ravel()], axis=1).astype(np.int64)
+    zeros = no_biases(geometry.weight_size[0], dtype)
+    numbers |= {"table": table.ctypes.data, "zeros": zeros.ctypes.data}
     return _Cut(
         record=_RECORD.make(tuple(numbers.get(name, 0) for name in _RECORD.index)),
-        arrays=(table, floors),
+        arrays=(table, zeros),
         items=tiles * chunks,
         turns=min(cdiv(taps, numbers["depth"]), cdiv(longest, MOST_PRODUCTS)),
         products=images * geometry.groups * computed * filters * taps,
@@ -426,7 +459,7 @@ def forward(
     """Convolve `x` into `y` with the kernels that `pack` returned."""
     cut = _cut(geometry, x.dtype)
     record, workers = cut.record.copy(), workers_for(geometry)
-    point_to_arrays(record, x, packed.address, record["floors"], bias, relu, y)
+    point_to_arrays(record, x, packed.address, record["zeros"], bias, relu, y)
     memory = scratch.borrow(workers * record["worker"])
     record["scratch"] = memory.address
     stage = _forward_windows if record["phases"] else _forward_gathered

@@ -20,7 +20,7 @@ from nbfftconv.direct.block import (
     MOST_PRODUCTS,
     OutputBlock,
     block_kernel,
-    floors_and_biases,
+    no_biases,
     point_to_arrays,
     workers_for,
 )
@@ -54,7 +54,7 @@ _ITEMS = 24
 
 _RECORD = RecordType(
     fields(
-        "input", "weight", "output", "bias", "zeros", "floors", "scratch", "worker",
+        "input", "weight", "output", "bias", "zeros", "scratch", "worker",
         # channels and filters of a group, in chunks; channels gathered at once
         "groups", "channels", "filters", "chunks", "depth", "relu", "stream", "turn", "turns",
         # runs of 4, 3, 2 and 1 taps in the table
@@ -73,7 +73,7 @@ def _block(rows: int, vectors: int):
     """Return the emitter of a block of rows × vectors of the output."""
 
     def emit(v, x, x_channel, row_step, w, w_channel, tap_step, channels, table, runs4, runs3, runs2, runs1,
-             bias, floor, ahead, y, y_row, begun, end, rows_left, stream):  # fmt: skip
+             bias, relu, ahead, y, y_row, begun, end, rows_left, stream):  # fmt: skip
         def run(taps, x, w):
             def add_products(entry, ahead, *sums):
                 sums = list(sums)
@@ -98,13 +98,13 @@ def _block(rows: int, vectors: int):
             return [x + x_channel, w + w_channel, ahead, *sums]
 
         output = OutputBlock(v, y, y_row, v.vector_bytes, v.lanes, begun, end, rows_left, stream, rows, vectors)
-        _, _, _, *sums = v.repeat(channels, [x, w, ahead, *[0.0] * (rows * vectors)], channel)
-        output.add(sums, [v.broadcast(bias)] * rows, v.broadcast(floor))
+        _, _, _, *sums = v.repeat(channels, [x, w, ahead, *[v.broadcast(bias)] * (rows * vectors)], channel)
+        output.finish(sums, relu)
 
     return emit
 
 
-# (x, x_channel, row_step, w, w_channel, tap_step, channels, table, runs of 4, 3, 2 and 1 taps, bias, floor, ahead, y,
+# (x, x_channel, row_step, w, w_channel, tap_step, channels, table, runs of 4, 3, 2 and 1 taps, bias, relu, ahead, y,
 # y_row, begun, end, rows_left, stream, rows, vectors): as `_product` in `dense`, of the windows that `table` describes;
 # from `ahead` on a line for every run is fetched.
 _windows = block_kernel(_block, _ROWS, _VECTORS, "windows", 23)
@@ -143,8 +143,7 @@ def _forward(real):
                 ahead_end = ahead + r.rows * r.x_input * itemsize
                 lines = (r.runs4 + r.runs3 + r.runs2 + r.runs1) * depth
                 is_last = c + depth == r.channels
-                # zero, or the least of all
-                floor = r.floors + (0 if r.relu != 0 and is_last else 1) * itemsize
+                relu = r.relu if is_last else 0
                 for f in range(first_filter, last_filter):
                     k = group * r.filters + f
                     w = r.weight + (k * r.channels + c) * w_channel
@@ -162,7 +161,7 @@ def _forward(real):
                                 _windows(real, (
                                     source, r.window, r.row_step, w, w_channel, r.tap_step, depth,
                                     r.table, r.runs4, r.runs3, r.runs2, r.runs1,
-                                    bias, floor, ahead if ahead < ahead_end else source,
+                                    bias, relu, ahead if ahead < ahead_end else source,
                                     target, r.y_phases * width * itemsize, 0 if c == 0 else 1, count,
                                     left, 1 if r.stream != 0 and is_last and count % lanes == 0 else 0,
                                     _ROWS // 2 if left <= _ROWS // 2 else _ROWS,
@@ -283,8 +282,8 @@ def forward(
     record["table"] = table.ctypes.data
     for length, count in enumerate(counts, 1):
         record[f"runs{length}"] = count
-    floors = floors_and_biases(geometry.weight_size[0], x.dtype)
-    point_to_arrays(record, x, w.ctypes.data, floors.ctypes.data, bias, relu, y)
+    zeros = no_biases(geometry.weight_size[0], x.dtype)
+    point_to_arrays(record, x, w.ctypes.data, zeros.ctypes.data, bias, relu, y)
     memory = scratch.borrow(workers * record["worker"])
     record["scratch"] = memory.address
     items = geometry.input_size[0] * record["groups"] * record["y_count"] * record["x_count"] * record["chunks"]
