@@ -287,7 +287,7 @@ LONG = [
 def test_long_work_is_cut_and_has_the_same_bits(direction, dtype, monkeypatch, rng):
     """Limits of a work item are made small; then there are more items, or turns of them."""
     modules = dense, depthwise, dense_grad_weight
-    caches = dense._numbers, depthwise._record, dense_grad_weight._record
+    caches = dense._cut, depthwise._record, dense_grad_weight._record
     work, run = [], threads.run
 
     def noted(*tasks):

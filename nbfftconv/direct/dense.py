@@ -50,8 +50,8 @@ _MOST_VECTORS_OF_SUMS = 12
 _WINDOW_BYTES = TARGET.l2_bytes // 8
 #: Of an image whose pixels are gathered for every tap, a tile is so many blocks.
 _STRIP_BLOCKS = 2
-#: Rows of a tile, at least, that share pixels.
-_FEWEST_ROWS = 4
+#: Rows of windows that tiles share are gathered again: a tile is so many times as high, at least.
+_SHARED = 2
 #: Of more than so many phases most would be gathered in vain.
 _MOST_PHASES = 4
 #: Lanes of several rows are worth gathering for, where rows of their own fill less than this share of what those fill.
@@ -322,7 +322,7 @@ def _in_windows(
     if depth == 0:
         return None
     fitting = (_WINDOW_BYTES // (depth * row) - y_reach - 1) // y["stride"] + 1
-    fewest = min(fitting, _FEWEST_ROWS if y["kernel"] > 1 else 1)
+    fewest = min(fitting, max(1, _SHARED * (y_reach + 1 - y["stride"]) // y["stride"]))
     y_count = cdiv(y["output"], min(fitting, max(1, most // x_vectors)))
     y_count = max(y_count, min(cdiv(wanted, others * x_count), cdiv(y["output"], fewest)))
     y_core = cdiv(y["output"], y_count)
@@ -349,20 +349,26 @@ def _gathered(pixels: int, taps: int, lanes: int) -> dict[str, int]:
     }  # fmt: skip
 
 
+class Work(NamedTuple):
+    """What a pass does: products, with those of lanes without a pixel, and scalars gathered, in windows or for taps."""
+
+    products: int
+    windows: int
+    gathered: int
+
+
 class _Cut(NamedTuple):
     """How a geometry is cut.
 
     A record, to be copied, with all numbers and the addresses of two arrays: where the pixels under each tap begin in a
-    worker's memory, and what to fetch, in bytes, of int64; and biases of zero. Work items; turns; products, and scalars
-    that are gathered.
+    worker's memory, and what to fetch, in bytes, of int64; and biases of zero. Work items; turns; and its work.
     """
 
     record: Record
     arrays: tuple[np.ndarray, ...]
     items: int
     turns: int
-    products: int
-    gathered: int
+    work: Work
 
 
 @functools.lru_cache(maxsize=256)
@@ -394,15 +400,14 @@ def _cut(geometry: ConvGeometry, dtype: np.dtype) -> _Cut:
             lines = cdiv(rows * x["input"] * itemsize, of_call)
         numbers |= {"next_calls": max(1, lines), "next_lines": of_call}
         computed = y["output"] * round_up(x["output"], lanes)
-        window_rows = numbers["y_count"] * numbers["x_count"] * numbers["window"] // itemsize
-        gathered = channels * window_rows
+        windows, gathered = channels * numbers["y_count"] * numbers["x_count"] * numbers["window"] // itemsize, 0
         numbers["is_flat"] = int(is_flat)
     else:
         numbers = _gathered(pixels, taps, lanes)
         table = np.arange(numbers["depth"]) * (_VECTORS * VECTOR_BYTES)
         fetched = np.zeros_like(table)
         computed = round_up(pixels, lanes)
-        gathered = computed * taps * (1 + lanes // x["output"])
+        windows, gathered = 0, computed * taps * (x["output"] + lanes) // x["output"]
     numbers |= {"groups": geometry.groups, "channels": channels, "filters": filters, "taps": taps}
     numbers["filter_blocks"] = blocks = cdiv(filters, _ROWS)
     tiles = images * geometry.groups * numbers["y_count"] * numbers["x_count"]
@@ -410,6 +415,7 @@ def _cut(geometry: ConvGeometry, dtype: np.dtype) -> _Cut:
     numbers["chunks"] = chunks = min(chunks, blocks)
     for name, axis in (("y", y), ("x", x)):
         numbers |= {f"{name}_{number}": value for number, value in axis.items()}
+    copies = images * geometry.groups
     longest = numbers["y_core"] * numbers["x_core"] * cdiv(blocks, chunks) * _ROWS * taps
     table = np.stack([table.ravel(), np.broadcast_to(fetched, table.shape).ravel()], axis=1).astype(np.int64)
     zeros = no_biases(geometry.weight_size[0], dtype)
@@ -419,8 +425,7 @@ def _cut(geometry: ConvGeometry, dtype: np.dtype) -> _Cut:
         arrays=(table, zeros),
         items=tiles * chunks,
         turns=min(cdiv(taps, numbers["depth"]), cdiv(longest, MOST_PRODUCTS)),
-        products=images * geometry.groups * computed * filters * taps,
-        gathered=images * geometry.groups * gathered * chunks,
+        work=Work(copies * computed * filters * taps, copies * windows * chunks, copies * gathered * chunks),
     )
 
 
@@ -429,10 +434,9 @@ def scratch_bytes(geometry: ConvGeometry, dtype: np.dtype) -> int:
     return _cut(geometry, dtype).record["worker"]
 
 
-def work(geometry: ConvGeometry, dtype: np.dtype) -> tuple[int, int]:
-    """Products, with those of lanes without a pixel, and scalars gathered."""
-    cut = _cut(geometry, dtype)
-    return cut.products, cut.gathered
+def work(geometry: ConvGeometry, dtype: np.dtype) -> Work:
+    """Return what a pass does, for the cost model."""
+    return _cut(geometry, dtype).work
 
 
 def packed_bytes(geometry: ConvGeometry, dtype: np.dtype) -> int:

@@ -3,9 +3,9 @@
 A gradient at the input is the forward pass of the transposed problem wherever there is one.
 
 In seconds of one core, it costs 2 operations a multiply-add, lanes without a pixel included, and the arrays once; for
-groups of many filters, also the pixels gathered for every tap, and packing the kernels; its gradients, a fixed time for
-every row of pixels under every tap, or, with respect to the kernels of groups of many filters, what is gathered. Rates
-are fitted as those of `tiled_costs`.
+groups of many filters, also what is gathered, in windows or for every tap, and packing the kernels; its gradients, a
+fixed time for every row of pixels under every tap, or, with respect to the kernels of groups of many filters, what is
+gathered. Rates are fitted as those of `tiled_costs`.
 """
 
 import math
@@ -16,7 +16,7 @@ from typing import ClassVar
 import numpy as np
 
 from nbfftconv import direct, rates, simd
-from nbfftconv.direct import dense_grad_weight, depthwise
+from nbfftconv.direct import dense, dense_grad_weight, depthwise
 from nbfftconv.geometry import ConvGeometry
 from nbfftconv.implementations import Candidates, Implementation, Kernels, Request
 from nbfftconv.machine import Machine
@@ -26,8 +26,9 @@ from nbfftconv.scratch import Memory
 from nbfftconv.transpose import transpose
 
 # Fractions of the machine's `flops`: of products for groups of many filters (`dense`), for depthwise windows and in
-# gradients, and of scalars that are gathered or packed. Fractions of its `bandwidth`: of input and output, which are
-# moved, and a gradient that is written. Seconds of a call, and of a row of pixels under a tap.
+# gradients, and of scalars that are gathered, in windows or for every tap, or packed. Fractions of its `bandwidth`: of
+# input and output, which are moved, and a gradient that is written. Seconds of a call, and of a row of pixels under a
+# tap.
 _RATES = rates.of("direct")
 
 
@@ -196,20 +197,19 @@ def cost(geometry: ConvGeometry, direction: str, dtype: np.dtype, weight_is_pack
         seconds = 2 * geometry.multiply_adds / (flops * _RATES["gradient"])
         return _RATES["call"] + slow * (seconds + _RATES["gradient_row"] * rows)
     taps = math.prod(geometry.weight_size[1:])
-    lanes = simd.lanes(dtype.type)
     moved = slow * (math.prod(geometry.input_size) + math.prod(geometry.output_size))
     if depthwise.fits(geometry, dtype):
+        lanes = simd.lanes(dtype.type)
         products = 2 * slow * images * filters * taps * round_up(height, 4) * round_up(width, lanes)
         moving = moved / (machine.bandwidth * _RATES["window_move"])
         return _RATES["call"] + products / (flops * _RATES["window"]) + moving
-    pixels = images * round_up(height * width, lanes)
-    products = 2 * slow * pixels * filters * taps
-    gathered = slow * pixels * geometry.groups * taps * (1 + lanes / width)
+    work = dense.work(geometry, dtype)
     packed = 0 if weight_is_packed else slow * filters * taps
     return (
         _RATES["call"]
-        + products / (flops * _RATES["dense"])
-        + gathered / (flops * _RATES["gather"])
+        + 2 * slow * work.products / (flops * _RATES["dense"])
+        + slow * work.windows / (flops * _RATES["window_gather"])
+        + slow * work.gathered / (flops * _RATES["gather"])
         + packed / (flops * _RATES["pack"])
         + moved / (machine.bandwidth * _RATES["dense_move"])
     )
