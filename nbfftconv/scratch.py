@@ -13,6 +13,7 @@ what changes the pool is one operation of a dictionary at a time, and whatever h
 import math
 import operator
 import sys
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -143,6 +144,16 @@ def borrow(nbytes: int, spare: float = 1.0) -> Memory:
         _pool[id(owner.array)] = owner
         _make_room(0)  # the limit may have changed, or another thread have lent as well
     return memory
+
+
+def borrow_together(sizes: Sequence[int]) -> list[Memory]:
+    """Lend so many areas at once, each as `borrow` does; they are of one array."""
+    offsets, total = [], 0
+    for nbytes in sizes:
+        offsets.append(total)
+        total += -(-nbytes // _LINE) * _LINE
+    array, address = borrow(total)
+    return [Memory(array[offset:], address + offset) for offset in offsets]
 
 
 def result(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:

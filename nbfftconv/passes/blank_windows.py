@@ -7,6 +7,7 @@ zero, are results written anew.
 """
 
 import functools
+from array import array
 from typing import NamedTuple
 
 import numpy as np
@@ -458,7 +459,7 @@ class _Numbers(NamedTuple):
     record : Record
         Without addresses of a call.
     covered : numpy.ndarray
-        Which columns of results meet samples at all, as uint8; the record has its address.
+        Which columns of results meet samples at all, as uint8.
     is_covered : bool
         Whether all do.
     image_items : int
@@ -504,8 +505,12 @@ def _numbers(geometry: ConvGeometry, is_forward: bool) -> _Numbers:
     record["blank"] = at = at + 4 * row
     record["worker"] = round_up(at + x["results"], 64)
     covered = _covered(**x)
-    record["covered"] = covered.ctypes.data
     return _Numbers(record, covered, bool(covered.all()), record["groups"] * record["blocks"])
+
+
+def may_be_blank(geometry: ConvGeometry, found: "array[int]") -> bool:
+    """Whether anything is to be written, given the words of what was found by a forward pass."""
+    return any(found) or not _numbers(geometry, True).is_covered
 
 
 class BlankWindows:
@@ -524,6 +529,8 @@ class BlankWindows:
     bias : numpy.ndarray or None
     relu : bool
     is_forward : bool
+    found : numpy.ndarray, optional
+        What was found, by a program, if it need not be looked for.
     """
 
     def __init__(
@@ -538,6 +545,7 @@ class BlankWindows:
         relu: bool = False,
         *,
         is_forward: bool,
+        found: np.ndarray | None = None,
     ) -> None:
         self._context = context
         self._numbers = numbers = _numbers(geometry, is_forward)
@@ -547,15 +555,20 @@ class BlankWindows:
             self._has_zeros = np.ones(geometry.input_size[1], np.uint8)
             first = weight.itemsize * (weight.shape[2] * weight.shape[3] - 1)  # taps are reversed
         if has_zeros is not None:
-            record["weight"], record["has_zeros"] = weight.ctypes.data + first, self._has_zeros.ctypes.data  # type: ignore[union-attr]
+            record["weight"] = context.address(weight) + first
+            record["has_zeros"] = context.address(self._has_zeros)
         if bias is not None:
-            record["bias"] = bias.ctypes.data
-        record["relu"] = relu
-        record["source"], record["target"] = source.ctypes.data, target.ctypes.data
+            record["bias"] = context.address(bias)
+        record["relu"], record["covered"] = relu, context.address(numbers.covered)
+        record["source"], record["target"] = context.address(source), context.address(target)
         self._images = target.shape[0]
-        self._found = np.zeros(self._images * numbers.image_items, np.uint8)
-        record["found"] = self._found.ctypes.data
-        self._add(_look_for_blank_windows, len(self._found))
+        items = self._images * numbers.image_items
+        if found is not None:
+            self._found = found
+            return
+        self._found = context.zeroed(items, np.uint8)
+        record["found"] = context.address(self._found)
+        self._add(_look_for_blank_windows, items)
 
     def _add(self, stage: jit.Callback, items: int) -> None:
         context = self._context

@@ -166,6 +166,8 @@ class Context(Numbers):
     ----------
     outliers : numpy.ndarray
         For each worker whether it met outliers.
+    tasks : list
+        Those that were added, and are to be run.
     first_lane_block, lane_blocks : int
         Of the block of tiles under way, the first lane block, and how many there are.
     """
@@ -178,9 +180,9 @@ class Context(Numbers):
         numbers = _numbers(plan, geometry, transform, workers, library_workers if kind.is_library else workers)
         vars(self).update(vars(numbers))
         self.first_lane_block = self.lane_blocks = 0
-        self._tasks: list[threads.Task] = []
+        self.tasks: list[threads.Task] = []
         self._kept: list[np.ndarray] = []
-        self.outliers = np.zeros(self.areas, np.int64)
+        self.outliers = self.zeroed(self.areas, np.int64)
 
     @property
     def met_outliers(self) -> bool:
@@ -198,6 +200,14 @@ class Context(Numbers):
         self._kept.append(memory.array)
         return memory
 
+    def zeroed(self, count: int, dtype: type) -> np.ndarray:
+        """Return an array of zeros."""
+        return np.zeros(count, dtype)
+
+    def clear(self, memory: Memory, areas: int, area: int, begin: int, end: int) -> None:
+        """Clear some bytes of each of several areas of scratch memory."""
+        memory.array[: areas * area].reshape(areas, area)[:, begin:end] = 0
+
     def point(self, record: Record, name: str, spectra: Spectra) -> None:
         """Let the fields of that name, of type `nbfftconv.passes.views.SPECTRA`, point to spectra."""
         self._kept.append(spectra.array)
@@ -207,25 +217,25 @@ class Context(Numbers):
     def add(self, stage: jit.Callback, record: Record, items: int) -> None:
         """Add the task of a stage that transforms tiles; its record has a `workspace`."""
         record["workspace.address"] = self.workspace
-        self._tasks.append(threads.Task(stage.address(self.real), record, items, self.transform_workers))
+        self.tasks.append(threads.Task(stage.address(self.real), record, items, self.transform_workers))
 
     @cached_property
     def workspace(self) -> int:
         """Address of the workers' memory; tasks follow each other, so they share it."""
         _, worker, _, work, factors, *_ = self.workspace_numbers
         memory = self.borrow(self.areas * worker)
-        workers = memory.array[: self.areas * worker].reshape(self.areas, worker)
-        workers[:, work:factors] = 0  # as transforms expect their work
+        if factors > work:  # as transforms expect their work
+            self.clear(memory, self.areas, worker, work, factors)
         return memory.address
 
     def add_task(self, task: threads.Task) -> None:
         """Add another task."""
-        self._tasks.append(task)
+        self.tasks.append(task)
 
     def run(self) -> None:
         """Run the tasks that were added."""
-        threads.run(*self._tasks)
-        self._tasks.clear()
+        threads.run(*self.tasks)
+        self.tasks.clear()
 
     def _spectra(self, lane_blocks: int, channels: int, is_kept: bool) -> Spectra:
         """Make room for the spectra of some lane blocks and channels, to outlive the call if `is_kept`."""

@@ -4,13 +4,15 @@ Input tiles of T samples overlap by taps - 1; of each inverse transform the firs
 A fused pass lets a worker take a block of tiles from input to output, in the cache of its core.
 """
 
+import functools
+
 import numpy as np
 
-from nbfftconv import jit, simd
+from nbfftconv import jit, simd, threads
 from nbfftconv.accumulate import COMPLEX, KERNELS, REAL, Blocking, block_depth, conjugate_product
 from nbfftconv.geometry import ConvGeometry
 from nbfftconv.outliers import WORDS
-from nbfftconv.passes.blank_windows import BlankWindows
+from nbfftconv.passes.blank_windows import BlankWindows, may_be_blank
 from nbfftconv.passes.context import Context, Numbers, Spectra
 from nbfftconv.passes.few_tiles import FewTiles
 from nbfftconv.passes.from_spectra import (
@@ -22,6 +24,7 @@ from nbfftconv.passes.from_spectra import (
     streams,
 )
 from nbfftconv.passes.plan import TiledPlan
+from nbfftconv.passes.program import NOTHING, Operand, Program, Recorder
 from nbfftconv.passes.to_spectra import (
     TO_SPECTRA,
     TransformedWeight,
@@ -33,6 +36,7 @@ from nbfftconv.passes.views import SPECTRA
 from nbfftconv.passes.workspace import WORKSPACE, memory_of
 from nbfftconv.records import Record, RecordType, fields
 from nbfftconv.rounding import cdiv
+from nbfftconv.transforms import Transform, registry
 
 # Channels, with their phases, and filters are those of a group. A work item transforms `block_lane_blocks` lane blocks,
 # and convolves them with `filter_block` filters. The addresses of the spectra of input and output are counted from a
@@ -130,18 +134,18 @@ def _fused_record(numbers: Numbers) -> Record:
 
 def _add_fused(
     context: Context,
-    input: np.ndarray,
-    weight: TransformedWeight,
-    bias: np.ndarray | None,
+    input: np.ndarray | Operand,
+    weight: Spectra,
+    bias: np.ndarray | Operand | None,
     relu: bool,
-    output: np.ndarray,
+    output: np.ndarray | Operand,
 ) -> None:
     record = context.record("fused", _fused_record)
     record["input.source.address"] = context.address(input)
     record["input.outliers"] = context.address(context.outliers)
     record["input.workspace.address"] = record["output.workspace.address"] = context.workspace
-    context.point(record, "weight", weight.spectra)
-    record["filter"] = context.plan.dtype.itemsize if context.lanes > 1 else weight.spectra.lane_block
+    context.point(record, "weight", weight)
+    record["filter"] = context.plan.dtype.itemsize if context.lanes > 1 else weight.lane_block
     record["output.target.address"] = context.address(output)
     if bias is not None:
         record["output.bias"] = context.address(bias)
@@ -150,6 +154,34 @@ def _add_fused(
     items = context.groups * filter_blocks * cdiv(context.all_lane_blocks, context.most_lane_blocks)
     kind = "points" if context.blocking is REAL else "filters" if context.lanes > 1 else "frequencies"
     context.add(_input_to_output[kind], record, items)
+
+
+def _add_stages(
+    context: Context,
+    input: np.ndarray | Operand,
+    weight: Spectra,
+    bias: np.ndarray | Operand | None,
+    relu: bool,
+    output: np.ndarray | Operand,
+    kept: Spectra | None,
+) -> None:
+    """Add the tasks of a pass; the input's spectra, of all tiles, are to be `kept`, or in scratch memory."""
+    if context.plan.fused:
+        _add_fused(context, input, weight, bias, relu, output)
+        return
+    input_spectra, output_spectra = kept or context.input_spectra(), context.output_spectra()
+    w = context.weight_matrix(weight, filter_axis="row")
+    y = context.tile_matrix(output_spectra, context.group_filters, row="channel", column="lane block")
+    for lane_blocks in context.blocks():
+        block = input_spectra.from_lane_block(context.first_lane_block if kept else 0)
+        add_to_spectra(context, "input", input, block)
+        x = context.tile_matrix(block, context.group_depth, row="lane block", column="channel")
+        few = FewTiles(context, block, output_spectra)
+        full = lane_blocks - (few.tiles > 0)
+        shape = context.groups, context.group_filters, full, context.group_depth, context.bins
+        context.add_task(conjugate_product(w, x, y, shape, context.workers, few=few.operands))
+        few.add_transposition()
+        add_from_spectra(context, "output", output_spectra, output, bias, relu)
 
 
 def forward(
@@ -185,26 +217,48 @@ def forward(
     Spectra or None
         The input's spectra, of all tiles.
     """
-    context = Context(plan, geometry)
-    arrays = input, output, weight.array, weight.has_zeros
-    if plan.fused:
-        _add_fused(context, input, weight, bias, relu, output)
-        input_spectra = None
-    else:
-        input_spectra, output_spectra = context.input_spectra(is_kept=keep), context.output_spectra()
-        w = context.weight_matrix(weight.spectra, filter_axis="row")
-        y = context.tile_matrix(output_spectra, context.group_filters, row="channel", column="lane block")
-        for lane_blocks in context.blocks():
-            block = input_spectra.from_lane_block(context.first_lane_block if keep else 0)
-            add_to_spectra(context, "input", input, block)
-            x = context.tile_matrix(block, context.group_depth, row="lane block", column="channel")
-            few = FewTiles(context, block, output_spectra)
-            full = lane_blocks - (few.tiles > 0)
-            shape = context.groups, context.group_filters, full, context.group_depth, context.bins
-            context.add_task(conjugate_product(w, x, y, shape, context.workers, few=few.operands))
-            few.add_transposition()
-            add_from_spectra(context, "output", output_spectra, output, bias, relu)
-    blank = BlankWindows(context, geometry, *arrays, bias, relu, is_forward=True)
-    context.run()
-    blank.fill()
-    return context.met_outliers, input_spectra if keep else None
+    if keep:
+        context = Context(plan, geometry)
+        input_spectra = context.input_spectra(is_kept=True)
+        _add_stages(context, input, weight.spectra, bias, relu, output, input_spectra)
+        arrays = input, output, weight.array, weight.has_zeros
+        blank = BlankWindows(context, geometry, *arrays, bias, relu, is_forward=True)
+        context.run()
+        blank.fill()
+        return context.met_outliers, input_spectra
+    transform = registry.get(plan.transform)
+    layout = weight.spectra.lane_block, weight.spectra.bin
+    program, outliers = _program(plan, geometry, transform, layout, bias is not None, relu, threads.get_workers())
+    words = program.run(
+        input=input.ctypes.data,
+        output=output.ctypes.data,
+        spectra=weight.spectra.address,
+        bias=0 if bias is None else bias.ctypes.data,
+    )
+    if weight.has_zeros is not None or may_be_blank(geometry, words[outliers:]):
+        found = np.frombuffer(words, np.uint8, offset=8 * outliers)
+        context = Context(plan, geometry)
+        arrays = input, output, weight.array, weight.has_zeros
+        BlankWindows(context, geometry, *arrays, bias, relu, is_forward=True, found=found).fill()
+    return any(words[:outliers]), None
+
+
+@functools.lru_cache(maxsize=256)
+def _program(
+    plan: TiledPlan,
+    geometry: ConvGeometry,
+    transform: Transform,
+    layout: tuple[int, int],
+    has_bias: bool,
+    relu: bool,
+    workers: tuple[int, int],
+) -> tuple[Program, int]:
+    """Return the program of a pass that keeps nothing, and how many of its words tell whether there were outliers."""
+    recorder, itemsize = Recorder(plan, geometry), plan.dtype.itemsize
+    input = recorder.operand("input", geometry.input_size, itemsize)
+    output = recorder.operand("output", geometry.output_size, itemsize)
+    bias = recorder.operand("bias", geometry.weight_size[:1], itemsize)
+    spectra = Spectra(NOTHING, recorder.operand("spectra", (0,), itemsize).address, *layout)
+    _add_stages(recorder, input, spectra, bias if has_bias else None, relu, output, None)
+    BlankWindows(recorder, geometry, input, output, input, None, is_forward=True)
+    return recorder.program(), recorder.areas
