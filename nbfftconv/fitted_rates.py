@@ -10,8 +10,8 @@ RATES = {
             "transposed": 0.44,
         },
         "seconds": {
-            "call": 0.00015,
-            "block": 3e-05,
+            "call": 4e-05,
+            "block": 1e-05,
             "group_product": 1e-07,
             "square": 8e-08,
             "transform_call": 1e-07,

@@ -173,10 +173,20 @@ def counts_source() -> str:
     return "set" if _counts else _default_counts()[1]
 
 
-def get_workers() -> tuple[int, int]:
-    """Return the counts of `get_counts` as far as so many threads can run: each worker of a task has scratch memory."""
+#: Seconds of work, on one core, that a thread is worth waking for: that takes as long.
+_WORTH_WAKING = 6e-5
+
+
+def get_workers(seconds: float = math.inf) -> tuple[int, int]:
+    """Return the counts of `get_counts`, as far as so many threads can run, and are worth waking for so much work.
+
+    Each worker of a task has scratch memory.
+    """
     loops, library = get_counts()
-    return min(loops, numba.config.NUMBA_NUM_THREADS), min(library, numba.config.NUMBA_NUM_THREADS)
+    most = numba.config.NUMBA_NUM_THREADS
+    if seconds < most * _WORTH_WAKING:
+        most = max(1, int(seconds / _WORTH_WAKING))
+    return min(loops, most), min(library, most)
 
 
 #: Chunks that a thread's share of a task is cut into. With three times as many, more neighbours in memory are another

@@ -21,7 +21,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 import nbfftconv
-from nbfftconv import machine
+from nbfftconv import machine, threads
 from nbfftconv.scratch import get_scratch_limit, set_scratch_limit
 from nbfftconv.threads import get_counts
 from nbfftconv.transforms import fftw
@@ -45,6 +45,14 @@ def cheap_planning():
 def default_machine():
     """Tests of plans hold on any machine."""
     machine.set_machine(machine.DEFAULT)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def every_thread_wakes():
+    """What is tested is short, and yet to be cut for all threads."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(threads, "_WORTH_WAKING", 0)
+        yield
 
 
 @pytest.fixture

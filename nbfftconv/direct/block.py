@@ -19,13 +19,13 @@ from nbfftconv.simd import VECTOR_BYTES
 MOST_PRODUCTS = 2**29
 
 
-#: A thread is worth waking for so many products.
-_WORKER_PRODUCTS = 2**21
+#: Products that a core is taken to compute in a second.
+_PRODUCTS_PER_SECOND = 5e10
 
 
 def workers_for(geometry: ConvGeometry) -> int:
     """Return the number of threads for a pass."""
-    return max(1, min(threads.get_workers()[0], geometry.multiply_adds // _WORKER_PRODUCTS))
+    return threads.get_workers(geometry.multiply_adds / _PRODUCTS_PER_SECOND)[0]
 
 
 @functools.lru_cache(maxsize=64)

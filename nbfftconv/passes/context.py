@@ -175,7 +175,7 @@ class Context(Numbers):
     def __init__(self, plan: TiledPlan, geometry: ConvGeometry) -> None:
         kind = registry.get(plan.transform)
         transform = kind.make(plan.dtype.type, plan.tile, plan.taps)
-        workers, library_workers = threads.get_workers()
+        workers, library_workers = threads.get_workers(plan.seconds)
         # made once a plan, and shared by its calls
         numbers = _numbers(plan, geometry, transform, workers, library_workers if kind.is_library else workers)
         vars(self).update(vars(numbers))

@@ -227,8 +227,8 @@ def forward(
         blank.fill()
         return context.met_outliers, input_spectra
     transform = registry.get(plan.transform)
-    layout = weight.spectra.lane_block, weight.spectra.bin
-    program, outliers = _program(plan, geometry, transform, layout, bias is not None, relu, threads.get_workers())
+    layout, workers = (weight.spectra.lane_block, weight.spectra.bin), threads.get_workers(plan.seconds)
+    program, outliers = _program(plan, geometry, transform, layout, bias is not None, relu, workers)
     words = program.run(
         input=input.ctypes.data,
         output=output.ctypes.data,
