@@ -234,9 +234,18 @@ class ConvGeometry:
 
         Parameters
         ----------
-        input_size, weight_size : tuple of int
-        stride, padding, dilation : int, str or tuple
+        input_size : tuple of int
+            As in `from_arguments`, like all others.
+        weight_size : tuple of int
+            The shape of an array.
+        stride : int or tuple of int
+            In the form that `unchanging` gives it, like the others.
+        padding : int, tuple or str
+            In the same form.
+        dilation : int or tuple of int
+            In the same form.
         groups : int
+            In the same form.
 
         Returns
         -------

@@ -184,7 +184,7 @@ def get_workers(seconds: float = math.inf) -> tuple[int, int]:
     """
     loops, library = get_counts()
     most = numba.config.NUMBA_NUM_THREADS
-    if seconds < most * _WORTH_WAKING:
+    if 0 < seconds < most * _WORTH_WAKING:
         most = max(1, int(seconds / _WORTH_WAKING))
     return min(loops, most), min(library, most)
 

@@ -14,6 +14,9 @@ def clock_stages() -> dict[str, float]:
         Seconds by the stage's module and name, added up until the caller clears it.
     """
     from nbfftconv import jit, threads  # each engine is imported by its own process only
+    from nbfftconv.passes import forward
+
+    forward.recorded_program.cache_clear()  # programs have asked for their stages' addresses
 
     names: dict[int, str] = {}
     seconds: dict[str, float] = defaultdict(float)

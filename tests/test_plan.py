@@ -18,6 +18,7 @@ from nbfftconv.direct import depthwise
 from nbfftconv.geometry import ConvGeometry
 from nbfftconv.implementations import tiled_costs
 from nbfftconv.passes.context import _numbers
+from nbfftconv.passes.forward import recorded_program
 from nbfftconv.plan import ConvPlan
 from nbfftconv.planner import make_plan, make_step_plan
 from nbfftconv.scratch import get_scratch_limit, set_scratch_limit
@@ -317,6 +318,7 @@ def test_plans_of_fftw_that_nobody_uses_are_destroyed(monkeypatch, rng):
         fftw, "_function", lambda real, name, *rest: destroyed.append(name) or function(real, name, *rest)
     )
     _numbers.cache_clear()
+    recorded_program.cache_clear()
     held = [fftw.fftw(np.float32, 7, width) for width in range(7, 17)]
     before = case.run("forward", x, w, plan)  # held by the numbers of its plan
     for height in range(5, 25):
@@ -330,6 +332,7 @@ def test_plans_of_fftw_that_nobody_uses_are_destroyed(monkeypatch, rng):
     assert_accurate(before, expected, np.float32)
 
     _numbers.cache_clear()
+    recorded_program.cache_clear()
     planned = destroyed.count("plan_guru64_split_dft_r2c")
     for width in range(20, 90):
         fftw.fftw(np.float64, 30, width)

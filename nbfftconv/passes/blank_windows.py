@@ -563,12 +563,10 @@ class BlankWindows:
         record["source"], record["target"] = context.address(source), context.address(target)
         self._images = target.shape[0]
         items = self._images * numbers.image_items
-        if found is not None:
-            self._found = found
-            return
-        self._found = context.zeroed(items, np.uint8)
+        self._found = context.zeroed(items, np.uint8) if found is None else found[:items]
         record["found"] = context.address(self._found)
-        self._add(_look_for_blank_windows, items)
+        if found is None:
+            self._add(_look_for_blank_windows, items)
 
     def _add(self, stage: jit.Callback, items: int) -> None:
         context = self._context

@@ -228,7 +228,7 @@ def forward(
         return context.met_outliers, input_spectra
     transform = registry.get(plan.transform)
     layout, workers = (weight.spectra.lane_block, weight.spectra.bin), threads.get_workers(plan.seconds)
-    program, outliers = _program(plan, geometry, transform, layout, bias is not None, relu, workers)
+    program, outliers = recorded_program(plan, geometry, transform, layout, bias is not None, relu, workers)
     words = program.run(
         input=input.ctypes.data,
         output=output.ctypes.data,
@@ -244,7 +244,7 @@ def forward(
 
 
 @functools.lru_cache(maxsize=256)
-def _program(
+def recorded_program(
     plan: TiledPlan,
     geometry: ConvGeometry,
     transform: Transform,
