@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 
 import numpy as np
@@ -14,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import nbfftconv
-from nbfftconv import direct, scratch, threads
-from nbfftconv.direct import dense, dense_grad_weight, depthwise, gradients
+from nbfftconv import direct, scratch, simd, threads
+from nbfftconv.direct import block, dense, dense_grad_weight, depthwise, gradients
 from nbfftconv.threads import get_workers
 
 DTYPES = (np.float32, np.float64)
@@ -55,6 +56,80 @@ def test_few_filters(case, dtype, rng):
 @given(case=direct_cases((5, 40), 4, 6, 24), dtype=st.sampled_from(DTYPES), rng=generators())
 def test_many_filters(case, dtype, rng):
     check(case, dtype, rng)
+
+
+@given(case=direct_cases((5, 40), 4, 3, 90), dtype=st.sampled_from(DTYPES), rng=generators())
+def test_many_filters_on_wide_images(case, dtype, rng):
+    check(case, dtype, rng)
+
+
+@pytest.mark.parametrize(
+    ("case", "lanes"),
+    [
+        (Case((2, 30, 9, 7), (20, 30, 1, 1)), "of a plane"),
+        (Case((2, 30, 40, 70), (20, 15, 1, 1), groups=2), "of a plane"),
+        (Case((2, 30, 9, 14), (20, 30, 1, 1), padding=1), "of a column"),
+        (Case((1, 3, 20, 15), (20, 3, 3, 3), padding=1), "of a column"),
+        (Case((1, 3, 31, 32), (20, 3, 3, 3), padding=1), "of a row"),
+        (Case((1, 3, 60, 61), (20, 3, 4, 3), stride=(3, 2), padding=1), "of a row"),
+        (Case((1, 3, 60, 61), (20, 3, 1, 1), stride=9), "gathered"),  # 7 outputs wide
+        (Case((1, 3, 60, 200), (20, 3, 1, 1), stride=9), "of a row"),  # a window of every ninth pixel
+        (Case((1, 3, 60, 400), (20, 3, 3, 3), stride=9), "gathered"),  # too large a stride
+        (Case((1, 3, 20, 21), (20, 3, 3, 3), padding=1), "gathered"),  # five lanes of a second vector
+        (Case((1, 1, 2100, 900), (20, 1, 3, 3), dilation=(1040, 400)), "gathered"),  # too large a window
+    ],
+    ids=repr,
+)
+def test_what_lanes_are(case, lanes, rng):
+    """In float32 with vectors of 16 lanes; other widths have the same results."""
+    check(case, np.float32, rng)
+    plan = case.plan("forward", np.float32, algorithm="direct")
+    record = dense._cut(plan.geometry, plan.dtype).record
+    kinds = {"is_flat": "of a plane", "is_column": "of a column", "phases": "of a row"}
+    found = next((kind for field, kind in kinds.items() if record[field]), "gathered")
+    if simd.lanes(np.float32) == 16:
+        assert found == lanes
+
+
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize(
+    ("case", "is_dense"),
+    [
+        (Case((1, 40, 512, 256), (9, 40, 1, 1)), True),
+        (Case((1, 30, 200, 512), (16, 30, 3, 3), padding=1), True),  # sums of two blocks
+        (Case((2, 5, 256, 512), (5, 1, 3, 3), padding=1, groups=5), False),
+        (Case((1, 90, 300, 512), (8, 90, 3, 3), padding=1), False),  # the same
+    ],
+    ids=repr,
+)
+def test_large_outputs_go_past_the_caches(case, is_dense, relu, monkeypatch, rng):
+    """With the same bits; only where rows begin at cache lines."""
+    x, w = case.operands("forward", np.float32, rng)
+    geometry = case.plan("forward", np.float32, algorithm="direct").geometry
+    assert depthwise.fits(geometry, x.dtype) != is_dense
+    kernels = direct.pack(geometry, w)
+    bias = rng.standard_normal(case.weight_size[0]).astype(np.float32)
+    streamed, point = [], block.point_to_arrays
+
+    def noted(record, *rest):
+        point(record, *rest)
+        streamed.append(record["stream"])
+
+    for module in (dense, depthwise):
+        monkeypatch.setattr(module, "point_to_arrays", noted)
+    size = geometry.output_size
+    memory = scratch.aligned(4 * math.prod(size) + 4).array
+    results = []
+    for offset in (0, 4):
+        y = np.ndarray(size, np.float32, memory, offset)
+        y[...] = np.nan
+        direct.forward(geometry, x, w, kernels, bias, relu, y)
+        results.append(y.copy())
+    assert streamed == [True, False]
+    np.testing.assert_array_equal(*results)
+    assert_accurate(
+        results[0], case.expect("forward", x, w, bias=bias, activation="relu" if relu else None), np.float32
+    )
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -6,6 +6,7 @@ Each scenario runs in a process of its own, as a threading layer is chosen once 
 from __future__ import annotations
 
 import functools
+import math
 import os
 import subprocess
 import sys
@@ -238,6 +239,16 @@ def test_there_is_scratch_memory_for_no_more_threads_than_there_are(
     np.testing.assert_array_equal(*results)
     assert taken.get(most) == taken.get(1000)
     assert choice == "direct" or taken[most] > 0
+
+
+@pytest.mark.parametrize(
+    ("seconds", "workers"), [(math.inf, 3), (1, 3), (0, 3), (1e-6, 1), (1.1e-3, 1), (2.5e-3, 2), (3.1e-3, 3)]
+)
+def test_threads_are_woken_for_what_is_worth_it(seconds, workers, monkeypatch, restore_threads):
+    monkeypatch.setattr(threads, "_WORTH_WAKING", 1e-3)
+    monkeypatch.setattr(threads.numba.config, "NUMBA_NUM_THREADS", 4)
+    nbfftconv.set_num_threads(3)
+    assert threads.get_workers(seconds) == (workers, workers)
 
 
 def test_nothing_of_a_plan_is_locked_while_it_is_computed():
