@@ -125,6 +125,6 @@ def is_usable_out(out: np.ndarray, *operands: np.ndarray | None) -> bool:
     return compact_enough and not any(np.may_share_memory(out, a) for a in operands if a is not None)
 
 
-def is_streamed(array: np.ndarray) -> bool:
-    """Whether an array is to be written past the caches."""
-    return array.nbytes > _STREAMED_BYTES
+def is_streamed(nbytes: int) -> bool:
+    """Whether an array of so many bytes is to be written past the caches."""
+    return nbytes > _STREAMED_BYTES

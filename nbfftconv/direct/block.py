@@ -49,7 +49,7 @@ def point_to_arrays(
     record["bias"] = zeros if bias is None else bias.ctypes.data
     record["relu"] = relu
     rows_are_lines = record["x_output"] * x.itemsize % VECTOR_BYTES == 0
-    record["stream"] = is_streamed(y) and rows_are_lines and record["output"] % VECTOR_BYTES == 0
+    record["stream"] = is_streamed(y.nbytes) and rows_are_lines and record["output"] % VECTOR_BYTES == 0
 
 
 class OutputBlock:

@@ -18,7 +18,7 @@ from nbfftconv.direct.block import MOST_PRODUCTS
 from nbfftconv.direct.gather import clear_lanes
 from nbfftconv.direct.window import AXIS_FIELDS, axis_in_window, gather_window
 from nbfftconv.geometry import ConvGeometry
-from nbfftconv.records import Record, RecordType, fields
+from nbfftconv.records import RecordType, fields
 from nbfftconv.rounding import cdiv, round_up
 from nbfftconv.simd import VECTOR_BYTES
 from nbfftconv.target import TARGET, WIDEST_VECTOR_BYTES, power_of_two
@@ -284,7 +284,7 @@ _add_part_items = _stage(_add_parts)
 
 
 @functools.lru_cache(maxsize=256)
-def _record(geometry: ConvGeometry, dtype: np.dtype) -> Record | None:
+def _record(geometry: ConvGeometry, dtype: np.dtype) -> Any:
     """Return the record with all numbers, and no address; None where `gradients` is the way."""
     y, x = (axis_in_window(geometry.axis_numbers(axis)) for axis in (0, 1))
     filters, channels = geometry.weight_size[0] // geometry.groups, geometry.weight_size[1]

@@ -12,6 +12,7 @@ What a tap needs, its place in the window and in the kernel, is in a table: firs
 
 import functools
 import math
+from typing import Any
 
 import numpy as np
 
@@ -26,7 +27,7 @@ from nbfftconv.direct.block import (
 )
 from nbfftconv.direct.window import AXIS_FIELDS, gather_window
 from nbfftconv.geometry import ConvGeometry
-from nbfftconv.records import Record, RecordType, fields
+from nbfftconv.records import RecordType, fields
 from nbfftconv.rounding import cdiv, round_up
 from nbfftconv.simd import VECTOR_BYTES
 from nbfftconv.target import TARGET, power_of_two
@@ -178,7 +179,7 @@ _forward_tiles = jit.stage(_RECORD)(_forward)
 
 
 @functools.lru_cache(maxsize=256)
-def _record(geometry: ConvGeometry, dtype: np.dtype) -> Record | None:
+def _record(geometry: ConvGeometry, dtype: np.dtype) -> Any:
     """Return the record with all numbers but those of runs, and no address; None where `dense` is the way."""
     axes = [geometry.axis_numbers(axis) for axis in (0, 1)]
     for axis in axes:  # a step that is never taken would only make the window larger

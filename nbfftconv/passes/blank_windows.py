@@ -15,7 +15,7 @@ import numpy as np
 from nbfftconv import jit, simd, threads
 from nbfftconv.geometry import ConvGeometry
 from nbfftconv.jit import njit
-from nbfftconv.passes.context import Context
+from nbfftconv.passes.context import Array, Context
 from nbfftconv.records import Record, RecordType, fields
 from nbfftconv.rounding import cdiv, round_up
 from nbfftconv.threads import share
@@ -537,11 +537,11 @@ class BlankWindows:
         self,
         context: Context,
         geometry: ConvGeometry,
-        source: np.ndarray,
-        target: np.ndarray,
-        weight: np.ndarray,
+        source: Array,
+        target: Array,
+        weight: Array,
         has_zeros: np.ndarray | None,
-        bias: np.ndarray | None = None,
+        bias: Array | None = None,
         relu: bool = False,
         *,
         is_forward: bool,
@@ -550,13 +550,13 @@ class BlankWindows:
         self._context = context
         self._numbers = numbers = _numbers(geometry, is_forward)
         self._record = record = numbers.record.copy()
-        self._has_zeros, first = has_zeros, 0
-        if has_zeros is not None and not is_forward:
-            self._has_zeros = np.ones(geometry.input_size[1], np.uint8)
-            first = weight.itemsize * (weight.shape[2] * weight.shape[3] - 1)  # taps are reversed
         if has_zeros is not None:
-            record["weight"] = context.address(weight) + first
-            record["has_zeros"] = context.address(self._has_zeros)
+            first = 0
+            if not is_forward:
+                has_zeros = np.ones(geometry.input_size[1], np.uint8)
+                first = weight.itemsize * (weight.shape[2] * weight.shape[3] - 1)  # taps are reversed
+            record["weight"], record["has_zeros"] = context.address(weight) + first, context.address(has_zeros)
+        self._has_zeros = has_zeros
         if bias is not None:
             record["bias"] = context.address(bias)
         record["relu"], record["covered"] = relu, context.address(numbers.covered)

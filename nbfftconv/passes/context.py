@@ -3,6 +3,7 @@
 import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -17,6 +18,27 @@ from nbfftconv.records import Record
 from nbfftconv.rounding import cdiv
 from nbfftconv.scratch import Memory
 from nbfftconv.transforms import TileTransform, bin_stride, registry
+
+
+class Operand(NamedTuple):
+    """Stands for an array while a program is recorded.
+
+    Attributes
+    ----------
+    address : int
+        Where no memory is.
+    shape : tuple of int
+    itemsize, nbytes : int
+    """
+
+    address: int
+    shape: tuple[int, ...]
+    itemsize: int
+    nbytes: int
+
+
+#: What a pass reads or writes.
+Array = np.ndarray | Operand
 
 
 @dataclass(frozen=True)
@@ -187,10 +209,12 @@ class Context(Numbers):
     @property
     def met_outliers(self) -> bool:
         """Whether a stage met outliers, which it took as zero."""
-        return any(self.outliers.tolist())
+        return any(self.outliers.tolist()) if isinstance(self.outliers, np.ndarray) else False
 
-    def address(self, array: np.ndarray) -> int:
+    def address(self, array: Array) -> int:
         """Return the address of an array, which is kept alive with this."""
+        if isinstance(array, Operand):
+            return array.address
         self._kept.append(array)
         return array.ctypes.data
 
@@ -200,7 +224,7 @@ class Context(Numbers):
         self._kept.append(memory.array)
         return memory
 
-    def zeroed(self, count: int, dtype: type) -> np.ndarray:
+    def zeroed(self, count: int, dtype: type) -> Array:
         """Return an array of zeros."""
         return np.zeros(count, dtype)
 

@@ -13,7 +13,7 @@ from nbfftconv.accumulate import COMPLEX, KERNELS, REAL, Blocking, block_depth, 
 from nbfftconv.geometry import ConvGeometry
 from nbfftconv.outliers import WORDS
 from nbfftconv.passes.blank_windows import BlankWindows, may_be_blank
-from nbfftconv.passes.context import Context, Numbers, Spectra
+from nbfftconv.passes.context import Array, Context, Numbers, Spectra
 from nbfftconv.passes.few_tiles import FewTiles
 from nbfftconv.passes.from_spectra import (
     FROM_SPECTRA,
@@ -24,7 +24,7 @@ from nbfftconv.passes.from_spectra import (
     streams,
 )
 from nbfftconv.passes.plan import TiledPlan
-from nbfftconv.passes.program import NOTHING, Operand, Program, Recorder
+from nbfftconv.passes.program import NOTHING, Program, Recorder
 from nbfftconv.passes.to_spectra import (
     TO_SPECTRA,
     TransformedWeight,
@@ -134,11 +134,11 @@ def _fused_record(numbers: Numbers) -> Record:
 
 def _add_fused(
     context: Context,
-    input: np.ndarray | Operand,
+    input: Array,
     weight: Spectra,
-    bias: np.ndarray | Operand | None,
+    bias: Array | None,
     relu: bool,
-    output: np.ndarray | Operand,
+    output: Array,
 ) -> None:
     record = context.record("fused", _fused_record)
     record["input.source.address"] = context.address(input)
@@ -158,11 +158,11 @@ def _add_fused(
 
 def _add_stages(
     context: Context,
-    input: np.ndarray | Operand,
+    input: Array,
     weight: Spectra,
-    bias: np.ndarray | Operand | None,
+    bias: Array | None,
     relu: bool,
-    output: np.ndarray | Operand,
+    output: Array,
     kept: Spectra | None,
 ) -> None:
     """Add the tasks of a pass; the input's spectra, of all tiles, are to be `kept`, or in scratch memory."""

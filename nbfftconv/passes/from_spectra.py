@@ -10,7 +10,7 @@ import numpy as np
 from nbfftconv import jit, simd
 from nbfftconv.arrays import is_streamed
 from nbfftconv.jit import njit
-from nbfftconv.passes.context import Context, Numbers, Spectra
+from nbfftconv.passes.context import Array, Context, Numbers, Spectra
 from nbfftconv.passes.tiles import write_rows
 from nbfftconv.passes.views import (
     SPECTRA,
@@ -46,14 +46,14 @@ FROM_SPECTRA = fields(
 _RECORD = RecordType(FROM_SPECTRA)
 
 
-def streams(numbers: Numbers, name: str, array: np.ndarray) -> bool:
+def streams(numbers: Numbers, name: str, array: Array) -> bool:
     """Tell whether the "weight" or "output" is to be written past the caches.
 
     Where tiles are written to where they belong, a row's lines have to be whole: those that are not would have to be
     read from memory.
     """
     rows_are_lines = numbers.views[name].y.stride % VECTOR_BYTES == 0
-    return is_streamed(array) and (rows_are_lines or not getattr(numbers.transform, name).write)
+    return is_streamed(array.nbytes) and (rows_are_lines or not getattr(numbers.transform, name).write)
 
 
 @njit()
@@ -190,8 +190,8 @@ def add_from_spectra(
     context: Context,
     name: str,
     spectra: Spectra,
-    array: np.ndarray,
-    bias: np.ndarray | None = None,
+    array: Array,
+    bias: Array | None = None,
     relu: bool = False,
 ) -> None:
     """Transform spectra back and write them: of "output" the tiles of the block under way, of "weight" all kernels."""

@@ -175,7 +175,7 @@ def begin(context: Context, result: np.ndarray) -> Record:
     """Make `result` ready for tiles to be added; return the record of `add_tiles`."""
     record = context.record("overlap-add", _overlap_add_numbers)
     record["target.address"] = context.address(result)
-    record["stream"] = is_streamed(result)
+    record["stream"] = is_streamed(result.nbytes)
     plane_bytes = math.prod(result.shape[2:]) * result.itemsize
     if record["clear"] and plane_bytes <= _PLANE_BYTES:
         record["plane"] = plane = round_up(plane_bytes, 64)

@@ -7,13 +7,13 @@ memory is. Every word of a record that lies in a region is an address; a call pu
 
 import math
 from array import array
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from nbfftconv import scratch, threads
 from nbfftconv.geometry import ConvGeometry
-from nbfftconv.passes.context import Context
+from nbfftconv.passes.context import Context, Operand
 from nbfftconv.passes.plan import TiledPlan
 from nbfftconv.records import Record
 from nbfftconv.rounding import cdiv
@@ -25,23 +25,6 @@ _BITS = 56
 _MIDDLE = 1 << (_BITS - 1)
 #: An array where none is needed.
 NOTHING = np.empty(0, np.uint8)
-
-
-class Operand(NamedTuple):
-    """Stands for an array while a program is recorded.
-
-    Attributes
-    ----------
-    address : int
-        Where no memory is.
-    shape : tuple of int
-    itemsize, nbytes : int
-    """
-
-    address: int
-    shape: tuple[int, ...]
-    itemsize: int
-    nbytes: int
 
 
 class _Open(NamedTuple):
@@ -67,16 +50,12 @@ class Recorder(Context):
         self.names.append(name)
         return Operand((len(self.names) << _BITS) + _MIDDLE, shape, itemsize, itemsize * math.prod(shape))
 
-    def address(self, array: Any) -> int:
-        """Return where no memory is for an operand, and the address of an array that all calls read."""
-        return array.address if isinstance(array, Operand) else super().address(array)
-
     def borrow(self, nbytes: int) -> Memory:
         """Stand for scratch memory."""
         self.borrowed.append(nbytes)
         return Memory(NOTHING, self.operand(f"borrowed {len(self.borrowed)}", (nbytes,), 1).address)
 
-    def zeroed(self, count: int, dtype: type) -> Any:
+    def zeroed(self, count: int, dtype: type) -> Operand:
         """Stand for an array of zeros."""
         array = self.operand(f"zeroed {len(self.zeroed_words) + 1}", (count,), np.dtype(dtype).itemsize)
         self.zeroed_words.append(cdiv(array.nbytes, 8))

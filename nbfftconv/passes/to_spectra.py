@@ -13,7 +13,7 @@ from nbfftconv import jit, simd
 from nbfftconv.accumulate import REAL
 from nbfftconv.jit import njit
 from nbfftconv.outliers import WORDS
-from nbfftconv.passes.context import Context, Numbers, Spectra
+from nbfftconv.passes.context import Array, Context, Numbers, Spectra
 from nbfftconv.passes.plan import TiledPlan
 from nbfftconv.passes.tiles import clear_outliers, find_least, gather_tile, stream_bins
 from nbfftconv.passes.views import (
@@ -225,7 +225,7 @@ def to_spectra_numbers(numbers: Numbers, name: str, spectra: tuple[int, int, int
     return 0, 0, 0, 0, numbers.views[name], spectra, numbers.transform_numbers[name], numbers.workspace_numbers
 
 
-def add_to_spectra(context: Context, name: str, array: np.ndarray, spectra: Spectra) -> None:
+def add_to_spectra(context: Context, name: str, array: Array, spectra: Spectra) -> None:
     """Transform the tiles of the block under way from the "input" or "output" to their spectra."""
     record = _record(context, name, array, spectra)
     record["first_lane_block"] = context.first_lane_block
@@ -236,7 +236,7 @@ def add_to_spectra(context: Context, name: str, array: np.ndarray, spectra: Spec
     context.add(_to_spectra, record, context.lane_blocks * view.channels * view.channel_phases)
 
 
-def _record(context: Context, name: str, array: np.ndarray, spectra: Spectra) -> Record:
+def _record(context: Context, name: str, array: Array, spectra: Spectra) -> Record:
     record = context.record(f"{name} to spectra", lambda numbers: _RECORD.make(to_spectra_numbers(numbers, name)))
     record["source.address"] = context.address(array)
     record["outliers"] = context.address(context.outliers)

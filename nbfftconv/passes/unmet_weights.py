@@ -14,7 +14,7 @@ from nbfftconv import jit, simd
 from nbfftconv.geometry import AXIS_NUMBERS, ConvGeometry
 from nbfftconv.jit import njit
 from nbfftconv.passes.context import Context
-from nbfftconv.records import RecordType, fields
+from nbfftconv.records import Record, RecordType, fields
 from nbfftconv.rounding import cdiv, round_up
 from nbfftconv.threads import in_turns, share
 
@@ -276,7 +276,7 @@ _clear_unmet_by_sets = jit.stage(_PAIRS)(_clear_by_sets)
 
 
 @functools.lru_cache(maxsize=256)
-def _numbers(geometry: ConvGeometry) -> np.ndarray:
+def _numbers(geometry: ConvGeometry) -> Record:
     record = _PAIRS.zeros()
     for name, axis in (("y", 0), ("x", 1)):
         for field, value in geometry.axis_numbers(axis).items():
