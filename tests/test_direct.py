@@ -68,14 +68,16 @@ def test_many_filters_on_wide_images(case, dtype, rng):
     [
         (Case((2, 30, 9, 7), (20, 30, 1, 1)), "of a plane"),
         (Case((2, 30, 40, 70), (20, 15, 1, 1), groups=2), "of a plane"),
-        (Case((2, 30, 9, 14), (20, 30, 1, 1), padding=1), "of a column"),
-        (Case((1, 3, 20, 15), (20, 3, 3, 3), padding=1), "of a column"),
+        (Case((2, 30, 9, 14), (20, 30, 1, 1), padding=1), "of a row"),
+        (Case((1, 3, 20, 15), (20, 3, 3, 3), padding=1), "of a row"),
         (Case((1, 3, 31, 32), (20, 3, 3, 3), padding=1), "of a row"),
         (Case((1, 3, 60, 61), (20, 3, 4, 3), stride=(3, 2), padding=1), "of a row"),
-        (Case((1, 3, 60, 61), (20, 3, 1, 1), stride=9), "gathered"),  # 7 outputs wide
-        (Case((1, 3, 60, 200), (20, 3, 1, 1), stride=9), "of a row"),  # a window of every ninth pixel
+        (Case((1, 3, 60, 61), (20, 3, 1, 1), stride=9), "of a row"),  # a window of every ninth pixel
+        (Case((1, 30, 60, 61), (90, 30, 1, 1), stride=9), "gathered"),  # 7 lanes of a vector, for many filters
+        (Case((1, 9, 24, 24), (90, 9, 3, 3), padding=1), "gathered"),  # half of a second vector, for many filters
+        (Case((1, 9, 24, 24), (15, 9, 3, 3), padding=1), "of a row"),  # for few
+        (Case((1, 64, 56, 56), (64, 64, 2, 2), stride=2), "gathered"),  # taps that share no pixels
         (Case((1, 3, 60, 400), (20, 3, 3, 3), stride=9), "gathered"),  # too large a stride
-        (Case((1, 3, 20, 21), (20, 3, 3, 3), padding=1), "gathered"),  # five lanes of a second vector
         (Case((1, 1, 2100, 900), (20, 1, 3, 3), dilation=(1040, 400)), "gathered"),  # too large a window
     ],
     ids=repr,
@@ -85,7 +87,7 @@ def test_what_lanes_are(case, lanes, rng):
     check(case, np.float32, rng)
     plan = case.plan("forward", np.float32, algorithm="direct")
     record = dense._cut(plan.geometry, plan.dtype).record
-    kinds = {"is_flat": "of a plane", "is_column": "of a column", "phases": "of a row"}
+    kinds = {"is_flat": "of a plane", "phases": "of a row"}
     found = next((kind for field, kind in kinds.items() if record[field]), "gathered")
     if simd.lanes(np.float32) == 16:
         assert found == lanes

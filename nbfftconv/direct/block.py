@@ -4,6 +4,7 @@ Also what passes of such blocks have in common: how many threads they are worth,
 """
 
 import functools
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 from nbfftconv import simd, threads
 from nbfftconv.arrays import is_streamed
 from nbfftconv.geometry import ConvGeometry
+from nbfftconv.jit import njit
 from nbfftconv.records import Record
 from nbfftconv.simd import VECTOR_BYTES
 
@@ -52,24 +54,34 @@ def point_to_arrays(
     record["stream"] = is_streamed(y.nbytes) and rows_are_lines and record["output"] % VECTOR_BYTES == 0
 
 
+#: How a block is written: only pixels that there are; all, past the caches; all.
+MASKED, STREAMED, WHOLE = 0, 1, 2
+
+
+@njit()
+def mode_of(r, is_last, is_whole):
+    """Return how a block is written, whose sums are finished if it is the last of its pixels."""
+    if not is_whole:
+        return MASKED
+    return STREAMED if r.stream != 0 and is_last else WHOLE
+
+
 class OutputBlock:
     """A block of rows × vectors of the output, `y_row` bytes from row to row, of which `rows_left` are in memory.
 
-    From vector to vector it is `y_step` bytes and `lane_step` pixels. Of the pixels of a row, those up to `end` are
-    written; they hold sums already if `begun` is 1, else they are not read.
+    The vectors of the first row are at `places`; of each so many lanes as `ends` has are written, all if `mode` is not
+    `MASKED`. They hold sums already if `begun` is 1, else they are not read.
     """
 
-    def __init__(
-        self, v, y, y_row, y_step, lane_step, begun, end, rows_left, streamed, rows: int, vectors: int
-    ) -> None:
-        self._v, self._begun, self._streamed = v, begun, streamed
+    def __init__(self, v, places, ends, y_row, begun, rows_left, mode, rows: int) -> None:
+        self._v, self._begun, self._mode = v, begun, mode
         # Rows that there are none of repeat the last one, and are written before it.
         last = rows_left - 1
         self.rows = [v.minimum(i, last) for i in range(rows)]
-        self._places = [[y + y_row * row + y_step * j for j in range(vectors)] for row in self.rows]
-        self._inside = [v.lanes_between(0, end - lane_step * j) for j in range(vectors)]
-        with v.unless(streamed, 1):
-            for place in sum(self._places, []):
+        self._places = [[place + y_row * row for place in places] for row in self.rows]
+        self._inside = [v.lanes_between(0, end) for end in ends]
+        with v.unless(mode, STREAMED):
+            for place in itertools.chain(*self._places):
                 v.prefetch(place, write=True)
 
     def biases(self, bias) -> list:
@@ -77,30 +89,28 @@ class OutputBlock:
         return [self._v.broadcast(bias + row * self._v.itemsize) for row in self.rows for _ in self._inside]
 
     def finish(self, sums, relu) -> None:
-        """Write sums, row after row, with what there is already; clip them if `relu` is 1.
-
-        If the block is `streamed`, it is whole, and written past the caches.
-        """
-        v = self._v
-        places = list(zip(sum(self._places, []), self._inside * len(self._places), strict=True))
+        """Write sums, row after row, with what there is already; clip them if `relu` is 1."""
+        v, vectors = self._v, len(self._inside)
 
         def add_begun(*sums):
+            places = zip(itertools.chain(*self._places), self._inside * len(self._places), strict=True)
             return [v.masked_load(*place) + value for place, value in zip(places, sums, strict=True)]
 
-        sums = v.repeat(self._begun, sums, add_begun)
+        sums = v.repeat(self._begun, list(sums), add_begun)
         sums = v.repeat(relu, sums, lambda *sums: [v.relu(value) for value in sums])
-        # rows that there are none of come first
+        rows = [sums[i : i + vectors] for i in range(0, len(sums), vectors)]
         written = [
-            (value, *place)
-            for row in reversed(range(len(self._places)))
-            for value, place in list(zip(sums, places, strict=True))[row * len(self._inside) :][: len(self._inside)]
+            (value, place, mask)
+            for row, places in zip(reversed(rows), reversed(self._places), strict=True)
+            for value, place, mask in zip(row, places, self._inside, strict=True)
         ]
-        with v.when(self._streamed, 1):
-            for value, place, _ in written:
-                v.store_nontemporal(value, place)
-        with v.unless(self._streamed, 1):
+        with v.when(self._mode, MASKED):
             for value, place, mask in written:
                 v.masked_store(value, place, mask)
+        for mode, store in ((STREAMED, v.store_nontemporal), (WHOLE, v.store)):
+            with v.when(self._mode, mode):
+                for value, place, _ in written:
+                    store(value, place)
 
 
 def block_kernel(block: Callable[[int, int], Callable], rows: int, vectors: int, name: str, arity: int) -> Any:

@@ -20,6 +20,7 @@ from nbfftconv.direct.block import (
     MOST_PRODUCTS,
     OutputBlock,
     block_kernel,
+    mode_of,
     no_biases,
     point_to_arrays,
     workers_for,
@@ -54,8 +55,8 @@ _STRIP_BLOCKS = 2
 _SHARED = 2
 #: Of more than so many phases most would be gathered in vain.
 _MOST_PHASES = 4
-#: Lanes of several rows are worth gathering for, where rows of their own fill less than this share of what those fill.
-_FILLED = 0.75
+#: Scalars, in vectors, that are gathered in the time of a call that does it, and products in that of a scalar.
+_OF_CALL, _OF_SCALAR = 230, 4
 #: Filters of a work item: more share the gathered pixels, until their kernels, in float64, take more than three
 #: quarters of the L2 cache; ...
 _MOST_FILTERS = power_of_two(TARGET.l2_bytes * 3 // 4 // (_DEPTH * 8))
@@ -67,15 +68,13 @@ _ITEM_PRODUCTS = 2**20
 
 # Channels, filters and taps are those of a group; X is in blocks of `depth` rows. Tiles are of y_core × x_core pixels,
 # or of x_core of all of an image. Planes that are one row are `flat`: rows of one window. `row`, `phase` and `window`
-# are as in `gather_window`; from a vector of a block of Y to the next it is `next_x` bytes of the window, `next_y` of
-# Y, and `next_lane` pixels; from a call to the next, of the first `next_calls`, `next_lines` bytes of what is fetched.
+# are as in `gather_window`. What comes next of a channel, or in a row of all, is fetched by `next_calls` calls.
 _RECORD = RecordType(
     fields(
         "input", "weight", "output", "bias", "zeros", "table", "scratch", "worker",
         "groups", "channels", "filters", "taps", "depth", "relu", "stream", "turn", "turns",
         "filter_blocks", "chunks", "y_core", "x_core", "y_count", "x_count",
-        "rows", "row_vectors", "row", "phase", "phases", "interleave", "window",
-        "is_column", "is_flat", "next_x", "next_y", "next_lane", "next_calls", "next_lines",
+        "row_vectors", "row", "phase", "phases", "interleave", "window", "is_flat", "next_calls",
         *(f"{axis}_{name}" for axis in "yx" for name in AXIS_FIELDS),
     )
 )  # fmt: skip
@@ -85,32 +84,34 @@ _PACKING = RecordType(fields("weight", "packed", "filters", "taps", "filter_bloc
 def _block(rows: int, vectors: int):
     """Return the emitter of a block of rows × vectors of Y."""
 
-    def emit(
-        v, x, x_step, table, w, ahead, bias, relu, y, y_row, y_step, lane_step, count, begun, end, rows_left, stream
-    ):
-        def add_products(entry, w, *sums):
+    def emit(v, *arguments):
+        places = [arguments[i : i + _VECTORS][:vectors] for i in range(0, 3 * _VECTORS, _VECTORS)]
+        (xs, ys, ends), rest = places, arguments[3 * _VECTORS :]
+        table, count, w, ahead, line, bias, relu, y_row, begun, rows_left, mode = rest
+
+        def add_products(entry, w, ahead, *sums):
             sums = list(sums)
-            v.prefetch(ahead + v.load_integer(entry + 8), level=2)
+            v.prefetch(ahead, level=2)
             offset = v.load_integer(entry)
-            pixels = [v.load(places[j] + offset) for j in range(vectors)]
+            pixels = [v.load(x + offset) for x in xs]
             for i in range(rows):
                 weight = v.broadcast(w + i * v.itemsize)
                 for j in range(vectors):
                     sums[i * vectors + j] = v.fma(weight, pixels[j], sums[i * vectors + j])
-            return [entry + 16, w + _ROWS * v.itemsize, *sums]
+            return [entry + 8, w + _ROWS * v.itemsize, ahead + line, *sums]
 
-        places = [x + x_step * j for j in range(vectors)]
-        output = OutputBlock(v, y, y_row, y_step, lane_step, begun, end, rows_left, stream, rows, vectors)
-        _, _, *sums = v.repeat(count, [table, w, *output.biases(bias)], add_products)
+        output = OutputBlock(v, ys, ends, y_row, begun, rows_left, mode, rows)
+        _, _, _, *sums = v.repeat(count, [table, w, ahead, *output.biases(bias)], add_products)
         output.finish(sums, relu)
 
     return emit
 
 
-# (x, x_step, table, w, ahead, bias, relu, y, y_row, y_step, lane_step, count, begun, end, rows_left, stream, rows,
-# vectors): Y[:rows, :end] = W · X, plus the bias, plus what Y holds if it was `begun`; of `rows`, _ROWS or half as
-# many, only `rows_left` are in memory. X has `count` rows, as the table says, also what is fetched from `ahead` on.
-_product = block_kernel(_block, _ROWS, _VECTORS, "product", 18)
+# (x of each vector, y, end, table, count, w, ahead, line, bias, relu, y_row, begun, rows_left, mode, rows, vectors):
+# Y[:rows] = W · X, plus the bias, plus what Y holds if it was `begun`, of the first `end` lanes of each vector; of
+# `rows`, _ROWS or half as many, only `rows_left` are in memory. X has `count` rows, as the table says; for each a line
+# is fetched, `line` bytes apart.
+_product = block_kernel(_block, _ROWS, _VECTORS, "product", 3 * _VECTORS + 13)
 
 
 @jit.njit()
@@ -126,22 +127,35 @@ def _part_of(r, item):
 
 
 @jit.njit()
-def _add_products(real, itemsize, lanes, r, n, group, block, i, depth, x, ahead, p, pixels, vectors):
-    """Add the products of a block of filters, `depth` rows of X from `i` on, and `vectors` of pixels from `p` on."""
+def _add_products(real, itemsize, lanes, r, n, group, block, i, depth, ahead, line, xs, ps, ends, vectors):
+    """Add products to a block of Y: of filters, `depth` rows of X from `i` on, and `vectors` vectors.
+
+    Those are at `xs` in a worker's memory; they begin with the pixels `ps` of an image, and have so many as `ends`.
+    """
     k = block * _ROWS
-    plane = r.y_output * r.x_output
+    plane = r.y_output * r.x_output * itemsize
     filter = group * r.filters + k
     left = min(_ROWS, r.filters - k)
     w = r.weight + ((group * r.filter_blocks + block) * r.taps + i) * _ROWS * itemsize
+    y = r.output + (n * r.groups * r.filters + filter) * plane
     is_last = i + depth == r.taps
-    is_whole = r.stream != 0 and is_last and pixels >= vectors * lanes
+    is_whole = ends[0] >= lanes and (vectors < 2 or ends[1] >= lanes) and (vectors < 3 or ends[2] >= lanes)
     _product(real, (
-        x, r.next_x, r.table, w, ahead, (r.bias if i == 0 else r.zeros) + filter * itemsize, r.relu if is_last else 0,
-        r.output + ((n * r.groups * r.filters + filter) * plane + p) * itemsize, plane * itemsize,
-        r.next_y, r.next_lane,
-        depth, 0 if i == 0 else 1, pixels, left, 1 if is_whole else 0,
+        xs[0], xs[1], xs[2], y + ps[0] * itemsize, y + ps[1] * itemsize, y + ps[2] * itemsize,
+        ends[0], ends[1], ends[2], r.table, depth, w, ahead, line,
+        (r.bias if i == 0 else r.zeros) + filter * itemsize, r.relu if is_last else 0,
+        plane, 0 if i == 0 else 1, left, mode_of(r, is_last, is_whole),
         _ROWS // 2 if left <= _ROWS // 2 else _ROWS, vectors,
     ))  # fmt: skip
+
+
+@jit.njit()
+def _vector_of(r, itemsize, lanes, memory, y, x, row_vectors, index):
+    """Return where a vector of a tile is in its windows, its first pixel in the image, and its pixels in the row."""
+    row, column = index // row_vectors, index % row_vectors
+    window = memory + row * r.y_stride * r.row + column * VECTOR_BYTES
+    first = x + column * lanes
+    return window, (y + row) * r.x_output + first, min(x + r.x_core, r.x_output) - first
 
 
 @jit.njit()
@@ -177,8 +191,8 @@ def _of_windows(real):
         for item in range(begin, end):
             n, group, y0, x0, first_block, last_block = _part_of(r, item)
             rows, columns = min(r.y_core, r.y_output - y0), min(r.x_core, r.x_output - x0)
-            vectors = cdiv(columns, lanes)
-            blocks = cdiv(vectors, _VECTORS)
+            row_vectors = cdiv(columns, lanes)
+            vectors = rows * row_vectors
             for i in range(first_block_of_x * r.depth, min(last_block_of_x * r.depth, r.taps), r.depth):
                 depth = min(r.depth, r.taps - i)
                 plane = (n * r.groups + group) * r.channels + i // taps
@@ -195,17 +209,22 @@ def _of_windows(real):
                 next = _next_pixels(r, itemsize, plane, y0, x0, i, depth)
                 calls = 0
                 for block in range(first_block, last_block):
-                    for y in range(0, rows, _VECTORS if r.is_column != 0 else 1):
-                        for j in range(blocks):
-                            vector, stop = share(vectors, j, blocks)
-                            _add_products(
-                                real, itemsize, lanes, r, n, group, block, i, depth,
-                                memory + y * r.y_stride * r.row + vector * VECTOR_BYTES,
-                                next + calls % r.next_calls * r.next_lines,
-                                (y0 + y) * r.x_output + x0 + vector * lanes, columns - vector * lanes,
-                                stop - vector if r.is_column == 0 else min(_VECTORS, rows - y),
-                            )  # fmt: skip
-                            calls += 1
+                    for first in range(0, vectors, _VECTORS):
+                        last = vectors - 1
+                        a = _vector_of(r, itemsize, lanes, memory, y0, x0, row_vectors, first)
+                        b = _vector_of(r, itemsize, lanes, memory, y0, x0, row_vectors, min(first + 1, last))
+                        c = _vector_of(r, itemsize, lanes, memory, y0, x0, row_vectors, min(first + 2, last))
+                        if r.is_flat != 0:
+                            ahead, line = next + calls % r.next_calls * _LINE, r.x_input * itemsize
+                        else:
+                            channel, part = calls % (depth // taps), calls // (depth // taps) % r.next_calls
+                            ahead = next + channel * r.y_input * r.x_input * itemsize + part * depth * _LINE
+                            line = _LINE
+                        _add_products(
+                            real, itemsize, lanes, r, n, group, block, i, depth, ahead, line,
+                            (a[0], b[0], c[0]), (a[1], b[1], c[1]), (a[2], b[2], c[2]), min(_VECTORS, vectors - first),
+                        )  # fmt: skip
+                        calls += 1
         if r.stream != 0:
             simd.fence()
 
@@ -259,8 +278,11 @@ def _of_pixels(real):
                         _gather_vector(
                             real, itemsize, lanes, r, image, i, i + depth, p + j * lanes, x + j * VECTOR_BYTES
                         )
+                    xs = x, x + VECTOR_BYTES, x + 2 * VECTOR_BYTES
+                    ps = p, p + lanes, p + 2 * lanes
+                    ends = pixels - p, pixels - p - lanes, pixels - p - 2 * lanes
                     for block in range(first_block, last_block):
-                        _add_products(real, itemsize, lanes, r, n, group, block, i, depth, x, x, p, pixels - p, vectors)
+                        _add_products(real, itemsize, lanes, r, n, group, block, i, depth, x, 0, xs, ps, ends, vectors)
 
     return dense_forward_gathered
 
@@ -289,17 +311,22 @@ _forward_gathered = jit.stage(_RECORD)(_of_pixels)
 _pack_blocks = jit.stage(_PACKING)(_pack)
 
 
+class _Tiles(NamedTuple):
+    """Numbers of a record; of an image and a group, pixels with those that there are none of, and scalars gathered."""
+
+    numbers: dict[str, int]
+    pixels: int
+    gathered: int
+
+
 def _in_windows(
     geometry: ConvGeometry, y: dict[str, int], x: dict[str, int], dtype: np.dtype, wanted: int
-) -> dict[str, int] | None:
-    """Return the numbers of tiles, of which so many are wanted, and windows.
-
-    None where lanes are to be gathered from several rows.
-    """
+) -> _Tiles | None:
+    """Return tiles in windows, of which so many are wanted; None if a window would be too large, or mostly in vain."""
     lanes, itemsize = simd.lanes(dtype.type), dtype.itemsize
     channels, taps = geometry.weight_size[1], y["kernel"] * x["kernel"]
-    vectors, pixels = cdiv(x["output"], lanes), y["output"] * x["output"]
-    if x["stride"] > _MOST_PHASES or x["output"] * round_up(pixels, lanes) < _FILLED * pixels * vectors * lanes:
+    vectors = cdiv(x["output"], lanes)
+    if x["stride"] > _MOST_PHASES:
         return None
     depth = cdiv(channels, cdiv(channels, max(1, _DEPTH // taps)))
     most = _MOST_VECTORS if depth == channels else _MOST_VECTORS_OF_SUMS
@@ -326,34 +353,37 @@ def _in_windows(
     y_count = cdiv(y["output"], min(fitting, max(1, most // x_vectors)))
     y_count = max(y_count, min(cdiv(wanted, others * x_count), cdiv(y["output"], fewest)))
     y_core = cdiv(y["output"], y_count)
-    is_column = vectors == 1
-    if is_column:
-        y_core = min(fitting, round_up(y_core, _VECTORS))
+    while y_core < min(fitting, y["output"]) and y_core * x_vectors % _VECTORS != 0:  # whole blocks
+        y_core += 1
     window = ((y_core - 1) * y["stride"] + y_reach + 1) * row
-    return {
-        "depth": depth * taps, "y_core": y_core, "x_core": x_vectors * lanes, "y_count": cdiv(y["output"], y_core),
-        "x_count": x_count, "worker": depth * window, "row_vectors": row_vectors, "row": row, "phase": phase,
-        "phases": phases, "interleave": x["stride"], "window": window, "is_column": int(is_column),
-        "next_x": y["stride"] * row if is_column else VECTOR_BYTES,
-        "next_y": x["output"] * itemsize if is_column else VECTOR_BYTES, "next_lane": 0 if is_column else lanes,
+    y_count = cdiv(y["output"], y_core)
+    numbers = {
+        "depth": depth * taps, "y_core": y_core, "x_core": x_vectors * lanes, "y_count": y_count, "x_count": x_count,
+        "worker": depth * window, "row_vectors": row_vectors, "row": row, "phase": phase, "phases": phases,
+        "interleave": x["stride"], "window": window,
     }  # fmt: skip
+    gathered = channels * y_count * x_count * window // itemsize
+    return _Tiles(numbers, y["output"] * vectors * lanes, gathered)
 
 
-def _gathered(pixels: int, taps: int, lanes: int) -> dict[str, int]:
-    """Return the numbers of tiles of all rows of an image."""
-    depth, core = cdiv(taps, cdiv(taps, _DEPTH)), _STRIP_BLOCKS * _VECTORS * lanes
-    return {
+def _gathered(channels: int, y: dict[str, int], x: dict[str, int], lanes: int) -> _Tiles:
+    """Return tiles of pixels of all rows of an image."""
+    pixels, kernel = y["output"] * x["output"], y["kernel"] * x["kernel"]
+    depth, core = cdiv(channels * kernel, cdiv(channels * kernel, _DEPTH)), _STRIP_BLOCKS * _VECTORS * lanes
+    numbers = {
         "depth": depth, "y_core": 1, "x_core": core, "y_count": 1, "x_count": cdiv(pixels, core),
         "worker": depth * _VECTORS * VECTOR_BYTES,
-        "next_x": VECTOR_BYTES, "next_y": VECTOR_BYTES, "next_lane": lanes,
     }  # fmt: skip
+    vectors = cdiv(pixels, lanes)
+    calls = vectors * kernel * cdiv(channels * kernel, depth)  # more where a vector has pixels of several rows
+    gathered = (vectors * kernel * channels * lanes + calls * _OF_CALL) * (x["output"] + lanes) // x["output"]
+    return _Tiles(numbers, vectors * lanes, gathered)
 
 
 class Work(NamedTuple):
-    """What a pass does: products, with those of lanes without a pixel, and scalars gathered, in windows or for taps."""
+    """What a pass does: products, with those of lanes without a pixel, and scalars gathered."""
 
     products: int
-    windows: int
     gathered: int
 
 
@@ -361,7 +391,7 @@ class _Cut(NamedTuple):
     """How a geometry is cut.
 
     A record, to be copied, with all numbers and the addresses of two arrays: where the pixels under each tap begin in a
-    worker's memory, and what to fetch, in bytes, of int64; and biases of zero. Work items; turns; and its work.
+    worker's memory, in bytes, of int64; and biases of zero. Work items; turns; and its work.
     """
 
     record: Record
@@ -369,6 +399,11 @@ class _Cut(NamedTuple):
     items: int
     turns: int
     work: Work
+
+
+def _effort(tiles: _Tiles, products: int) -> int:
+    """Return what tiles cost, in products, of which each pixel has so many."""
+    return tiles.pixels * products + _OF_SCALAR * tiles.gathered
 
 
 @functools.lru_cache(maxsize=256)
@@ -385,47 +420,39 @@ def _cut(geometry: ConvGeometry, dtype: np.dtype) -> _Cut:
         x |= {"input": pixels, "output": pixels}
         y |= {"input": images * geometry.groups * channels, "output": 1}
     wanted = min(_ITEMS, cdiv(geometry.multiply_adds, _ITEM_PRODUCTS))
-    numbers = _in_windows(geometry, y, x, dtype, wanted)
-    if numbers is not None:
+    tiles = _gathered(channels, y, x, lanes)
+    in_windows = _in_windows(geometry, y, x, dtype, wanted)
+    if in_windows is not None and _effort(in_windows, filters * taps) <= _effort(tiles, filters * taps):
+        tiles, numbers = in_windows, in_windows.numbers
         c, u, v = np.ogrid[: numbers["depth"] // (kernel[0] * kernel[1]), : kernel[0], : kernel[1]]
         turn, phase = np.divmod(v * x["dilation"], x["stride"])
         places = c * numbers["window"] + u * (y["dilation"] * numbers["row"])
         table = places + phase * numbers["phase"] + turn * itemsize
-        plane = math.prod(geometry.input_size[2:]) * itemsize
-        fetched = c * plane + (u * kernel[1] + v) * _LINE
-        if is_flat:
-            lines, of_call = cdiv(numbers["x_core"] * itemsize, _LINE), _LINE
-        else:
-            rows, of_call = numbers["y_core"] * y["stride"] * y["step"], kernel[0] * kernel[1] * _LINE
-            lines = cdiv(rows * x["input"] * itemsize, of_call)
-        numbers |= {"next_calls": max(1, lines), "next_lines": of_call}
-        computed = y["output"] * round_up(x["output"], lanes)
-        windows, gathered = channels * numbers["y_count"] * numbers["x_count"] * numbers["window"] // itemsize, 0
+        rows = numbers["y_core"] * y["stride"] * y["step"]
+        lines = numbers["x_core"] * itemsize if is_flat else cdiv(rows * x["input"] * itemsize, numbers["depth"])
+        numbers["next_calls"] = max(1, cdiv(lines, _LINE))
         numbers["is_flat"] = int(is_flat)
     else:
-        numbers = _gathered(pixels, taps, lanes)
+        numbers = tiles.numbers
         table = np.arange(numbers["depth"]) * (_VECTORS * VECTOR_BYTES)
-        fetched = np.zeros_like(table)
-        computed = round_up(pixels, lanes)
-        windows, gathered = 0, computed * taps * (x["output"] + lanes) // x["output"]
     numbers |= {"groups": geometry.groups, "channels": channels, "filters": filters, "taps": taps}
     numbers["filter_blocks"] = blocks = cdiv(filters, _ROWS)
-    tiles = images * geometry.groups * numbers["y_count"] * numbers["x_count"]
-    chunks = max(cdiv(filters, _MOST_FILTERS), min(cdiv(wanted, max(1, tiles)), filters // _FEWEST_FILTERS))
+    copies = images * geometry.groups
+    items = copies * numbers["y_count"] * numbers["x_count"]
+    chunks = max(cdiv(filters, _MOST_FILTERS), min(cdiv(wanted, max(1, items)), filters // _FEWEST_FILTERS))
     numbers["chunks"] = chunks = min(chunks, blocks)
     for name, axis in (("y", y), ("x", x)):
         numbers |= {f"{name}_{number}": value for number, value in axis.items()}
-    copies = images * geometry.groups
     longest = numbers["y_core"] * numbers["x_core"] * cdiv(blocks, chunks) * _ROWS * taps
-    table = np.stack([table.ravel(), np.broadcast_to(fetched, table.shape).ravel()], axis=1).astype(np.int64)
+    table = np.ascontiguousarray(table.ravel(), np.int64)
     zeros = no_biases(geometry.weight_size[0], dtype)
     numbers |= {"table": table.ctypes.data, "zeros": zeros.ctypes.data}
     return _Cut(
         record=_RECORD.make(tuple(numbers.get(name, 0) for name in _RECORD.index)),
         arrays=(table, zeros),
-        items=tiles * chunks,
+        items=items * chunks,
         turns=min(cdiv(taps, numbers["depth"]), cdiv(longest, MOST_PRODUCTS)),
-        work=Work(copies * computed * filters * taps, copies * windows * chunks, copies * gathered * chunks),
+        work=Work(copies * tiles.pixels * filters * taps, copies * tiles.gathered * chunks),
     )
 
 

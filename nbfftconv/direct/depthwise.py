@@ -21,6 +21,7 @@ from nbfftconv.direct.block import (
     MOST_PRODUCTS,
     OutputBlock,
     block_kernel,
+    mode_of,
     no_biases,
     point_to_arrays,
     workers_for,
@@ -74,7 +75,7 @@ def _block(rows: int, vectors: int):
     """Return the emitter of a block of rows × vectors of the output."""
 
     def emit(v, x, x_channel, row_step, w, w_channel, tap_step, channels, table, runs4, runs3, runs2, runs1,
-             bias, relu, ahead, y, y_row, begun, end, rows_left, stream):  # fmt: skip
+             bias, relu, ahead, y, y_row, begun, end, rows_left, mode):  # fmt: skip
         def run(taps, x, w):
             def add_products(entry, ahead, *sums):
                 sums = list(sums)
@@ -98,7 +99,8 @@ def _block(rows: int, vectors: int):
                 entry, ahead, *sums = v.repeat(count, [entry, ahead, *sums], run(taps, x, w))
             return [x + x_channel, w + w_channel, ahead, *sums]
 
-        output = OutputBlock(v, y, y_row, v.vector_bytes, v.lanes, begun, end, rows_left, stream, rows, vectors)
+        places, ends = zip(*((y + j * v.vector_bytes, end - j * v.lanes) for j in range(vectors)), strict=True)
+        output = OutputBlock(v, places, ends, y_row, begun, rows_left, mode, rows)
         _, _, _, *sums = v.repeat(channels, [x, w, ahead, *[v.broadcast(bias)] * (rows * vectors)], channel)
         output.finish(sums, relu)
 
@@ -106,7 +108,7 @@ def _block(rows: int, vectors: int):
 
 
 # (x, x_channel, row_step, w, w_channel, tap_step, channels, table, runs of 4, 3, 2 and 1 taps, bias, relu, ahead, y,
-# y_row, begun, end, rows_left, stream, rows, vectors): as `_product` in `dense`, of the windows that `table` describes;
+# y_row, begun, end, rows_left, mode, rows, vectors): as `_product` in `dense`, of the windows that `table` describes;
 # from `ahead` on a line for every run is fetched.
 _windows = block_kernel(_block, _ROWS, _VECTORS, "windows", 23)
 
@@ -164,7 +166,7 @@ def _forward(real):
                                     r.table, r.runs4, r.runs3, r.runs2, r.runs1,
                                     bias, relu, ahead if ahead < ahead_end else source,
                                     target, r.y_phases * width * itemsize, 0 if c == 0 else 1, count,
-                                    left, 1 if r.stream != 0 and is_last and count % lanes == 0 else 0,
+                                    left, mode_of(r, is_last, count % lanes == 0),
                                     _ROWS // 2 if left <= _ROWS // 2 else _ROWS,
                                     cdiv(count, lanes),
                                 ))  # fmt: skip

@@ -3,7 +3,7 @@
 A gradient at the input is the forward pass of the transposed problem wherever there is one.
 
 In seconds of one core, it costs 2 operations a multiply-add, lanes without a pixel included, and the arrays once; for
-groups of many filters, also what is gathered, in windows or for every tap, and packing the kernels; its gradients, a
+groups of many filters, also what is gathered, and packing the kernels; its gradients, a
 fixed time for every row of pixels under every tap, or, with respect to the kernels of groups of many filters, what is
 gathered. Rates are fitted as those of `tiled_costs`.
 """
@@ -26,7 +26,7 @@ from nbfftconv.scratch import Memory
 from nbfftconv.transpose import transpose
 
 # Fractions of the machine's `flops`: of products for groups of many filters (`dense`), for depthwise windows and in
-# gradients, and of scalars that are gathered, in windows or for every tap, or packed. Fractions of its `bandwidth`: of
+# gradients, and of scalars that are gathered or packed. Fractions of its `bandwidth`: of
 # input and output, which are moved, and a gradient that is written. Seconds of a call, and of a row of pixels under a
 # tap.
 _RATES = rates.of("direct")
@@ -208,7 +208,6 @@ def cost(geometry: ConvGeometry, direction: str, dtype: np.dtype, weight_is_pack
     return (
         _RATES["call"]
         + 2 * slow * work.products / (flops * _RATES["dense"])
-        + slow * work.windows / (flops * _RATES["window_gather"])
         + slow * work.gathered / (flops * _RATES["gather"])
         + packed / (flops * _RATES["pack"])
         + moved / (machine.bandwidth * _RATES["dense_move"])
