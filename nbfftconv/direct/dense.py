@@ -366,10 +366,12 @@ def _in_windows(
     return _Tiles(numbers, y["output"] * vectors * lanes, gathered)
 
 
-def _gathered(channels: int, y: dict[str, int], x: dict[str, int], lanes: int) -> _Tiles:
-    """Return tiles of pixels of all rows of an image."""
+def _gathered(channels: int, y: dict[str, int], x: dict[str, int], lanes: int, wanted: int) -> _Tiles:
+    """Return tiles of pixels of all rows of an image, of which so many are wanted."""
     pixels, kernel = y["output"] * x["output"], y["kernel"] * x["kernel"]
-    depth, core = cdiv(channels * kernel, cdiv(channels * kernel, _DEPTH)), _STRIP_BLOCKS * _VECTORS * lanes
+    depth = cdiv(channels * kernel, cdiv(channels * kernel, _DEPTH))
+    core = _VECTORS * lanes
+    core *= max(1, min(_STRIP_BLOCKS, pixels // (core * wanted)))
     numbers = {
         "depth": depth, "y_core": 1, "x_core": core, "y_count": 1, "x_count": cdiv(pixels, core),
         "worker": depth * _VECTORS * VECTOR_BYTES,
@@ -420,7 +422,7 @@ def _cut(geometry: ConvGeometry, dtype: np.dtype) -> _Cut:
         x |= {"input": pixels, "output": pixels}
         y |= {"input": images * geometry.groups * channels, "output": 1}
     wanted = min(_ITEMS, cdiv(geometry.multiply_adds, _ITEM_PRODUCTS))
-    tiles = _gathered(channels, y, x, lanes)
+    tiles = _gathered(channels, y, x, lanes, cdiv(wanted, max(1, images * geometry.groups)))
     in_windows = _in_windows(geometry, y, x, dtype, wanted)
     if in_windows is not None and _effort(in_windows, filters * taps) <= _effort(tiles, filters * taps):
         tiles, numbers = in_windows, in_windows.numbers
