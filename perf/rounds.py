@@ -1,6 +1,7 @@
 """What the benchmarks share: engines that take turns, each in a process of its own, and tables in Markdown.
 
-Idle threads of an engine do not spin, so that one computes at a time; in rounds, all see the same noise.
+Idle threads that wait with OpenMP do not spin, so that one engine computes at a time; in rounds, all see the same
+noise. That is this engine's default, not its peers', whose calls of less than a millisecond it costs up to 0.1 ms.
 """
 
 import multiprocessing
