@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import mmap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from unittest import mock
 
@@ -53,5 +53,8 @@ def guarded_scratch(at_end: bool) -> Iterator[list[int]]:
     def result(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
         return guarded(np.full(shape, np.nan, dtype), at_end)
 
-    with mock.patch.multiple(scratch, borrow=lend, aligned=lend, lasting=lend, result=result):
+    def together(sizes: Sequence[int]) -> list[scratch.Memory]:
+        return [lend(nbytes) for nbytes in sizes]
+
+    with mock.patch.multiple(scratch, borrow=lend, borrow_together=together, aligned=lend, lasting=lend, result=result):
         yield lent

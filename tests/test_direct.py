@@ -99,6 +99,7 @@ def test_what_lanes_are(case, lanes, rng):
     [
         (Case((1, 40, 512, 256), (9, 40, 1, 1)), True),
         (Case((1, 30, 200, 512), (16, 30, 3, 3), padding=1), True),  # sums of two blocks
+        (Case((1, 2, 256, 1280), (20, 2, 3, 3), stride=(1, 5), padding=1), True),  # gathered for every tap
         (Case((2, 5, 256, 512), (5, 1, 3, 3), padding=1, groups=5), False),
         (Case((1, 90, 300, 512), (8, 90, 3, 3), padding=1), False),  # the same
     ],

@@ -150,7 +150,7 @@ def _add_products(real, itemsize, lanes, r, n, group, block, i, depth, ahead, li
 
 
 @jit.njit()
-def _vector_of(r, itemsize, lanes, memory, y, x, row_vectors, index):
+def _vector_of(r, lanes, memory, y, x, row_vectors, index):
     """Return where a vector of a tile is in its windows, its first pixel in the image, and its pixels in the row."""
     row, column = index // row_vectors, index % row_vectors
     window = memory + row * r.y_stride * r.row + column * VECTOR_BYTES
@@ -211,9 +211,9 @@ def _of_windows(real):
                 for block in range(first_block, last_block):
                     for first in range(0, vectors, _VECTORS):
                         last = vectors - 1
-                        a = _vector_of(r, itemsize, lanes, memory, y0, x0, row_vectors, first)
-                        b = _vector_of(r, itemsize, lanes, memory, y0, x0, row_vectors, min(first + 1, last))
-                        c = _vector_of(r, itemsize, lanes, memory, y0, x0, row_vectors, min(first + 2, last))
+                        a = _vector_of(r, lanes, memory, y0, x0, row_vectors, first)
+                        b = _vector_of(r, lanes, memory, y0, x0, row_vectors, min(first + 1, last))
+                        c = _vector_of(r, lanes, memory, y0, x0, row_vectors, min(first + 2, last))
                         if r.is_flat != 0:
                             ahead, line = next + calls % r.next_calls * _LINE, r.x_input * itemsize
                         else:
@@ -283,6 +283,8 @@ def _of_pixels(real):
                     ends = pixels - p, pixels - p - lanes, pixels - p - 2 * lanes
                     for block in range(first_block, last_block):
                         _add_products(real, itemsize, lanes, r, n, group, block, i, depth, x, 0, xs, ps, ends, vectors)
+        if r.stream != 0:
+            simd.fence()
 
     return dense_forward_gathered
 
