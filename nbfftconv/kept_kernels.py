@@ -102,12 +102,14 @@ class KeptKernels:
             return found[1]
         best = make_plan(geometry, "forward", dtype, algorithm, weight_is_transformed=True)
         with _kept_lock:
-            chosen = make_plan_for_kept(best, algorithm, self.forms.keys())
-            self.forms.setdefault(chosen.kernel_form, None)
-            self._chosen[key] = state, chosen
-            if len(self._chosen) > _CHOSEN:
-                del self._chosen[next(iter(self._chosen))]
-        return chosen
+            found = self._chosen.get(key)  # another thread may have been first
+            if found is None or found[0] != state:
+                chosen = make_plan_for_kept(best, algorithm, self.forms.keys())
+                self.forms.setdefault(chosen.kernel_form, None)
+                self._chosen[key] = found = state, chosen
+                if len(self._chosen) > _CHOSEN:
+                    del self._chosen[next(iter(self._chosen))]
+        return found[1]
 
     def of(self, plan: ConvPlan) -> Kernels:
         """Return the kernels as `plan` needs them."""

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from nbfftconv import environment
+from nbfftconv.rounding import round_up
 
 _DEFAULT_LIMIT = 512 * 2**20
 _SMALL_RESULT = 2**20  # bytes below which a result is not worth keeping
@@ -151,7 +152,7 @@ def borrow_together(sizes: Sequence[int]) -> list[Memory]:
     offsets, total = [], 0
     for nbytes in sizes:
         offsets.append(total)
-        total += -(-nbytes // _LINE) * _LINE
+        total += round_up(nbytes, _LINE)
     array, address = borrow(total)
     return [Memory(array[offset:], address + offset) for offset in offsets]
 

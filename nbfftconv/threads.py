@@ -231,9 +231,7 @@ def in_turns(stage: int, record: Record, items: int, workers: int, turns: int) -
 
     So items that cannot be cut do not hold up an answer to a signal.
     """
-    if turns <= 1:
-        record["turn"], record["turns"] = 0, 1
-        return [Task(stage, record, items, workers)]
+    turns = max(1, turns)
     records = [record, *(record.copy() for _ in range(turns - 1))]
     for turn, each in enumerate(records):
         each["turn"], each["turns"] = turn, turns

@@ -16,11 +16,10 @@ from nbfftconv.geometry import ConvGeometry
 from nbfftconv.jit import njit
 from nbfftconv.records import Record
 from nbfftconv.simd import VECTOR_BYTES
+from nbfftconv.threads import share
 
 #: Products of a work item, at most, as far as it can be cut: a call answers signals between two items.
 MOST_PRODUCTS = 2**29
-
-
 #: Products that a core is taken to compute in a second.
 _PRODUCTS_PER_SECOND = 5e10
 
@@ -52,6 +51,21 @@ def point_to_arrays(
     record["relu"] = relu
     rows_are_lines = record["x_output"] * x.itemsize % VECTOR_BYTES == 0
     record["stream"] = is_streamed(y.nbytes) and rows_are_lines and record["output"] % VECTOR_BYTES == 0
+
+
+@njit()
+def part_of(r, item, filters):
+    """Return image, group, the first row and column of the tile, and the range of filters of an item.
+
+    The filters of a group, or blocks of them, are so many.
+    """
+    chunk, tile = item % r.chunks, item // r.chunks
+    x = tile % r.x_count * r.x_core
+    y = tile // r.x_count % r.y_count * r.y_core
+    group = tile // (r.x_count * r.y_count) % r.groups
+    n = tile // (r.x_count * r.y_count * r.groups)
+    first, last = share(filters, chunk, r.chunks)
+    return n, group, y, x, first, last
 
 
 #: How a block is written: only pixels that there are; all, past the caches; all.

@@ -22,6 +22,7 @@ from nbfftconv.direct.block import (
     block_kernel,
     mode_of,
     no_biases,
+    part_of,
     point_to_arrays,
     workers_for,
 )
@@ -115,18 +116,6 @@ _product = block_kernel(_block, _ROWS, _VECTORS, "product", 3 * _VECTORS + 13)
 
 
 @jit.njit()
-def _part_of(r, item):
-    """Return image, group, the first row and column of the tile, and the range of blocks of filters of an item."""
-    chunk, tile = item % r.chunks, item // r.chunks
-    x = tile % r.x_count * r.x_core
-    y = tile // r.x_count % r.y_count * r.y_core
-    group = tile // (r.x_count * r.y_count) % r.groups
-    n = tile // (r.x_count * r.y_count * r.groups)
-    first_block, last_block = share(r.filter_blocks, chunk, r.chunks)
-    return n, group, y, x, first_block, last_block
-
-
-@jit.njit()
 def _add_products(real, itemsize, lanes, r, n, group, block, i, depth, ahead, line, xs, ps, ends, vectors):
     """Add products to a block of Y: of filters, `depth` rows of X from `i` on, and `vectors` vectors.
 
@@ -189,7 +178,7 @@ def _of_windows(real):
         taps = r.y_kernel * r.x_kernel
         first_block_of_x, last_block_of_x = share(cdiv(r.taps, r.depth), r.turn, r.turns)
         for item in range(begin, end):
-            n, group, y0, x0, first_block, last_block = _part_of(r, item)
+            n, group, y0, x0, first_block, last_block = part_of(r, item, r.filter_blocks)
             rows, columns = min(r.y_core, r.y_output - y0), min(r.x_core, r.x_output - x0)
             row_vectors = cdiv(columns, lanes)
             vectors = rows * row_vectors
@@ -268,7 +257,7 @@ def _of_pixels(real):
         pixels = r.y_output * r.x_output
         first_block_of_x, last_block_of_x = share(cdiv(r.taps, r.depth), r.turn, r.turns)
         for item in range(begin, end):
-            n, group, _, start, first_block, last_block = _part_of(r, item)
+            n, group, _, start, first_block, last_block = part_of(r, item, r.filter_blocks)
             image = r.input + (n * r.groups + group) * r.channels * r.y_input * r.x_input * itemsize
             for i in range(first_block_of_x * r.depth, min(last_block_of_x * r.depth, r.taps), r.depth):
                 depth = min(r.depth, r.taps - i)

@@ -23,6 +23,7 @@ from nbfftconv.direct.block import (
     block_kernel,
     mode_of,
     no_biases,
+    part_of,
     point_to_arrays,
     workers_for,
 )
@@ -122,13 +123,7 @@ def _forward(real):
         w_channel = r.y_kernel * r.x_kernel * itemsize
         first_depth, last_depth = share(cdiv(r.channels, r.depth), r.turn, r.turns)
         for item in range(begin, end):
-            first_filter, last_filter = share(r.filters, item % r.chunks, r.chunks)
-            tile = item // r.chunks
-            x_tile = tile % r.x_count
-            y_tile = tile // r.x_count % r.y_count
-            group = tile // (r.x_count * r.y_count) % r.groups
-            n = tile // (r.x_count * r.y_count * r.groups)
-            x0, y0 = x_tile * r.x_core, y_tile * r.y_core
+            n, group, y0, x0, first_filter, last_filter = part_of(r, item, r.filters)
             x1, y1 = min(width, x0 + r.x_core), min(r.y_output, y0 + r.y_core)
             for c in range(first_depth * r.depth, min(last_depth * r.depth, r.channels), r.depth):
                 depth = min(r.depth, r.channels - c)

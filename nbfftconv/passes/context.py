@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -209,7 +209,7 @@ class Context(Numbers):
     @property
     def met_outliers(self) -> bool:
         """Whether a stage met outliers, which it took as zero."""
-        return any(self.outliers.tolist()) if isinstance(self.outliers, np.ndarray) else False
+        return any(self.outliers.tolist())
 
     def address(self, array: Array) -> int:
         """Return the address of an array, which is kept alive with this."""
@@ -224,7 +224,7 @@ class Context(Numbers):
         self._kept.append(memory.array)
         return memory
 
-    def zeroed(self, count: int, dtype: type) -> Array:
+    def zeroed(self, count: int, dtype: type) -> Any:
         """Return an array of zeros."""
         return np.zeros(count, dtype)
 
