@@ -208,12 +208,16 @@ def _block(variant: _Variant, rows: int, columns: int):
         def parts(load, address):
             return [load(address + part * v.vector_bytes) for part in range(vectors)]
 
+        # From one row's scalar to the next one's. With a number that is not known here, addresses would be a chain of
+        # additions, as long as the products of two columns take.
+        distance = variant.blocking.entry_bytes if variant.nested else v.itemsize
+
         def add_products(a, b, ahead, *sums):
             sums = list(sums)
             v.prefetch(ahead, level=2)
             b_values = [parts(v.load, b + b_row * j) for j in range(columns)]
             for i in range(rows):
-                a_value = parts(v.broadcast if variant.broadcast else v.load, a + a_row * i)
+                a_value = parts(v.broadcast, a + distance * i) if variant.broadcast else parts(v.load, a + a_row * i)
                 for j, b_value in enumerate(b_values):
                     of_entry = slice(vectors * (i * columns + j), vectors * (i * columns + j + 1))
                     sums[of_entry] = multiply(v, a_value, b_value, sums[of_entry], variant.conjugate)

@@ -83,7 +83,7 @@ RATES = {
         },
         "bandwidth": {
             "spectra": 0.45,
-            "stream": 8.0,
+            "stream": 2.0,
             "read": 1.2,
             "write": 0.8,
         },

@@ -52,7 +52,7 @@ _FUSED = RecordType(
 def _fused(kernel, blocking: Blocking):
     most_rows, most_columns, entry, most_depth = blocking.rows, blocking.columns, blocking.entry_bytes, blocking.depth
     # Of a bin of real spectra, filters share what is in the first-level cache; complex ones go through all bins.
-    together, is_bin_by_bin = blocking.fused_rows, blocking is REAL
+    together, tall_rows, is_bin_by_bin = blocking.fused_rows, blocking.tall_rows, blocking is REAL
 
     def factory(real):
         word, limit = WORDS[real]
@@ -85,7 +85,11 @@ def _fused(kernel, blocking: Blocking):
                 for first_row in range(first_filter, last_filter, together):
                     last_row = min(first_row + together, last_filter)
                     for bin in range(0, r.input.transform.bins, bins):
-                        for k in range(first_row, last_row, most_rows):
+                        k = first_row
+                        while k < last_row:
+                            rows = min(most_rows, last_row - k)
+                            if lane_blocks == 1 and tall_rows <= min(lanes, last_row - k):
+                                rows = tall_rows
                             w = ws.address + (group * r.weight_lane_blocks + k // lanes) * ws.lane_block
                             w += k % lanes * itemsize + bin * ws.bin
                             for j in range(0, lane_blocks, most_columns):
@@ -97,8 +101,9 @@ def _fused(kernel, blocking: Blocking):
                                         entry, ys.lane_block, ys.bin,
                                         min(depth, r.channels - c), 1, bins, c,
                                         w + ws.bin + c * entry if is_bin_by_bin else x, 0,
-                                        min(most_rows, last_row - k), min(most_columns, lane_blocks - j),
+                                        rows, min(most_columns, lane_blocks - j),
                                     ))  # fmt: skip
+                            k += rows
                     for i in range(lane_blocks):
                         for k in range(first_row, last_row):
                             spectrum = y + i * ys.lane_block + (k - first_row) * entry
