@@ -25,6 +25,8 @@ from nbfftconv.target import TARGET, WIDEST_VECTOR_BYTES, power_of_two
 
 #: Real products of so many channels, or tiles, are summed apart.
 _REAL_DEPTH = 64
+#: Lines of A that come so many channels later are fetched into the first-level cache, where they would be waited for.
+_LINES_AHEAD = 8
 
 
 @dataclass(frozen=True)
@@ -211,10 +213,14 @@ def _block(variant: _Variant, rows: int, columns: int):
         # From one row's scalar to the next one's. With a number that is not known here, addresses would be a chain of
         # additions, as long as the products of two columns take.
         distance = variant.blocking.entry_bytes if variant.nested else v.itemsize
+        # One column of real products takes a line of A in as many cycles as the second-level cache needs for it.
+        is_streamed = columns == vectors == 1 and variant.broadcast and not variant.nested
 
         def add_products(a, b, ahead, *sums):
             sums = list(sums)
             v.prefetch(ahead, level=2)
+            if is_streamed:
+                v.prefetch(a + _LINES_AHEAD * v.vector_bytes)
             b_values = [parts(v.load, b + b_row * j) for j in range(columns)]
             for i in range(rows):
                 a_value = parts(v.broadcast, a + distance * i) if variant.broadcast else parts(v.load, a + a_row * i)

@@ -54,9 +54,9 @@ _CORE_BYTES = TARGET.l2_bytes * 62 // 100
 # Channels of a group up to which a fused pass of complex spectra is considered; beyond, it would read those of the
 # kernels too often.
 _FUSED_DEPTH = 16
-# Lane blocks of a fused pass of real spectra, and work items: enough for many threads; and as few as it is considered
-# for.
-_LANE_BLOCKS, _ITEMS, _FEWEST_ITEMS = 2, 24, 4
+# Lane blocks of a fused pass of real spectra, and work items: enough for many threads; and as few as there are, by
+# filter blocks, where tiles alone would be fewer.
+_LANE_BLOCKS, _ITEMS, _FEWEST_ITEMS = 2, 24, 2
 
 # So much longer take products of few tiles than by their number.
 _FEW_TILES = 1.5
@@ -306,12 +306,14 @@ class TileChoices:
             most = np.where(self.weight > TARGET.last_level_bytes, blocking.columns, _LANE_BLOCKS)
             lane_blocks = np.minimum(most, np.floor(self.lane_blocks * self.geometry.groups / _ITEMS))
             lane_blocks = np.minimum(lane_blocks, np.floor(limit / lane_block))
-            fits = (lane_block <= limit) & (self.lane_blocks * self.geometry.groups >= _FEWEST_ITEMS)
+            fits = lane_block <= limit
         else:
             lane_blocks = np.floor(np.minimum(_CORE_BYTES - tiles, limit) / lane_block)
             lane_blocks = np.minimum(np.minimum(lane_blocks, self.lane_blocks), 2 * blocking.columns)
             fits = lane_blocks >= 1
-        lane_blocks, filter_blocks = np.maximum(lane_blocks, 1), _ceil(filters, block)
+        lane_blocks = np.maximum(lane_blocks, 1)
+        items = self.geometry.groups * _ceil(self.lane_blocks, lane_blocks)
+        filter_blocks = np.maximum(_ceil(filters, block), np.minimum(_ceil(_FEWEST_ITEMS, items), _ceil(filters, self.tiles.lanes)))
         return BlockedChoices(
             **(vars(self) | {"lane_block": lane_block}),
             direction="forward",

@@ -152,7 +152,7 @@ class Numbers:
         self.strips = {name: Strips.of(self.views[name], layout, itemsize) for name in ("weight", "output")}
         worker = end + (0 if written is None else self.strips[written].nbytes)
         if self.plan.fused:
-            self.filter_block = int(filters_of_block(self.group_filters, self.group_depth, self.lanes))
+            self.filter_block = self._filter_block()
             self.fused_spectra = {}
             for name, channels in (
                 ("input", self.group_depth),
@@ -163,6 +163,15 @@ class Numbers:
                 self.fused_spectra[name] = worker, lane_block, stride
                 worker += self.most_lane_blocks * lane_block
         self.workspace_numbers = address, worker, *offsets, end
+
+    def _filter_block(self) -> int:
+        """Return the filters of a work item: fewer where tiles alone would not feed all threads."""
+        most = int(filters_of_block(self.group_filters, self.group_depth, self.lanes))
+        items, vectors = self.groups * cdiv(self.all_lane_blocks, self.most_lane_blocks), cdiv(most, self.lanes)
+        parts = 1
+        while parts < vectors and items * parts < 2 * self.workers and items * parts % self.workers != 0:
+            parts += 1
+        return min(most, cdiv(vectors, parts) * self.lanes)
 
     def record(self, name: str, make: Callable[["Numbers"], Record]) -> Record:
         """Return a copy of a record that is made once: to fill it in takes longer than a small stage."""
