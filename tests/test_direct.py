@@ -120,6 +120,7 @@ def test_large_outputs_go_past_the_caches(case, is_dense, relu, monkeypatch, rng
 
     for module in (dense, depthwise):
         monkeypatch.setattr(module, "point_to_arrays", noted)
+    monkeypatch.setattr(block, "_STREAMED_BYTES", 2**22)
     size = geometry.output_size
     memory = scratch.aligned(4 * math.prod(size) + 4).array
     results = []

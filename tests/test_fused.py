@@ -20,7 +20,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import nbfftconv
-from nbfftconv import simd
+from nbfftconv import simd, threads
+from nbfftconv.passes.context import Context
 from nbfftconv.passes.plan import filters_of_block
 from nbfftconv.threads import get_counts
 
@@ -97,6 +98,28 @@ def test_filter_blocks(transform, dtype, filters, depth, rng):
     bias = rng.standard_normal(2 * filters).astype(dtype)
     result = assert_same_bits(case, (x, w), choices, dtype, {"bias": bias})
     assert_accurate(result, expected + bias.astype(np.float64)[:, None, None], dtype)
+
+
+@pytest.mark.parametrize("transform", ["codelet", "winograd"])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("filters", [1, 16, 100])
+def test_filters_are_shared_out_where_tiles_do_not_feed_all_threads(transform, dtype, filters, monkeypatch, rng):
+    """Of one block of tiles, each work item has whole vectors of filters."""
+    case, lanes = Case((1, 30, 8, 8), (filters, 30, 3, 3), padding=1), simd.lanes(dtype)
+    choices = {"transform": transform, "tile": (6, 6) if transform == "winograd" else (8, 8), "fused": True}
+    plan = case.plan("forward", dtype, **choices, block_tiles=lanes)
+    x, w, expected = case.operands_and_expected("forward", dtype, rng)
+    results = []
+    for count in (1, 2, 5):
+        with monkeypatch.context() as patch:
+            patch.setattr(threads, "get_workers", lambda _, count=count: (count, count))
+            block = Context(plan, plan.geometry).filter_block
+        assert block == filters if count == 1 else block % lanes == 0 or block == filters
+        assert -(-filters // block) >= min(count, -(-filters // lanes) // 2)
+    for count in (1, 2, 3):
+        results.append(with_threads(count, lambda: case.run("forward", x, w, plan)))
+        np.testing.assert_array_equal(results[0], results[-1])
+    assert_accurate(results[0], expected, dtype)
 
 
 @pytest.mark.parametrize("transform", TRANSFORMS)

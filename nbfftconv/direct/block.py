@@ -11,15 +11,18 @@ from typing import Any
 import numpy as np
 
 from nbfftconv import simd, threads
-from nbfftconv.arrays import is_streamed
 from nbfftconv.geometry import ConvGeometry
 from nbfftconv.jit import njit
 from nbfftconv.records import Record
 from nbfftconv.simd import VECTOR_BYTES
+from nbfftconv.target import TARGET
 from nbfftconv.threads import share
 
 #: Products of a work item, at most, as far as it can be cut: a call answers signals between two items.
 MOST_PRODUCTS = 2**29
+#: Outputs larger than this are written past the caches. Smaller ones, which take little more time than their writing,
+#: find room in the last level, where the next layer finds them.
+_STREAMED_BYTES = TARGET.last_level_bytes // 2
 #: Products that a core is taken to compute in a second.
 _PRODUCTS_PER_SECOND = 5e10
 
@@ -50,7 +53,7 @@ def point_to_arrays(
     record["bias"] = zeros if bias is None else bias.ctypes.data
     record["relu"] = relu
     rows_are_lines = record["x_output"] * x.itemsize % VECTOR_BYTES == 0
-    record["stream"] = is_streamed(y.nbytes) and rows_are_lines and record["output"] % VECTOR_BYTES == 0
+    record["stream"] = y.nbytes > _STREAMED_BYTES and rows_are_lines and record["output"] % VECTOR_BYTES == 0
 
 
 @njit()

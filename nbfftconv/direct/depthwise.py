@@ -48,8 +48,8 @@ _MOST_STRIDE = 4
 #: ... and kernels with dilation so large that the smallest tile's window would take more than a quarter of the L2
 #: cache.
 _MOST_BYTES = TARGET.l2_bytes // 4
-#: Windows are meant to take far less: each is read once for every filter, while what comes next is fetched.
-_WINDOW_BYTES = TARGET.l2_bytes // 32
+#: Windows are meant to be found in the first-level cache, or mostly: each is read once for every filter.
+_WINDOW_BYTES = TARGET.l2_bytes // 64
 #: Columns of a tile, at most.
 _COLUMNS = 1024
 #: Tiles are cut smaller for as many work items, enough for many threads.
@@ -76,11 +76,15 @@ def _block(rows: int, vectors: int):
     """Return the emitter of a block of rows × vectors of the output."""
 
     def emit(v, x, x_channel, row_step, w, w_channel, tap_step, channels, table, runs4, runs3, runs2, runs1,
-             bias, relu, ahead, y, y_row, begun, end, rows_left, mode):  # fmt: skip
+             bias, relu, ahead, lines, y, y_row, begun, end, rows_left, mode):  # fmt: skip
+        def fetch(ahead):
+            v.prefetch(ahead, level=2)
+            return [ahead + v.vector_bytes]
+
         def run(taps, x, w):
             def add_products(entry, ahead, *sums):
                 sums = list(sums)
-                v.prefetch(ahead, level=2)
+                (ahead,) = v.repeat(lines, [ahead], fetch)
                 source, weight = x + v.load_integer(entry), w + v.load_integer(entry + 8)
                 weights = [v.broadcast(weight + tap_step * u) for u in range(taps)]
                 for row in range(rows + taps - 1):
@@ -90,7 +94,7 @@ def _block(rows: int, vectors: int):
                             if 0 <= row - u < rows:
                                 k = (row - u) * vectors + j
                                 sums[k] = v.fma(weights[u], pixels, sums[k])
-                return [entry + 16, ahead + v.vector_bytes, *sums]
+                return [entry + 16, ahead, *sums]
 
             return add_products
 
@@ -108,10 +112,10 @@ def _block(rows: int, vectors: int):
     return emit
 
 
-# (x, x_channel, row_step, w, w_channel, tap_step, channels, table, runs of 4, 3, 2 and 1 taps, bias, relu, ahead, y,
-# y_row, begun, end, rows_left, mode, rows, vectors): as `_product` in `dense`, of the windows that `table` describes;
-# from `ahead` on a line for every run is fetched.
-_windows = block_kernel(_block, _ROWS, _VECTORS, "windows", 23)
+# (x, x_channel, row_step, w, w_channel, tap_step, channels, table, runs of 4, 3, 2 and 1 taps, bias, relu, ahead,
+# lines, y, y_row, begun, end, rows_left, mode, rows, vectors): as `_product` in `dense`, of the windows that `table`
+# describes; from `ahead` on so many lines are fetched for every run.
+_windows = block_kernel(_block, _ROWS, _VECTORS, "windows", 24)
 
 
 def _forward(real):
@@ -139,7 +143,9 @@ def _forward(real):
                 below = min(r.y_input, max(0, y0 * r.y_stride - r.y_before + r.rows))
                 ahead = r.input + (plane * r.y_input + below) * r.x_input * itemsize
                 ahead_end = ahead + r.rows * r.x_input * itemsize
-                lines = (r.runs4 + r.runs3 + r.runs2 + r.runs1) * depth
+                runs = (r.runs4 + r.runs3 + r.runs2 + r.runs1) * depth
+                blocks = (last_filter - first_filter) * cdiv(y1 - y0, _ROWS) * cdiv(x1 - x0, _VECTORS * lanes)
+                lines = cdiv((ahead_end - ahead) * depth // VECTOR_BYTES, runs * blocks)
                 is_last = c + depth == r.channels
                 relu = r.relu if is_last else 0
                 for f in range(first_filter, last_filter):
@@ -159,13 +165,13 @@ def _forward(real):
                                 _windows(real, (
                                     source, r.window, r.row_step, w, w_channel, r.tap_step, depth,
                                     r.table, r.runs4, r.runs3, r.runs2, r.runs1,
-                                    bias, relu, ahead if ahead < ahead_end else source,
+                                    bias, relu, ahead, lines if ahead < ahead_end else 0,
                                     target, r.y_phases * width * itemsize, 0 if c == 0 else 1, count,
                                     left, mode_of(r, is_last, count % lanes == 0),
                                     _ROWS // 2 if left <= _ROWS // 2 else _ROWS,
                                     cdiv(count, lanes),
                                 ))  # fmt: skip
-                                ahead += lines * VECTOR_BYTES
+                                ahead += lines * runs * VECTOR_BYTES
         if r.stream != 0:
             simd.fence()
 

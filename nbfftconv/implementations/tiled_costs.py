@@ -311,9 +311,11 @@ class TileChoices:
             lane_blocks = np.floor(np.minimum(_CORE_BYTES - tiles, limit) / lane_block)
             lane_blocks = np.minimum(np.minimum(lane_blocks, self.lane_blocks), 2 * blocking.columns)
             fits = lane_blocks >= 1
-        lane_blocks = np.maximum(lane_blocks, 1)
-        items = self.geometry.groups * _ceil(self.lane_blocks, lane_blocks)
-        filter_blocks = np.maximum(_ceil(filters, block), np.minimum(_ceil(_FEWEST_ITEMS, items), _ceil(filters, self.tiles.lanes)))
+        lane_blocks, filter_blocks = np.maximum(lane_blocks, 1), _ceil(filters, block)
+        if is_real:
+            items = self.geometry.groups * _ceil(self.lane_blocks, lane_blocks)
+            parts = np.minimum(_FEWEST_ITEMS, _ceil(filters, self.tiles.lanes))
+            filter_blocks = np.maximum(filter_blocks, np.where(items < _FEWEST_ITEMS, parts, 1))
         return BlockedChoices(
             **(vars(self) | {"lane_block": lane_block}),
             direction="forward",
