@@ -83,7 +83,7 @@ RATES = {
         },
         "bandwidth": {
             "spectra": 0.45,
-            "stream": 2.0,
+            "stream": 1.2,
             "read": 1.2,
             "write": 0.8,
         },

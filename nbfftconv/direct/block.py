@@ -22,7 +22,7 @@ from nbfftconv.threads import share
 MOST_PRODUCTS = 2**29
 #: Outputs larger than this are written past the caches. Smaller ones, which take little more time than their writing,
 #: find room in the last level, where the next layer finds them.
-_STREAMED_BYTES = TARGET.last_level_bytes // 2
+_STREAMED_BYTES = TARGET.last_level_bytes
 #: Products that a core is taken to compute in a second.
 _PRODUCTS_PER_SECOND = 5e10
 
