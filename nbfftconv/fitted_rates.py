@@ -78,18 +78,18 @@ RATES = {
     },
     "winograd": {
         "flops": {
-            "transform": 0.8,
-            "product": 0.92,
+            "transform": 0.929,
+            "product": 0.976,
         },
         "bandwidth": {
-            "spectra": 0.45,
-            "stream": 1.2,
-            "read": 1.2,
-            "write": 0.8,
+            "spectra": 0.33,
+            "stream": 0.9,
+            "read": 0.903,
+            "write": 0.865,
         },
         "seconds": {
             "gathered": 1.9e-09,
-            "kernel": 1.5e-08,
+            "kernel": 4.73e-09,
         },
     },
     "four_step": {

@@ -306,7 +306,7 @@ class TileChoices:
             most = np.where(self.weight > TARGET.last_level_bytes, blocking.columns, _LANE_BLOCKS)
             lane_blocks = np.minimum(most, np.floor(self.lane_blocks * self.geometry.groups / _ITEMS))
             lane_blocks = np.minimum(lane_blocks, np.floor(limit / lane_block))
-            fits = lane_block <= limit
+            fits = lane_block <= min(limit, TARGET.l2_bytes // 2)
         else:
             lane_blocks = np.floor(np.minimum(_CORE_BYTES - tiles, limit) / lane_block)
             lane_blocks = np.minimum(np.minimum(lane_blocks, self.lane_blocks), 2 * blocking.columns)
