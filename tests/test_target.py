@@ -38,7 +38,7 @@ EXPECTED = {
         "_TAPS": (4, 9), "_VECTORS": 3, "_PIXELS": 128, "_COLUMNS": 128, "_MOST_TAPS": 576, "_WINDOW_BYTES": 2**19,
         "_MOST_BYTES": 2**21,
     },
-    "depthwise": {"_ROWS": 8, "_VECTORS": (1, 2), "_MOST_BYTES": 2**19, "_WINDOW_BYTES": 2**16},
+    "depthwise": {"_ROWS": 8, "_VECTORS": (1, 2), "_MOST_BYTES": 2**19, "_WINDOW_BYTES": 2**15},
 }  # fmt: skip
 
 
