@@ -81,14 +81,6 @@ def as_weak_float(name: str, value: ArrayLike, dtype: np.dtype) -> np.ndarray:
     return weak
 
 
-def as_float4(name: str, value: ArrayLike) -> np.ndarray:
-    """Return a four-dimensional array as `as_float` does; ValueError for another rank."""
-    array = as_float(name, value)
-    if array.ndim != 4:
-        raise ValueError(f"{name} must have 4 dimensions, got shape {array.shape}")
-    return array
-
-
 def result_type(*arrays: np.ndarray) -> np.dtype:
     """NumPy's promotion, in native byte order."""
     return np.result_type(*arrays).newbyteorder("=")

@@ -1,6 +1,7 @@
 """The numbers of one convolution, validated. Knows no array and no algorithm."""
 
 import functools
+import math
 import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,11 +17,29 @@ BYTES_LIMIT = 2**43
 #: What `ConvGeometry.axis_numbers` gives.
 AXIS_NUMBERS = ("stride", "dilation", "before", "input", "output", "kernel")
 
-# With the least size of each.
-_INPUT_DIMENSIONS = {"batch": 0, "channels": 1, "height": 1, "width": 1}
-_WEIGHT_DIMENSIONS = {"out channels": 1, "channels of a group": 1, "kernel height": 1, "kernel width": 1}
+#: By the number of spatial axes, their names, ...
+AXES: dict[int, tuple[str, ...]] = {1: ("length",), 2: ("height", "width")}
+#: ... what is along each, and its two ends.
+_ALONG = {"length": "horizontal", "height": "vertical", "width": "horizontal"}
+_ENDS = {"length": ("left", "right"), "height": ("top", "bottom"), "width": ("left", "right")}
+#: What is said of as many integers as there are axes.
+_MANY = {1: "a tuple of one", 2: "a pair of integers"}
+#: What is said of padding in numbers.
+_PADS = {1: "an integer or (left, right)", 2: "an integer, a pair, or ((top, bottom), (left, right))"}
 
 Padding = int | str | Sequence[int] | Sequence[Sequence[int]]
+#: A number for all spatial axes, or one for each.
+Numbers = int | Sequence[int]
+
+
+def _input_dimensions(axes: int) -> dict[str, int]:
+    """Return the names of an input's dimensions, with the least size of each."""
+    return {"batch": 0, "channels": 1, **dict.fromkeys(AXES[axes], 1)}
+
+
+def _weight_dimensions(axes: int) -> dict[str, int]:
+    """Return the same of kernels."""
+    return {"out channels": 1, "channels of a group": 1, **{f"kernel {axis}": 1 for axis in AXES[axes]}}
 
 
 def one_of(name: str, value: Any, known: Sequence[str | None]) -> None:
@@ -54,32 +73,40 @@ def _items(value: Any) -> tuple[Any, ...] | None:
         return None
 
 
-def pair(name: str, value: Any, minimum: int, parts: tuple[str, str] = ("vertical", "horizontal")) -> tuple[int, int]:
-    """Return an int, or a pair of them, as a pair: (vertical, horizontal), or what `parts` are called."""
+def numbers(name: str, value: Any, minimum: int, parts: Sequence[str]) -> tuple[int, ...]:
+    """Return an int, or one for each of the parts, as a tuple of one for each."""
     items = _items(value)
     if items is None:
-        return (integer(name, value, minimum),) * 2
-    if len(items) != 2:
-        raise ValueError(f"{name} must be an integer or a pair of integers, got {value!r}")
-    first, second = (
-        integer(f"{name} {value!r}: {part}", item, minimum) for part, item in zip(parts, items, strict=True)
-    )
-    return first, second
+        return (integer(name, value, minimum),) * len(parts)
+    if len(items) != len(parts):
+        raise ValueError(f"{name} must be an integer or {_MANY[len(parts)]}, got {value!r}")
+    return tuple(integer(f"{name} {value!r}: {part}", item, minimum) for part, item in zip(parts, items, strict=True))
 
 
-def size4(name: str, value: Any, dimensions: Mapping[str, int]) -> tuple[int, int, int, int]:
-    """Return the shape of a four-dimensional array; `dimensions` are their names, each with the least size."""
+def pair(name: str, value: Any, minimum: int) -> tuple[int, int]:
+    """Return an int, or a pair of them, as a pair: (vertical, horizontal)."""
+    vertical, horizontal = numbers(name, value, minimum, ("vertical", "horizontal"))
+    return vertical, horizontal
+
+
+def _along(name: str, value: Any, minimum: int, axes: int) -> tuple[int, ...]:
+    """Return an int, or one for each spatial axis, as a tuple of one for each."""
+    return numbers(name, value, minimum, [_ALONG[axis] for axis in AXES[axes]])
+
+
+def _size(name: str, value: Any, dimensions: Mapping[str, int]) -> tuple[int, ...]:
+    """Return the shape of an array; `dimensions` are the names of its dimensions, each with the least size."""
     items = _items(value)
     if items is None:
-        raise TypeError(f"{name} must be a sequence of 4 integers, got {value!r}")
-    if len(items) != 4:
-        raise ValueError(f"{name} must have 4 dimensions, {', '.join(dimensions)}, got {value!r}")
-    a, b, c, d = (
+        raise TypeError(f"{name} must be a sequence of {len(dimensions)} integers, got {value!r}")
+    if len(items) != len(dimensions):
+        raise ValueError(f"{name} must have {len(dimensions)} dimensions, {', '.join(dimensions)}, got {value!r}")
+    size = tuple(
         integer(f"{name} {items!r}: {dimension}", item, least)
         for item, (dimension, least) in zip(items, dimensions.items(), strict=True)
     )
-    check_bytes(name, (a, b, c, d))
-    return a, b, c, d
+    check_bytes(name, size)
+    return size
 
 
 def unchanging(value: Any) -> Any:
@@ -100,42 +127,48 @@ def check_bytes(name: str, shape: Sequence[int]) -> None:
 
 
 def _resolve_padding(
-    padding: Padding, kernel: tuple[int, int], stride: tuple[int, int], dilation: tuple[int, int]
-) -> tuple[tuple[int, int], tuple[int, int]]:
+    padding: Padding, kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int]
+) -> tuple[tuple[int, int], ...]:
+    """Return the padding before and after each axis."""
     extent = [d * (k - 1) for k, d in zip(kernel, dilation, strict=True)]
     if isinstance(padding, str):
         if padding == "valid":
-            return (0, 0), (0, 0)
+            return ((0, 0),) * len(extent)
         if padding == "full":
-            return (extent[0], extent[0]), (extent[1], extent[1])
+            return tuple((reach, reach) for reach in extent)
         if padding == "same":
-            if stride != (1, 1):
+            if max(stride) > 1:
                 raise ValueError(f"padding 'same' needs stride 1, got stride {stride}")
-            # torch puts the odd one at the end
-            return (extent[0] // 2, extent[0] - extent[0] // 2), (extent[1] // 2, extent[1] - extent[1] // 2)
+            return tuple((reach // 2, reach - reach // 2) for reach in extent)  # torch puts the odd one at the end
         raise ValueError(f"padding must be 'valid', 'same', 'full' or integers, got {padding!r}")
-    items = _items(padding)
+    return pads("padding", padding, len(extent))
+
+
+def pads(name: str, padding: Any, axes: int) -> tuple[tuple[int, int], ...]:
+    """Return padding, in numbers, as that before and after each axis."""
+    items, names = _items(padding), AXES[axes]
     if items is None:
-        return (pair("padding", padding, 0),) * 2
-    if len(items) != 2:
-        raise ValueError(f"padding must be an integer, a pair, or ((top, bottom), (left, right)), got {padding!r}")
-    vertical, horizontal = items
-    return (
-        pair(f"padding {padding!r}: vertical", vertical, 0, ("top", "bottom")),
-        pair(f"padding {padding!r}: horizontal", horizontal, 0, ("left", "right")),
-    )
+        return ((integer(name, padding, 0),) * 2,) * axes
+    if axes == 1 and len(items) == 2:  # of the one axis
+        items = (padding,)
+    if len(items) != axes:
+        raise ValueError(f"{name} must be {_PADS[axes]}, got {padding!r}")
+    found = []
+    for axis, item in zip(names, items, strict=True):
+        before, after = numbers(f"{name} {padding!r}: {_ALONG[axis]}", item, 0, _ENDS[axis])
+        found.append((before, after))
+    return tuple(found)
 
 
 def layer_numbers(
-    weight_size: Any, stride: Any, padding: Padding, dilation: Any, groups: Any
-) -> tuple[tuple[int, int, int, int], tuple[int, int], tuple[tuple[int, int], tuple[int, int]], tuple[int, int], int]:
+    weight_size: Any, stride: Any, padding: Padding, dilation: Any, groups: Any, axes: int = 2
+) -> tuple[tuple[int, ...], tuple[int, ...], tuple[tuple[int, int], ...], tuple[int, ...], int]:
     """Validate all that does not depend on the input; return weight size, stride, padding, dilation and groups.
 
     Raises TypeError or ValueError as `ConvGeometry.from_arguments` does.
     """
-    size = size4("weight", weight_size, _WEIGHT_DIMENSIONS)
-    strides = pair("stride", stride, 1)
-    dilations = pair("dilation", dilation, 1)
+    size = _size("weight", weight_size, _weight_dimensions(axes))
+    strides, dilations = _along("stride", stride, 1, axes), _along("dilation", dilation, 1, axes)
     groups = integer("groups", groups, 1)
     if size[0] % groups:
         raise ValueError(f"weight {size} has {size[0]} out channels, not a multiple of groups={groups}")
@@ -144,20 +177,21 @@ def layer_numbers(
 
 @dataclass(frozen=True)
 class ConvGeometry:
-    """One convolution. Build it with `from_arguments`.
+    """One convolution, of images or, with one spatial axis, of sequences. Build it with `from_arguments`.
 
     Attributes
     ----------
     input_size : tuple of int
-        Shape of the input, (batch, channels, height, width).
+        Shape of the input, (batch, channels, height, width) or (batch, channels, length).
     weight_size : tuple of int
-        Shape of the kernels, (out channels, channels / groups, kernel height, kernel width).
+        Shape of the kernels, (out channels, channels / groups, kernel height, kernel width), or with the kernel's
+        length.
     stride : tuple of int
-        Distance of neighbouring outputs in pixels, (vertical, horizontal).
+        Distance of neighbouring outputs in pixels, (vertical, horizontal), or one number.
     padding : tuple of tuple of int
-        Pixels around the input, ((top, bottom), (left, right)).
+        Pixels around the input, ((top, bottom), (left, right)), or one pair.
     dilation : tuple of int
-        Distance of neighbouring taps in pixels, (vertical, horizontal).
+        Distance of neighbouring taps in pixels, (vertical, horizontal), or one number.
     groups : int
         Groups of channels that are convolved apart.
 
@@ -169,11 +203,11 @@ class ConvGeometry:
     (((1, 2), (1, 2)), (1, 8, 32, 32))
     """
 
-    input_size: tuple[int, int, int, int]
-    weight_size: tuple[int, int, int, int]
-    stride: tuple[int, int]
-    padding: tuple[tuple[int, int], tuple[int, int]]
-    dilation: tuple[int, int]
+    input_size: tuple[int, ...]
+    weight_size: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: tuple[tuple[int, int], ...]
+    dilation: tuple[int, ...]
     groups: int
 
     def __hash__(self) -> int:
@@ -193,6 +227,7 @@ class ConvGeometry:
         padding: Padding = 0,
         dilation: Any = 1,
         groups: Any = 1,
+        axes: int = 2,
     ) -> "ConvGeometry":
         """Validate the arguments of a convolution.
 
@@ -210,6 +245,8 @@ class ConvGeometry:
             As in `nbfftconv.conv2d`.
         groups : int, default 1
             As in `nbfftconv.conv2d`.
+        axes : int, default 2
+            Spatial axes: 2 of images, 1 of sequences, whose sizes have 3 dimensions, as in `nbfftconv.conv1d`.
 
         Returns
         -------
@@ -223,7 +260,7 @@ class ConvGeometry:
         ValueError
             If a size is out of range, channels and groups do not match, or the kernel is larger than the padded input.
         """
-        arguments = input_size, weight_size, stride, padding, dilation, groups
+        arguments = input_size, weight_size, stride, padding, dilation, groups, axes
         return (_geometry if _is_plain(arguments) else _geometry.__wrapped__)(*arguments)
 
     @classmethod
@@ -252,14 +289,14 @@ class ConvGeometry:
         ConvGeometry
             As of `from_arguments`, which also tells what is raised.
         """
-        return _geometry(input_size, weight_size, stride, padding, dilation, groups)
+        return _geometry(input_size, weight_size, stride, padding, dilation, groups, len(weight_size) - 2)
 
     @classmethod
     def _validated(
-        cls, input_size: Any, weight_size: Any, stride: Any, padding: Padding, dilation: Any, groups: Any
+        cls, input_size: Any, weight_size: Any, stride: Any, padding: Padding, dilation: Any, groups: Any, axes: int
     ) -> "ConvGeometry":
-        input_size = size4("input", input_size, _INPUT_DIMENSIONS)
-        weight_size, strides, pads, dilations, groups = layer_numbers(weight_size, stride, padding, dilation, groups)
+        input_size, of_layer = _size("input", input_size, _input_dimensions(axes)), (stride, padding, dilation, groups)
+        weight_size, strides, pads, dilations, groups = layer_numbers(weight_size, *of_layer, axes)
         if input_size[1] != weight_size[1] * groups:
             raise ValueError(
                 f"input {input_size} has {input_size[1]} channels, but weight {weight_size} with groups={groups} "
@@ -269,7 +306,7 @@ class ConvGeometry:
         kernel = weight_size[2:]
         padded = geometry.padded_size
         extent = tuple(d * (k - 1) + 1 for k, d in zip(kernel, dilations, strict=True))
-        if extent[0] > padded[0] or extent[1] > padded[1]:
+        if any(reach > size for reach, size in zip(extent, padded, strict=True)):
             raise ValueError(
                 f"kernel {kernel} with dilation {dilations} spans {extent}, more than the padded input {padded} "
                 f"(input {input_size}, padding {pads})"
@@ -279,19 +316,26 @@ class ConvGeometry:
         return geometry
 
     @cached_property
-    def padded_size(self) -> tuple[int, int]:
-        """Pixels of the padded input, (height, width)."""
-        (top, bottom), (left, right) = self.padding
-        return self.input_size[2] + top + bottom, self.input_size[3] + left + right
+    def padded_size(self) -> tuple[int, ...]:
+        """Pixels of the padded input along each axis, such as (height, width)."""
+        return tuple(size + sum(pads) for size, pads in zip(self.input_size[2:], self.padding, strict=True))
 
     @cached_property
-    def output_size(self) -> tuple[int, int, int, int]:
-        """Shape of the output, (batch, out channels, height, width)."""
-        height, width = (
-            (p - d * (k - 1) - 1) // s + 1
-            for p, d, k, s in zip(self.padded_size, self.dilation, self.weight_size[2:], self.stride, strict=True)
-        )
-        return self.input_size[0], self.weight_size[0], height, width
+    def output_size(self) -> tuple[int, ...]:
+        """Shape of the output, such as (batch, out channels, height, width)."""
+        sizes = zip(self.padded_size, self.dilation, self.weight_size[2:], self.stride, strict=True)
+        return self.input_size[0], self.weight_size[0], *((p - d * (k - 1) - 1) // s + 1 for p, d, k, s in sizes)
+
+    @cached_property
+    def of_images(self) -> "ConvGeometry":
+        """The same convolution with two spatial axes, as passes see it: a sequence is an image of one row."""
+        if len(self.stride) == 2:
+            return self
+        (batch, channels, length), (filters, depth, taps) = self.input_size, self.weight_size
+        return ConvGeometry(
+            (batch, channels, 1, length), (filters, depth, 1, taps), (1, *self.stride), ((0, 0), *self.padding),
+            (1, *self.dilation), self.groups,
+        )  # fmt: skip
 
     def axis_numbers(self, axis: int) -> dict[str, int]:
         """Return the numbers along one axis.
@@ -325,7 +369,7 @@ class ConvGeometry:
             Without padding.
         """
         size = (*self.input_size[:2], *self.padded_size)
-        return replace(self, input_size=size, padding=((0, 0), (0, 0)))
+        return replace(self, input_size=size, padding=((0, 0),) * len(self.padding))
 
     def transposed(self) -> "ConvGeometry | None":
         """Return the convolution that takes the output's gradient to the input's, None if there is none.
@@ -338,20 +382,102 @@ class ConvGeometry:
         ConvGeometry or None
             The transposed problem.
         """
-        filters, channels, height, width = self.weight_size
-        (top, bottom), (left, right) = self.padding
-        rows, columns = self.dilation[0] * (height - 1), self.dilation[1] * (width - 1)
-        padding = (rows - top, rows - bottom), (columns - left, columns - right)
-        if self.stride != (1, 1) or min(map(min, padding)) < 0:
+        filters, channels, *kernel = self.weight_size
+        reach = (d * (k - 1) for k, d in zip(kernel, self.dilation, strict=True))
+        padding = tuple((r - before, r - after) for r, (before, after) in zip(reach, self.padding, strict=True))
+        if max(self.stride) > 1 or min(map(min, padding)) < 0:
             return None
-        weight_size = channels * self.groups, filters // self.groups, height, width
+        weight_size = channels * self.groups, filters // self.groups, *kernel
         return replace(self, input_size=self.output_size, weight_size=weight_size, padding=padding)
 
     @property
     def multiply_adds(self) -> int:
         """Multiplications of direct convolution, padding included."""
-        n, k, height, width = self.output_size
-        return n * k * height * width * self.weight_size[1] * self.weight_size[2] * self.weight_size[3]
+        return math.prod(self.output_size) * math.prod(self.weight_size[1:])
+
+
+def transposed_numbers(
+    weight_size: Any, stride: Any, padding: Any, output_padding: Any, groups: Any, dilation: Any, axes: int
+) -> tuple[Any, ...]:
+    """Validate all of a transposed convolution that does not depend on the input; return it in the order of arguments.
+
+    Raises TypeError or ValueError as a convolution does.
+    """
+    dimensions = {"channels": 1, "out channels of a group": 1, **{f"kernel {axis}": 1 for axis in AXES[axes]}}
+    size = _size("weight", weight_size, dimensions)
+    strides, dilations = _along("stride", stride, 1, axes), _along("dilation", dilation, 1, axes)
+    padded, added = pads("padding", padding, axes), _along("output_padding", output_padding, 0, axes)
+    groups = integer("groups", groups, 1)
+    if size[0] % groups:
+        raise ValueError(f"weight {size} has {size[0]} channels, not a multiple of groups={groups}")
+    if any(more >= max(s, d) for more, s, d in zip(added, strides, dilations, strict=True)):
+        raise ValueError(
+            f"output_padding {added} must be smaller than stride {strides} or dilation {dilations} along each axis"
+        )
+    return size, strides, padded, added, groups, dilations
+
+
+@dataclass(frozen=True)
+class TransposedGeometry:
+    """One transposed convolution: the gradient at its input of a convolution, and what lies beyond that.
+
+    Attributes
+    ----------
+    convolution : ConvGeometry
+        Its output is the transposed one's input, its input the transposed one's output.
+    beyond : tuple of int
+        Samples of the output after those of `convolution.input_size`, along each axis, which no kernel reaches.
+    """
+
+    convolution: ConvGeometry
+    beyond: tuple[int, ...]
+
+    @classmethod
+    def from_arguments(
+        cls,
+        input_size: Any,
+        weight_size: Any,
+        stride: Any,
+        padding: Any,
+        output_padding: Any,
+        groups: Any,
+        dilation: Any,
+        axes: int,
+    ) -> "TransposedGeometry":
+        """Validate the arguments of a transposed convolution; raises TypeError or ValueError as a convolution does."""
+        input_size = _size("input", input_size, _input_dimensions(axes))
+        given = weight_size, stride, padding, output_padding, groups, dilation
+        weight_size, strides, padded, added, groups, dilations = transposed_numbers(*given, axes)
+        if input_size[1] != weight_size[0]:
+            raise ValueError(
+                f"input {input_size} has {input_size[1]} channels, but weight {weight_size} needs {weight_size[0]}"
+            )
+        size, around, beyond = [], [], []
+        for length, taps, s, d, (before, after), more in zip(
+            input_size[2:], weight_size[2:], strides, dilations, padded, added, strict=True
+        ):
+            # With less than a stride more, a convolution takes no further step; else there is less padding after it.
+            end = after if more < s else after - more
+            size.append((length - 1) * s + d * (taps - 1) + 1 - before - after + more - max(0, -end))
+            around.append((before, max(0, end)))
+            beyond.append(max(0, -end))
+        output = (input_size[0], weight_size[1] * groups, *(a + b for a, b in zip(size, beyond, strict=True)))
+        if min(size) < 1:
+            raise ValueError(
+                f"the output would be of size {output}: input {input_size}, weight {weight_size}, stride {strides}, "
+                f"padding {padded}, dilation {dilations}, output_padding {added}"
+            )
+        check_bytes(f"output for input {input_size}", output)
+        of_input = (*output[:2], *size)
+        convolution = ConvGeometry(of_input, weight_size, strides, tuple(around), dilations, groups)
+        check_bytes(f"output for input {input_size} with padding {padded}", (*output[:2], *convolution.padded_size))
+        return cls(convolution, tuple(beyond))
+
+    @property
+    def output_size(self) -> tuple[int, ...]:
+        """Shape of the output."""
+        batch, filters, *size = self.convolution.input_size
+        return batch, filters, *(a + b for a, b in zip(size, self.beyond, strict=True))
 
 
 def _is_plain(value: Any) -> bool:

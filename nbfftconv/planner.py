@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from nbfftconv import autotune, profile
-from nbfftconv.geometry import ConvGeometry, Padding, pair
+from nbfftconv.geometry import ConvGeometry, Padding, numbers, pair
 from nbfftconv.implementations import WEIGHT_LIMIT, Candidates, Implementation, Inapplicable, Request, registry
 from nbfftconv.machine import get_machine
 from nbfftconv.plan import DIRECTIONS, Choices, ConvPlan, KernelForm, StepPlan
@@ -25,6 +25,82 @@ _MEASURED_FACTOR = 4
 # Kernels in a form that a layer has already are used again, if the model expects at most this multiple of the best
 # plan's time.
 _KEPT_FACTOR = 1.1
+
+
+def plan_conv1d(
+    input_size: Any,
+    weight_size: Any,
+    stride: Any = 1,
+    padding: Padding = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+    *,
+    direction: str = "forward",
+    dtype: Any = np.float32,
+    algorithm: str = "auto",
+    transform: str = "auto",
+    tile: Any = None,
+    weight_is_transformed: bool = False,
+    measure: bool = False,
+) -> ConvPlan:
+    """Plan one pass of a convolution, to look at the decision or to pass it as `plan`.
+
+    Parameters
+    ----------
+    input_size : sequence of int
+        Shape of the input: (batch, channels, length).
+    weight_size : sequence of int
+        Shape of the kernels: (out channels, channels / groups, kernel length).
+    stride : int or tuple of int, default 1
+        As in `nbfftconv.conv1d`, in samples.
+    padding : int, tuple or str, default 0
+        As in `nbfftconv.conv1d`: in samples, or a name.
+    dilation : int or tuple of int, default 1
+        As in `nbfftconv.conv1d`, in samples.
+    groups : int, default 1
+        As in `nbfftconv.conv1d`.
+    direction : {"forward", "grad_weight", "grad_input"}, default "forward"
+        The pass: that of `nbfftconv.conv1d`, `nbfftconv.conv1d_weight` or `nbfftconv.conv1d_input`.
+    dtype : dtype, default numpy.float32
+        What the arrays hold, float32 or float64.
+    algorithm : {"auto", "fft", "winograd", "direct"}, default "auto"
+        What computes it.
+    transform : str, default "auto"
+        What transforms the tiles: one of ``nbfftconv.transforms.registry.names()``.
+    tile : int, optional
+        Length of the tiles in samples, instead of the planner's choice. At least that of the kernel; with a stride, of
+        the kernel's longest phase.
+    weight_is_transformed : bool, default False
+        The kernels' spectra are kept from call to call, as `nbfftconv.Conv1d` does while it is not `training`.
+    measure : bool, default False
+        Run the promising candidates on random data, with the current numbers of threads, and remember the fastest in
+        the profile, for all automatic plans from now on: `Conv1d`'s, and those of later processes. Both with the
+        kernels' spectra kept and made anew. It takes seconds, half a minute for the largest layers, and the memory of
+        the arrays.
+
+    Returns
+    -------
+    ConvPlan
+        That of images of one row. Printed, it says what is computed how, and why.
+
+    Raises
+    ------
+    TypeError
+        If a size is not an integer, `dtype` is neither float32 nor float64, or a flag is no bool.
+    ValueError
+        If the sizes do not make a convolution, a name is unknown, `transform` or `tile` is given with
+        ``algorithm="direct"``, `tile` is too small or not of the sides that the transform has, or not even one tile
+        fits the scratch limit; if `measure` is given a choice.
+
+    Examples
+    --------
+    >>> import nbfftconv
+    >>> plan = nbfftconv.plan_conv1d((2, 1, 48000), (1, 1, 4800), padding=(4799, 0))
+    >>> plan.algorithm, plan.geometry.input_size
+    ('fft', (2, 1, 1, 48000))
+    """
+    passed = direction, dtype, algorithm, transform, tile, weight_is_transformed, measure
+    return _plan(1, input_size, weight_size, stride, padding, dilation, groups, *passed)
 
 
 def plan_conv2d(
@@ -103,7 +179,29 @@ def plan_conv2d(
     >>> nbfftconv.conv2d(x, w, plan=plan).shape
     (2, 8, 36, 36)
     """
-    geometry = ConvGeometry.from_arguments(input_size, weight_size, stride, padding, dilation, groups)
+    passed = direction, dtype, algorithm, transform, tile, weight_is_transformed, measure
+    return _plan(2, input_size, weight_size, stride, padding, dilation, groups, *passed)
+
+
+def _plan(
+    axes: int,
+    input_size: Any,
+    weight_size: Any,
+    stride: Any,
+    padding: Padding,
+    dilation: Any,
+    groups: int,
+    direction: str,
+    dtype: Any,
+    algorithm: str,
+    transform: str,
+    tile: Any,
+    weight_is_transformed: bool,
+    measure: bool,
+) -> ConvPlan:
+    """Plan one pass of a convolution of so many spatial axes."""
+    given = input_size, weight_size, stride, padding, dilation, groups
+    geometry = ConvGeometry.from_arguments(*given, axes).of_images
     try:
         kind = np.dtype(dtype)
     except TypeError:
@@ -117,7 +215,9 @@ def plan_conv2d(
     ):
         if value not in known:
             raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
-    size = None if tile is None else pair("tile", tile, 1)
+    size = None
+    if tile is not None:
+        size = pair("tile", tile, 1) if axes == 2 else (1, *numbers("tile", tile, 1, ("horizontal",)))
     choices: Choices = (
         *((("transform", transform),) if transform != "auto" else ()),
         *((("tile", size),) if size is not None else ()),

@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 
 from nbfftconv import profile, threads
-from nbfftconv.functional import conv2d_input, conv2d_weight
+from nbfftconv.grad import conv2d_input, conv2d_weight
 from nbfftconv.layer import Conv2d
 from nbfftconv.plan import DIRECTIONS, ConvPlan
 from nbfftconv.planner import plan_conv2d

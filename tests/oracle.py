@@ -138,3 +138,45 @@ def conv2d_input(
         result = np.zeros((batch, channels, height * width))
         np.add.at(result, (slice(None), slice(None), source.ravel()), padded.reshape(batch, channels, source.size))
     return result.reshape(input_size)
+
+
+def conv_transpose(
+    input: ArrayLike,
+    weight: ArrayLike,
+    bias: ArrayLike | None = None,
+    stride=1,
+    padding=0,
+    output_padding=0,
+    groups: int = 1,
+    dilation=1,
+    activation: str | None = None,
+) -> Array:
+    """Transposed convolution of any number of axes: each tap's products are added where it puts them, then cropped."""
+    x, w = np.asarray(input, np.float64), np.asarray(weight, np.float64)
+    axes = x.ndim - 2
+    strides, dilations, added = (
+        (each,) * axes if isinstance(each, int) else tuple(each) for each in (stride, dilation, output_padding)
+    )
+    pads = (padding,) * axes if isinstance(padding, int) else tuple(padding)
+    pads = [(p, p) if isinstance(p, int) else tuple(p) for p in pads]
+    filters = w.shape[1] * groups
+    numbers = list(zip(x.shape[2:], strides, dilations, w.shape[2:], added, strict=True))
+    full = np.zeros((x.shape[0], filters, *((n - 1) * s + d * (k - 1) + 1 + more for n, s, d, k, more in numbers)))
+    per_group = x.shape[1] // groups
+    with np.errstate(invalid="ignore", over="ignore"):
+        for tap in np.ndindex(*w.shape[2:]):
+            places = tuple(
+                slice(t * d, t * d + (n - 1) * s + 1, s) for t, (n, s, d, _, _) in zip(tap, numbers, strict=True)
+            )
+            for group in range(groups):
+                channels = slice(group * per_group, (group + 1) * per_group)
+                out = slice(group * w.shape[1], (group + 1) * w.shape[1])
+                products = np.einsum("nc...,ck->nk...", x[:, channels], w[(channels, slice(None), *tap)])
+                full[(slice(None), out, *places)] += products
+        kept = tuple(slice(before, size - after) for (before, after), size in zip(pads, full.shape[2:], strict=True))
+        result = full[(slice(None), slice(None), *kept)]
+        if bias is not None:
+            result = result + np.asarray(bias, np.float64).reshape(-1, *[1] * axes)
+    if activation == "relu":
+        result = np.where(result <= 0, 0.0, result)  # NaN stays
+    return result

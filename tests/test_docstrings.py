@@ -17,6 +17,7 @@ from numpydoc.validate import validate
 
 import nbfftconv
 from nbfftconv import machine
+from nbfftconv.layer import Layer
 
 #: What users call, besides the public names of the package.
 KNOBS = (
@@ -51,6 +52,7 @@ RECORDS = (
 )
 PUBLIC = (*(f"nbfftconv.{name}" for name in nbfftconv.__all__), *KNOBS, *RECORDS)
 
+LAYERS = tuple(f"nbfftconv.{name}." for name in ("Conv1d", "Conv2d", "ConvTranspose1d", "ConvTranspose2d"))
 #: Checks of numpydoc that are not made.
 LEFT_OUT = {
     "GL01",  # a summary begins beside the quotes, here as in all of the package
@@ -80,9 +82,11 @@ def members(name: str) -> list[str]:
     if not inspect.isclass(cls):
         return []
     kinds = (staticmethod, classmethod, property, functools.cached_property)
+    of_package = [each for each in cls.__mro__ if issubclass(each, Layer) or each is cls]
     return [
         f"{name}.{member}"
-        for member, value in vars(cls).items()
+        for each in of_package
+        for member, value in vars(each).items()
         if (not member.startswith("_") or member == "__call__")
         and (inspect.isfunction(value) or isinstance(value, kinds))
     ]
@@ -97,7 +101,7 @@ def test_numpydoc(name):
     left_out = set(LEFT_OUT)
     if dataclasses.is_dataclass(resolve(name)):
         left_out |= OF_FIELDS
-    if name in MEMBERS and not (name in METHODS and name.startswith("nbfftconv.Conv2d.")):
+    if name in MEMBERS and not (name in METHODS and name.startswith(LAYERS)):
         left_out |= OF_MEMBERS
     faults = [f"{code}: {text}" for code, text in validate(name)["errors"] if code not in left_out]
     assert not faults, "\n".join(faults)
@@ -138,12 +142,14 @@ def test_attributes_are_the_fields(name):
     assert list(documented(name, "Attributes")) == [field.name for field in dataclasses.fields(resolve(name))]
 
 
-def test_attributes_of_the_layer():
+@pytest.mark.parametrize("name", LAYERS)
+def test_attributes_of_the_layer(name):
     """All that can be set, by one name or the other, and what `backward` sets."""
-    layer = nbfftconv.Conv2d(np.ones((1, 1, 3, 3), np.float32))
+    cls = resolve(name.removesuffix("."))
+    layer = cls(np.ones((1, 1, *[3] * cls._axes), np.float32))
     public = {name for name in vars(layer) if not name.startswith("_")}
-    descriptors = {name for name, value in vars(nbfftconv.Conv2d).items() if hasattr(value, "__set__")} - {"__dict__"}
-    assert set(documented("nbfftconv.Conv2d", "Attributes")) == public | {
+    descriptors = {name for each in cls.__mro__ for name, value in vars(each).items() if hasattr(value, "__set__")}
+    assert set(documented(name.removesuffix("."), "Attributes")) == public | {
         name for name in descriptors if not name.startswith("_")
     }
 

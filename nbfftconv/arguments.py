@@ -1,0 +1,78 @@
+"""Arguments of the public functions and layers: arrays, names and plans, checked before any work is done."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from nbfftconv.arrays import as_float, as_weak_float, check_shape
+from nbfftconv.geometry import ConvGeometry, one_of
+from nbfftconv.implementations import registry
+from nbfftconv.plan import ConvPlan
+from nbfftconv.planner import make_plan
+
+ACTIVATIONS = (None, "relu")
+
+
+def check_activation(activation: Any) -> None:
+    """Raise ValueError for an unknown activation."""
+    one_of("activation", activation, ACTIVATIONS)
+
+
+def check_algorithm(algorithm: Any) -> None:
+    """Raise ValueError for an unknown algorithm."""
+    one_of("algorithm", algorithm, registry.algorithms())
+
+
+def check_bias(bias: ArrayLike | None, filters: int, dtype: np.dtype) -> np.ndarray | None:
+    """Return the bias as an array of shape (filters,), or None; what is no array takes `dtype`."""
+    if bias is None:
+        return None
+    array = as_weak_float("bias", bias, dtype)
+    check_shape("bias", array, (filters,), f"{filters} out channels")
+    return array
+
+
+def as_batch(name: str, value: ArrayLike, axes: int) -> tuple[np.ndarray, bool]:
+    """Return an array of `axes` spatial axes with a batch, of 1 if it had none, and whether it had one."""
+    array = as_float(name, value)
+    if array.ndim == axes + 1:
+        return array[None], False
+    if array.ndim != axes + 2:
+        raise ValueError(
+            f"{name} must have {axes + 2} dimensions, or {axes + 1} without a batch, got shape {array.shape}"
+        )
+    return array, True
+
+
+def as_kernels(name: str, value: ArrayLike, axes: int) -> np.ndarray:
+    """Return kernels of `axes` spatial axes."""
+    array = as_float(name, value)
+    if array.ndim != axes + 2:
+        raise ValueError(f"{name} must have {axes + 2} dimensions, got shape {array.shape}")
+    return array
+
+
+def as_images(array: np.ndarray) -> np.ndarray:
+    """Return a view with two spatial axes: a sequence is an image of one row."""
+    return array if array.ndim == 4 else array[:, :, None]
+
+
+def plan_for(
+    plan: ConvPlan | None, algorithm: str, geometry: ConvGeometry, direction: str, dtype: np.dtype
+) -> ConvPlan:
+    """Return the plan that was given, after a check that it is for this, or one for the algorithm."""
+    check_algorithm(algorithm)
+    if plan is None:
+        return make_plan(geometry, direction, dtype, algorithm)
+    if not isinstance(plan, ConvPlan):
+        raise TypeError(f"plan must be a ConvPlan, got {type(plan).__name__}")
+    if algorithm != "auto":
+        raise ValueError(f"a plan has its algorithm, {plan.algorithm!r}; with one, algorithm={algorithm!r} is too much")
+    if plan.direction != direction:
+        raise ValueError(f"the plan is for {plan.direction}, not for {direction}: {plan!r}")
+    if plan.dtype != dtype:
+        raise ValueError(f"the plan is for {plan.dtype}, the arrays are {dtype}: {plan!r}")
+    if plan.geometry != geometry:
+        raise ValueError(f"the plan is for another geometry, {plan.geometry}, than the arguments, {geometry}")
+    return plan

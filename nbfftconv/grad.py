@@ -1,0 +1,346 @@
+"""Gradients of conv1d and conv2d with respect to kernels and input. Semantics are those of `torch.nn.grad`."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from nbfftconv import padding as padding_modes
+from nbfftconv.arguments import as_batch, as_images, as_kernels, plan_for
+from nbfftconv.arrays import check_shape, compact, result_type
+from nbfftconv.geometry import ConvGeometry, Padding
+from nbfftconv.implementations import registry
+from nbfftconv.plan import ConvPlan
+from nbfftconv.run import run_grad_input, run_grad_weight
+
+
+def _grad_weight(
+    axes: int,
+    input: ArrayLike,
+    weight_size: Any,
+    grad_output: ArrayLike,
+    stride: Any,
+    padding: Padding,
+    dilation: Any,
+    groups: int,
+    padding_mode: str,
+    algorithm: str,
+    plan: ConvPlan | None,
+) -> np.ndarray:
+    """Compute the gradient at kernels of so many spatial axes."""
+    (x, is_batch), (g, _) = as_batch("input", input, axes), as_batch("grad_output", grad_output, axes)
+    geometry = ConvGeometry.from_arguments(x.shape, weight_size, stride, padding, dilation, groups, axes)
+    _check_gradient(grad_output, geometry, is_batch, f"input {np.shape(input)} and weight {geometry.weight_size}")
+    padding_modes.check(geometry, padding_mode)
+    plan = plan_for(plan, algorithm, geometry.of_images, "grad_weight", result_type(x, g))
+    return run_grad_weight(plan, as_images(x), as_images(g), padding_mode).reshape(geometry.weight_size)
+
+
+def _grad_input(
+    axes: int,
+    input_size: Any,
+    weight: ArrayLike,
+    grad_output: ArrayLike,
+    stride: Any,
+    padding: Padding,
+    dilation: Any,
+    groups: int,
+    padding_mode: str,
+    algorithm: str,
+    plan: ConvPlan | None,
+) -> np.ndarray:
+    """Compute the gradient at an input of so many spatial axes."""
+    w, (g, is_batch) = as_kernels("weight", weight, axes), as_batch("grad_output", grad_output, axes)
+    if not is_batch and hasattr(input_size, "__len__") and len(input_size) == axes + 1:
+        input_size = (1, *input_size)
+    else:
+        is_batch = True
+    geometry = ConvGeometry.from_arguments(input_size, w.shape, stride, padding, dilation, groups, axes)
+    size = geometry.input_size[0 if is_batch else 1 :]
+    _check_gradient(grad_output, geometry, is_batch, f"input {size} and weight {w.shape}")
+    padding_modes.check(geometry, padding_mode)
+    dtype = result_type(w, g)
+    plan = plan_for(plan, algorithm, geometry.of_images, "grad_input", dtype)
+    kernels = registry.get(plan.algorithm).prepare(plan, as_images(compact(w, dtype)))
+    return run_grad_input(plan, kernels, as_images(g), padding_mode).reshape(size)
+
+
+def _check_gradient(grad_output: ArrayLike, geometry: ConvGeometry, is_batch: bool, why: str) -> None:
+    """Raise ValueError if a gradient has not the shape of the output."""
+    check_shape("grad_output", np.asarray(grad_output), geometry.output_size[0 if is_batch else 1 :], why)
+
+
+def conv1d_weight(
+    input: ArrayLike,
+    weight_size: tuple[int, int, int],
+    grad_output: ArrayLike,
+    stride: int | tuple[int] = 1,
+    padding: Padding = 0,
+    dilation: int | tuple[int] = 1,
+    groups: int = 1,
+    *,
+    padding_mode: str = "zeros",
+    algorithm: str = "auto",
+    plan: ConvPlan | None = None,
+) -> np.ndarray:
+    """Compute a loss's gradient with respect to the kernels of `conv1d`, as `torch.nn.grad.conv1d_weight` does.
+
+    Parameters
+    ----------
+    input : array_like, shape (batch, channels, length) or (channels, length)
+        What `conv1d` was given; float32 or float64.
+    weight_size : sequence of int
+        Shape of the kernels: (out channels, channels / groups, kernel length).
+    grad_output : array_like, shape (batch, out channels, out length)
+        Without the batch if `input` has none. Gradient of the loss with respect to the output of `conv1d`; float32 or
+        float64.
+    stride : int or tuple of int, default 1
+        As in `conv1d`, in samples.
+    padding : int, tuple or str, default 0
+        As in `conv1d`: in samples, or a name.
+    dilation : int or tuple of int, default 1
+        As in `conv1d`, in samples.
+    groups : int, default 1
+        As in `conv1d`.
+    padding_mode : {"zeros", "reflect", "replicate", "circular"}, default "zeros"
+        As in `conv1d`.
+    algorithm : {"auto", "fft", "winograd", "direct"}, default "auto"
+        As in `conv1d`.
+    plan : ConvPlan, optional
+        From `plan_conv1d` for the same geometry, dtype and direction "grad_weight"; `algorithm` is then "auto".
+
+    Returns
+    -------
+    numpy.ndarray, of shape `weight_size`
+        Of the dtype to which NumPy promotes the arguments' dtypes.
+
+    Raises
+    ------
+    TypeError
+        If an array is neither float32 nor float64, or masked, or a size is no integer.
+    ValueError
+        If shapes do not match, a size is out of range, a name is unknown, `plan` was made for something else or comes
+        with an `algorithm`, or no tile for ``algorithm="fft"`` fits the scratch limit.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import nbfftconv
+    >>> x = np.ones((2, 3, 8), np.float32)
+    >>> g = np.ones((2, 4, 6), np.float32)
+    >>> dw = nbfftconv.conv1d_weight(x, (4, 3, 3), g)
+    >>> dw.shape
+    (4, 3, 3)
+    >>> float(dw[0, 0, 1])  # 2 sequences × 6 samples
+    12.0
+    """
+    return _grad_weight(
+        1, input, weight_size, grad_output, stride, padding, dilation, groups, padding_mode, algorithm, plan
+    )
+
+
+def conv1d_input(
+    input_size: tuple[int, int, int],
+    weight: ArrayLike,
+    grad_output: ArrayLike,
+    stride: int | tuple[int] = 1,
+    padding: Padding = 0,
+    dilation: int | tuple[int] = 1,
+    groups: int = 1,
+    *,
+    padding_mode: str = "zeros",
+    algorithm: str = "auto",
+    plan: ConvPlan | None = None,
+) -> np.ndarray:
+    """Compute a loss's gradient with respect to the input of `conv1d`, as `torch.nn.grad.conv1d_input` does.
+
+    Parameters
+    ----------
+    input_size : sequence of int
+        Shape of the input: (batch, channels, length), or without the batch.
+    weight : array_like, shape (out channels, channels / groups, kernel length)
+        Kernels that `conv1d` was given; float32 or float64.
+    grad_output : array_like, shape (batch, out channels, out length)
+        Without the batch if `input_size` has none. Gradient of the loss with respect to the output of `conv1d`;
+        float32 or float64.
+    stride : int or tuple of int, default 1
+        As in `conv1d`, in samples.
+    padding : int, tuple or str, default 0
+        As in `conv1d`: in samples, or a name.
+    dilation : int or tuple of int, default 1
+        As in `conv1d`, in samples.
+    groups : int, default 1
+        As in `conv1d`.
+    padding_mode : {"zeros", "reflect", "replicate", "circular"}, default "zeros"
+        As in `conv1d`.
+    algorithm : {"auto", "fft", "winograd", "direct"}, default "auto"
+        As in `conv1d`.
+    plan : ConvPlan, optional
+        From `plan_conv1d` for the same geometry, dtype and direction "grad_input"; `algorithm` is then "auto".
+
+    Returns
+    -------
+    numpy.ndarray, of shape `input_size`
+        Of the dtype to which NumPy promotes the arguments' dtypes.
+
+    Raises
+    ------
+    TypeError
+        If an array is neither float32 nor float64, or masked, or a size is no integer.
+    ValueError
+        If shapes do not match, a size is out of range, a name is unknown, `plan` was made for something else or comes
+        with an `algorithm`, or no tile for ``algorithm="fft"`` fits the scratch limit.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import nbfftconv
+    >>> w = np.ones((4, 3, 3), np.float32)
+    >>> g = np.ones((2, 4, 6), np.float32)
+    >>> dx = nbfftconv.conv1d_input((2, 3, 8), w, g)
+    >>> dx.shape
+    (2, 3, 8)
+    >>> float(dx[0, 0, 4]), float(dx[0, 0, 0])  # 4 filters × 3 taps; at the end, one tap
+    (12.0, 4.0)
+    """
+    return _grad_input(
+        1, input_size, weight, grad_output, stride, padding, dilation, groups, padding_mode, algorithm, plan
+    )
+
+
+def conv2d_weight(
+    input: ArrayLike,
+    weight_size: tuple[int, int, int, int],
+    grad_output: ArrayLike,
+    stride: int | tuple[int, int] = 1,
+    padding: Padding = 0,
+    dilation: int | tuple[int, int] = 1,
+    groups: int = 1,
+    *,
+    padding_mode: str = "zeros",
+    algorithm: str = "auto",
+    plan: ConvPlan | None = None,
+) -> np.ndarray:
+    """Compute a loss's gradient with respect to the kernels of `conv2d`, as `torch.nn.grad.conv2d_weight` does.
+
+    Parameters
+    ----------
+    input : array_like, shape (batch, channels, height, width) or (channels, height, width)
+        What `conv2d` was given; float32 or float64.
+    weight_size : sequence of int
+        Shape of the kernels: (out channels, channels / groups, kernel height, kernel width).
+    grad_output : array_like, shape (batch, out channels, out height, out width)
+        Without the batch if `input` has none. Gradient of the loss with respect to the output of `conv2d`; float32 or
+        float64.
+    stride : int or tuple of int, default 1
+        As in `conv2d`, in pixels: one number, or (vertical, horizontal).
+    padding : int, tuple or str, default 0
+        As in `conv2d`: in pixels, or a name.
+    dilation : int or tuple of int, default 1
+        As in `conv2d`, in pixels: one number, or (vertical, horizontal).
+    groups : int, default 1
+        As in `conv2d`.
+    padding_mode : {"zeros", "reflect", "replicate", "circular"}, default "zeros"
+        As in `conv2d`.
+    algorithm : {"auto", "fft", "winograd", "direct"}, default "auto"
+        As in `conv2d`.
+    plan : ConvPlan, optional
+        From `plan_conv2d` for the same geometry, dtype and direction "grad_weight"; `algorithm` is then "auto".
+
+    Returns
+    -------
+    numpy.ndarray, of shape `weight_size`
+        Of the dtype to which NumPy promotes the arguments' dtypes.
+
+    Raises
+    ------
+    TypeError
+        If an array is neither float32 nor float64, or masked, or a size is no integer.
+    ValueError
+        If shapes do not match, a size is out of range, a name is unknown, `plan` was made for something else or comes
+        with an `algorithm`, or no tile for ``algorithm="fft"`` fits the scratch limit.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import nbfftconv
+    >>> x = np.ones((2, 3, 8, 8), np.float32)
+    >>> g = np.ones((2, 4, 6, 6), np.float32)
+    >>> dw = nbfftconv.conv2d_weight(x, (4, 3, 3, 3), g)
+    >>> dw.shape
+    (4, 3, 3, 3)
+    >>> float(dw[0, 0, 1, 1])  # 2 images × 36 pixels
+    72.0
+    """
+    return _grad_weight(
+        2, input, weight_size, grad_output, stride, padding, dilation, groups, padding_mode, algorithm, plan
+    )
+
+
+def conv2d_input(
+    input_size: tuple[int, int, int, int],
+    weight: ArrayLike,
+    grad_output: ArrayLike,
+    stride: int | tuple[int, int] = 1,
+    padding: Padding = 0,
+    dilation: int | tuple[int, int] = 1,
+    groups: int = 1,
+    *,
+    padding_mode: str = "zeros",
+    algorithm: str = "auto",
+    plan: ConvPlan | None = None,
+) -> np.ndarray:
+    """Compute a loss's gradient with respect to the input of `conv2d`, as `torch.nn.grad.conv2d_input` does.
+
+    Parameters
+    ----------
+    input_size : sequence of int
+        Shape of the input: (batch, channels, height, width), or without the batch.
+    weight : array_like, shape (out channels, channels / groups, kernel height, kernel width)
+        Kernels that `conv2d` was given; float32 or float64.
+    grad_output : array_like, shape (batch, out channels, out height, out width)
+        Without the batch if `input_size` has none. Gradient of the loss with respect to the output of `conv2d`;
+        float32 or float64.
+    stride : int or tuple of int, default 1
+        As in `conv2d`, in pixels: one number, or (vertical, horizontal).
+    padding : int, tuple or str, default 0
+        As in `conv2d`: in pixels, or a name.
+    dilation : int or tuple of int, default 1
+        As in `conv2d`, in pixels: one number, or (vertical, horizontal).
+    groups : int, default 1
+        As in `conv2d`.
+    padding_mode : {"zeros", "reflect", "replicate", "circular"}, default "zeros"
+        As in `conv2d`.
+    algorithm : {"auto", "fft", "winograd", "direct"}, default "auto"
+        As in `conv2d`.
+    plan : ConvPlan, optional
+        From `plan_conv2d` for the same geometry, dtype and direction "grad_input"; `algorithm` is then "auto".
+
+    Returns
+    -------
+    numpy.ndarray, of shape `input_size`
+        Of the dtype to which NumPy promotes the arguments' dtypes.
+
+    Raises
+    ------
+    TypeError
+        If an array is neither float32 nor float64, or masked, or a size is no integer.
+    ValueError
+        If shapes do not match, a size is out of range, a name is unknown, `plan` was made for something else or comes
+        with an `algorithm`, or no tile for ``algorithm="fft"`` fits the scratch limit.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import nbfftconv
+    >>> w = np.ones((4, 3, 3, 3), np.float32)
+    >>> g = np.ones((2, 4, 6, 6), np.float32)
+    >>> dx = nbfftconv.conv2d_input((2, 3, 8, 8), w, g)
+    >>> dx.shape
+    (2, 3, 8, 8)
+    >>> float(dx[0, 0, 4, 4]), float(dx[0, 0, 0, 0])  # 4 filters × 9 taps; in the corner, one tap
+    (36.0, 4.0)
+    """
+    return _grad_input(
+        2, input_size, weight, grad_output, stride, padding, dilation, groups, padding_mode, algorithm, plan
+    )

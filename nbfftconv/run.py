@@ -1,0 +1,78 @@
+"""Runs passes on arrays that were checked: padding modes, compact operands, memory for results."""
+
+from typing import Any
+
+import numpy as np
+
+from nbfftconv import padding as padding_modes
+from nbfftconv import scratch
+from nbfftconv.arrays import compact, is_usable_out
+from nbfftconv.implementations import Kernels, registry
+from nbfftconv.plan import ConvPlan
+
+
+def run_forward(
+    plan: ConvPlan,
+    x: np.ndarray,
+    kernels: Kernels,
+    bias: np.ndarray | None,
+    padding_mode: str,
+    activation: str | None,
+    out: np.ndarray | None = None,
+    keep: bool = False,
+) -> tuple[np.ndarray, Any]:
+    """Run the forward pass on validated arguments; with `keep`, return what a backward pass needs of the input, too."""
+    geometry, dtype = plan.geometry, plan.dtype
+    b = None if bias is None else compact(bias, dtype)
+    x = padding_modes.pad(compact(x, dtype), geometry, padding_mode)
+    target = None if out is None else np.asarray(out)  # of a subclass, its memory
+    if target is not None and is_usable_out(target, x, kernels.weight, b):
+        result = target
+    else:
+        result = scratch.result(geometry.output_size, dtype)
+    kept = registry.get(plan.algorithm).forward(
+        plan, padding_modes.pass_geometry(geometry, padding_mode), x, kernels, b, activation == "relu", result, keep
+    )
+    if out is None or target is None:
+        return result, kept
+    if result is not target:
+        target[...] = result
+    return out, kept
+
+
+def run_grad_weight(plan: ConvPlan, x: np.ndarray, g: np.ndarray, padding_mode: str) -> np.ndarray:
+    """Run the pass on validated arguments."""
+    geometry, dtype = plan.geometry, plan.dtype
+    x = padding_modes.pad(compact(x, dtype), geometry, padding_mode)
+    result = scratch.result(geometry.weight_size, dtype)
+    pass_geometry = padding_modes.pass_geometry(geometry, padding_mode)
+    registry.get(plan.algorithm).grad_weight(plan, pass_geometry, x, compact(g, dtype), result)
+    return result
+
+
+def run_grad_input(plan: ConvPlan, kernels: Kernels, g: np.ndarray, padding_mode: str) -> np.ndarray:
+    """Run the pass on validated arguments."""
+    geometry = padding_modes.pass_geometry(plan.geometry, padding_mode)
+    result = scratch.result(geometry.input_size, plan.dtype)
+    registry.get(plan.algorithm).grad_input(plan, geometry, kernels, compact(g, plan.dtype), result)
+    return padding_modes.fold(result, plan.geometry, padding_mode)
+
+
+def run_backward(
+    plan: ConvPlan,
+    x: np.ndarray,
+    kept: Any,
+    kernels: Kernels,
+    g: np.ndarray,
+    padding_mode: str,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Run both gradients of a step that shares spectra; return those of input, kernels and bias."""
+    dtype, geometry = plan.dtype, padding_modes.pass_geometry(plan.geometry, padding_mode)
+    x = padding_modes.pad(compact(x, dtype), plan.geometry, padding_mode)
+    grad_input = scratch.result(geometry.input_size, dtype)
+    grad_weight = scratch.result(geometry.weight_size, dtype)
+    implementation = registry.get(plan.algorithm)
+    grad_bias = implementation.backward(plan, geometry, x, kept, kernels, g, grad_input, grad_weight)
+    with np.errstate(over="ignore"):
+        grad_bias = grad_bias.astype(dtype)
+    return padding_modes.fold(grad_input, plan.geometry, padding_mode), grad_weight, grad_bias

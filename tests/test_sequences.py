@@ -1,0 +1,186 @@
+"""One spatial axis: every pass and the layer against the oracle, which sees a sequence as an image of one row."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import oracle
+import pytest
+from compare import assert_accurate, assert_accurate_where_finite
+from geometries import PADDING_MODES, generators
+from hypothesis import given
+from hypothesis import strategies as st
+
+import nbfftconv
+
+DTYPES = (np.float32, np.float64)
+MODES = (None, "relu")
+
+
+@st.composite
+def sequences(draw):
+    """Sizes and options of a convolution of sequences, and those of the same convolution of images of one row."""
+    kernel, dilation = draw(st.integers(1, 40)), draw(st.integers(1, 4))
+    groups, reach = draw(st.integers(1, 3)), dilation * (kernel - 1)
+    mode = draw(st.sampled_from(PADDING_MODES))
+    length = draw(st.integers(1, 200))
+    stride = draw(st.integers(1, 5))
+    pads = draw(st.integers(0, 20)), draw(st.integers(0, 20))
+    padding = draw(st.sampled_from((pads[0], pads, (pads[0],), (pads,), "valid", "full", "same")))
+    if padding == "same":
+        stride = 1
+    _, sides = oracle.resolve_padding(padding if isinstance(padding, str) else (0, pads), (1, kernel), (1, dilation))
+    if not isinstance(padding, str) and padding not in (pads, (pads,)):
+        sides = pads[0], pads[0]
+    length = max(length, reach + 1 - sum(sides), 1, max(sides) + 1 if mode != "zeros" else 1)
+    input_size = draw(st.integers(0, 3)), groups * draw(st.integers(1, 3)), length
+    weight_size = groups * draw(st.integers(1, 3)), input_size[1] // groups, kernel
+    common = {"groups": groups, "padding_mode": mode}
+    options = {"stride": stride, "padding": padding, "dilation": dilation} | common
+    of_images = {"stride": (1, stride), "padding": ((0, 0), sides), "dilation": (1, dilation)} | common
+    return input_size, weight_size, options, of_images
+
+
+def row(array):
+    return array[:, :, None]
+
+
+@given(
+    case=sequences(),
+    dtype=st.sampled_from(DTYPES),
+    algorithm=st.sampled_from(("auto", "fft", "direct")),
+    rng=generators(),
+)
+def test_any_geometry(case, dtype, algorithm, rng):
+    input_size, weight_size, options, of_images = case
+    x, w = rng.standard_normal(input_size).astype(dtype), rng.standard_normal(weight_size).astype(dtype)
+    bias = rng.standard_normal(weight_size[0]).astype(dtype)
+    y = nbfftconv.conv1d(x, w, bias, **options, algorithm=algorithm)
+    expected = oracle.conv2d(row(x), row(w), bias, **of_images)[:, :, 0]
+    assert y.shape == expected.shape and y.dtype == dtype
+    assert_accurate(y, expected, dtype)
+    g = rng.standard_normal(y.shape).astype(dtype)
+    dw = nbfftconv.conv1d_weight(x, weight_size, g, **options, algorithm=algorithm)
+    assert_accurate(dw, oracle.conv2d_weight(row(x), row(w).shape, row(g), **of_images)[:, :, 0], dtype)
+    dx = nbfftconv.conv1d_input(input_size, w, g, **options, algorithm=algorithm)
+    expected = oracle.conv2d_input(row(x).shape, row(w), row(g), **of_images)[:, :, 0]
+    assert_accurate(dx, expected, dtype)
+
+
+@given(case=sequences(), dtype=st.sampled_from(DTYPES), activation=st.sampled_from(MODES), rng=generators())
+def test_a_layer_is_the_functions(case, dtype, activation, rng):
+    input_size, weight_size, options, of_images = case
+    x, w = rng.standard_normal(input_size).astype(dtype), rng.standard_normal(weight_size).astype(dtype)
+    bias = rng.standard_normal(weight_size[0]).astype(dtype)
+    layer = nbfftconv.Conv1d(w, bias, **options, activation=activation)
+    y = layer(x)
+    expected = oracle.conv2d(row(x), row(w), bias, **of_images, activation=activation)[:, :, 0]
+    assert_accurate(y, expected, dtype)
+    g = rng.standard_normal(y.shape).astype(dtype)
+    dx = layer.backward(g)
+    passed = np.where(y > 0, g, 0) if activation else g
+    assert_accurate(dx, oracle.conv2d_input(row(x).shape, row(w), row(passed), **of_images)[:, :, 0], dtype)
+    expected = oracle.conv2d_weight(row(x), row(w).shape, row(passed), **of_images)[:, :, 0]
+    assert layer.weight_grad.shape == w.shape
+    assert_accurate(layer.weight_grad, expected, dtype)
+    np.testing.assert_allclose(layer.bias_grad, passed.sum(axis=(0, 2)), rtol=1e-4, atol=1e-4)
+    assert_accurate(layer.eval()(x), y, dtype)
+
+
+@pytest.mark.parametrize("axes", [1, 2])
+def test_what_has_no_batch(axes, rng):
+    """Arrays without the first dimension, in and out, as if the batch were 1."""
+    conv, conv_weight, conv_input = (getattr(nbfftconv, f"conv{axes}d{name}") for name in ("", "_weight", "_input"))
+    x = rng.standard_normal((4, *[30] * axes), np.float32)
+    w, b = rng.standard_normal((6, 2, *[3] * axes), np.float32), rng.standard_normal(6, np.float32)
+    y = conv(x, w, b, groups=2)
+    assert y.shape == (6, *[28] * axes)
+    np.testing.assert_array_equal(y, conv(x[None], w, b, groups=2)[0])
+    out = np.empty_like(y)
+    assert conv(x, w, b, groups=2, out=out) is out
+    np.testing.assert_array_equal(out, y)
+    np.testing.assert_array_equal(
+        conv_weight(x, w.shape, y, groups=2), conv_weight(x[None], w.shape, y[None], groups=2)
+    )
+    dx = conv_input(x.shape, w, y, groups=2)
+    assert dx.shape == x.shape
+    np.testing.assert_array_equal(dx, conv_input((1, *x.shape), w, y[None], groups=2)[0])
+    layer = getattr(nbfftconv, f"Conv{axes}d")(w, b, groups=2)
+    np.testing.assert_array_equal(layer(x), y)
+    assert layer.backward(y).shape == x.shape
+
+
+def test_arrays_that_are_not_compact(rng):
+    x = rng.standard_normal((2, 50, 4), np.float32).transpose(0, 2, 1)
+    w = rng.standard_normal((5, 4, 9), np.float32)[:, :, ::-1]
+    expected = nbfftconv.conv1d(x.copy(), w.copy())
+    np.testing.assert_array_equal(nbfftconv.conv1d(x, w), expected)
+    np.testing.assert_array_equal(nbfftconv.conv1d(x.astype(">f4"), w), expected)
+    out = np.full((2, 5, 84), np.nan, np.float32)[:, :, ::2]
+    assert nbfftconv.conv1d(x, w, out=out) is out
+    np.testing.assert_array_equal(out, expected)
+
+
+def test_a_value_that_is_not_finite(rng):
+    x, w = rng.uniform(0.5, 1.5, (2, 3, 4000)).astype(np.float32), rng.uniform(0.5, 1.5, (2, 3, 300)).astype(np.float32)
+    x[1, 2, 1234] = np.nan
+    expected = oracle.conv2d(row(x), row(w), padding=((0, 0), (299, 0)))[:, :, 0]
+    assert_accurate_where_finite(nbfftconv.conv1d(x, w, padding=(299, 0)), expected, np.float32)
+
+
+def test_a_plan(rng):
+    x, w = rng.standard_normal((2, 3, 500), np.float32), rng.standard_normal((4, 3, 30), np.float32)
+    plan = nbfftconv.plan_conv1d(x.shape, w.shape, padding="same", algorithm="fft", transform="fftw", tile=96)
+    assert plan.tile == (1, 96)
+    expected = oracle.conv2d(row(x), row(w), padding="same")[:, :, 0]
+    assert_accurate(nbfftconv.conv1d(x, w, padding="same", plan=plan), expected, np.float32)
+    with pytest.raises(ValueError, match="the plan is for another geometry"):
+        nbfftconv.conv1d(x, w, plan=plan)
+
+
+X, W = np.ones((2, 4, 20), np.float32), np.ones((6, 4, 3), np.float32)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "error", "words"),
+    [
+        ((X[0, 0], W), {}, ValueError, "input must have 3 dimensions, or 2 without a batch, got shape (20,)"),
+        ((X[None], W), {}, ValueError, "got shape (1, 2, 4, 20)"),
+        ((X, W[0]), {}, ValueError, "weight must have 3 dimensions, got shape (4, 3)"),
+        ((X, W[:, :3]), {}, ValueError, "input (2, 4, 20) has 4 channels, but weight (6, 3, 3) with groups=1 needs 3"),
+        ((X, W), {"stride": (1, 2)}, ValueError, "stride must be an integer or a tuple of one, got (1, 2)"),
+        ((X, W), {"stride": (0,)}, ValueError, "stride (0,): horizontal must be at least 1"),
+        ((X, W), {"dilation": 0}, ValueError, "dilation must be at least 1 and below 2**31, got 0"),
+        ((X, W), {"padding": (1, 2, 3)}, ValueError, "padding must be an integer or (left, right), got (1, 2, 3)"),
+        ((X, W), {"padding": (-1, 2)}, ValueError, "-1"),
+        ((X, W), {"padding": "same", "stride": 2}, ValueError, "padding 'same' needs stride 1, got stride (2,)"),
+        (
+            (X, W),
+            {"dilation": 10},
+            ValueError,
+            "kernel (3,) with dilation (10,) spans (21,), more than the padded input (20,)",
+        ),
+        ((X, W), {"padding": 20, "padding_mode": "reflect"}, ValueError, "too large for padding_mode 'reflect'"),
+        ((X, W), {"out": np.empty((2, 6, 1, 18), np.float32)}, ValueError, "(2, 6, 18)"),
+        ((X.astype(int), W), {}, TypeError, "input must be float32 or float64"),
+    ],
+)
+def test_bad_input(arguments, options, error, words):
+    with pytest.raises(error, match=re.escape(words)):
+        nbfftconv.conv1d(*arguments, **options)
+
+
+def test_bad_gradients():
+    with pytest.raises(ValueError, match=re.escape("grad_output has shape (2, 6, 17)")):
+        nbfftconv.conv1d_weight(X, W.shape, np.ones((2, 6, 17), np.float32))
+    with pytest.raises(ValueError, match=re.escape("grad_output has shape (6, 18)")):
+        nbfftconv.conv1d_weight(X, W.shape, np.ones((6, 18), np.float32))
+    with pytest.raises(ValueError, match=re.escape("grad_output has shape (6, 18)")):
+        nbfftconv.conv1d_input(X.shape, W, np.ones((6, 18), np.float32))
+    with pytest.raises(ValueError, match=re.escape("input must have 3 dimensions")):
+        nbfftconv.conv1d_input((4, 20), W, np.ones((2, 6, 18), np.float32))
+    layer = nbfftconv.Conv1d(W)
+    layer(X)
+    with pytest.raises(ValueError, match=re.escape("grad_output has shape (6, 18)")):
+        layer.backward(np.ones((6, 18), np.float32))

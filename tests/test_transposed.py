@@ -1,0 +1,171 @@
+"""Transposed convolution against the oracle, which adds products tap by tap."""
+
+from __future__ import annotations
+
+import pickle
+import re
+
+import numpy as np
+import oracle
+import pytest
+from compare import assert_accurate, assert_accurate_where_finite
+from geometries import generators
+from hypothesis import given
+from hypothesis import strategies as st
+
+import nbfftconv
+
+DTYPES = (np.float32, np.float64)
+
+
+def transposed(axes):
+    return getattr(nbfftconv, f"conv_transpose{axes}d")
+
+
+@st.composite
+def geometries(draw, axes):
+    """Sizes and options of a transposed convolution with an output."""
+    most = {1: (60, 30), 2: (14, 6)}[axes]
+    size = [draw(st.integers(1, most[0])) for _ in range(axes)]
+    kernel = [draw(st.integers(1, most[1])) for _ in range(axes)]
+    stride, dilation = ([draw(st.integers(1, 4)) for _ in range(axes)] for _ in range(2))
+    added = [draw(st.integers(0, max(s, d) - 1)) for s, d in zip(stride, dilation, strict=True)]
+    padding = []
+    for n, k, s, d, more in zip(size, kernel, stride, dilation, added, strict=True):
+        room = (n - 1) * s + d * (k - 1) + max(0, min(more, s - 1))
+        before = draw(st.integers(0, min(room, 9)))
+        padding.append((before, draw(st.integers(0, min(room - before, 9)))))
+    groups = draw(st.integers(1, 3))
+    input_size = draw(st.integers(0, 3)), groups * draw(st.integers(1, 4)), *size
+    weight_size = input_size[1], draw(st.integers(1, 4)), *kernel
+    options = {
+        "stride": tuple(stride), "padding": tuple(padding), "output_padding": tuple(added), "groups": groups,
+        "dilation": tuple(dilation),
+    }  # fmt: skip
+    return input_size, weight_size, options
+
+
+@pytest.mark.parametrize("axes", [1, 2])
+@given(data=st.data(), dtype=st.sampled_from(DTYPES), activation=st.sampled_from((None, "relu")), rng=generators())
+def test_any_geometry(axes, data, dtype, activation, rng):
+    input_size, weight_size, options = data.draw(geometries(axes))
+    x, w = rng.standard_normal(input_size).astype(dtype), rng.standard_normal(weight_size).astype(dtype)
+    bias = data.draw(st.sampled_from((None, rng.standard_normal(weight_size[1] * options["groups"]).astype(dtype))))
+    options["activation"] = activation
+    expected = oracle.conv_transpose(x, w, bias, **options)
+    y = transposed(axes)(x, w, bias, **options)
+    assert y.shape == expected.shape and y.dtype == dtype
+    before = oracle.conv_transpose(x, w, bias, **options | {"activation": None})
+    scale = np.abs(before).max(initial=0)
+    np.testing.assert_allclose(y, expected, rtol=0, atol=scale * (2e-5, 1e-12)[dtype is np.float64])
+    out = np.full(y.shape, np.nan, dtype)
+    assert transposed(axes)(x, w, bias, **options, out=out) is out
+    np.testing.assert_array_equal(out, y)
+    if input_size[0] == 1:
+        np.testing.assert_array_equal(transposed(axes)(x[0], w, bias, **options), y[0])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_decoders(dtype, rng):
+    """Layers of decoders, of a size at which blocks and tiles are many."""
+    for input_size, weight_size, options in (
+        ((2, 64, 28, 28), (64, 32, 2, 2), {"stride": 2}),
+        ((1, 32, 33, 40), (32, 3, 4, 4), {"stride": 2, "padding": 1}),
+        ((1, 24, 40, 40), (24, 20, 3, 3), {"stride": 2, "padding": 1, "output_padding": 1}),
+        ((2, 16, 50, 50), (16, 12, 5, 5), {"padding": 2}),
+    ):
+        x, w = rng.standard_normal(input_size).astype(dtype), rng.standard_normal(weight_size).astype(dtype)
+        assert_accurate(nbfftconv.conv_transpose2d(x, w, **options), oracle.conv_transpose(x, w, **options), dtype)
+    x, w = rng.standard_normal((2, 1, 300)).astype(dtype), rng.standard_normal((1, 1, 512)).astype(dtype)
+    expected = oracle.conv_transpose(x, w, stride=128)
+    assert_accurate(nbfftconv.conv_transpose1d(x, w, stride=128), expected, dtype)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_value_that_is_not_finite(value, rng):
+    """It reaches the outputs that its own products are in."""
+    x, w = (
+        rng.uniform(0.5, 1.5, (2, 4, 30, 30)).astype(np.float32),
+        rng.uniform(0.5, 1.5, (4, 3, 5, 5)).astype(np.float32),
+    )
+    x[1, 2, 11, 12] = value
+    for options in ({}, {"stride": 2, "padding": 1}):
+        expected = oracle.conv_transpose(x, w, **options)
+        assert_accurate_where_finite(nbfftconv.conv_transpose2d(x, w, **options), expected, np.float32)
+
+
+X, W = np.ones((2, 4, 9, 9), np.float32), np.ones((4, 3, 3, 3), np.float32)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "error", "words"),
+    [
+        ((X[0, 0], W), {}, ValueError, "input must have 4 dimensions, or 3 without a batch, got shape (9, 9)"),
+        ((X, W[:3]), {}, ValueError, "input (2, 4, 9, 9) has 4 channels, but weight (3, 3, 3, 3) needs 3"),
+        ((X, W), {"groups": 3}, ValueError, "weight (4, 3, 3, 3) has 4 channels, not a multiple of groups=3"),
+        (
+            (X, W),
+            {"output_padding": 1},
+            ValueError,
+            "output_padding (1, 1) must be smaller than stride (1, 1) or",
+        ),
+        ((X, W), {"padding": 6}, ValueError, "the output would be of size (2, 3, -1, -1)"),
+        ((X, W), {"padding": -1}, ValueError, "padding must be at least 0 and below 2**31, got -1"),
+        ((X, W), {"padding": "same"}, TypeError, "padding must be an integer, got 'same'"),
+        ((X, W), {"stride": (2, 2, 2)}, ValueError, "stride must be an integer or a pair of integers, got (2, 2, 2)"),
+        ((X, W, np.ones(4, np.float32)), {}, ValueError, "bias has shape (4,), but 3 out channels need (3,)"),
+        ((X, W), {"activation": "tanh"}, ValueError, "activation must be one of None, relu, got 'tanh'"),
+        ((X, W), {"out": np.empty((2, 3, 9, 9), np.float32)}, ValueError, "need (2, 3, 11, 11)"),
+        ((X, W), {"stride": 2**30}, ValueError, "too large"),
+    ],
+)
+def test_bad_input(arguments, options, error, words):
+    with pytest.raises(error, match=re.escape(words)):
+        nbfftconv.conv_transpose2d(*arguments, **options)
+
+
+@pytest.mark.parametrize("axes", [1, 2])
+@given(data=st.data(), dtype=st.sampled_from(DTYPES), activation=st.sampled_from((None, "relu")), rng=generators())
+def test_a_layer(axes, data, dtype, activation, rng):
+    """Its forward pass is the function's; its gradients are those of a convolution with roles exchanged."""
+    input_size, weight_size, options = data.draw(geometries(axes))
+    x, w = rng.standard_normal(input_size).astype(dtype), rng.standard_normal(weight_size).astype(dtype)
+    bias = rng.standard_normal(weight_size[1] * options["groups"]).astype(dtype)
+    layer = getattr(nbfftconv, f"ConvTranspose{axes}d")(w, bias, **options, activation=activation)
+    y = layer(x)
+    function = transposed(axes)(x, w, bias, **options, activation=activation)
+    np.testing.assert_allclose(y, function, rtol=0, atol=np.abs(function).max(initial=0) * 2e-5)
+    g = rng.standard_normal(y.shape).astype(dtype)
+    dx = layer.backward(g)
+    g = np.where(y > 0, g, 0) if activation else g
+    assert dx.shape == x.shape and layer.weight_grad.shape == w.shape and layer.bias_grad.shape == bias.shape
+    # The derivative along any direction: the output is linear in input and weight.
+    for gradient, direction, change in (
+        (dx, rng.standard_normal(x.shape), lambda d: oracle.conv_transpose(d, w, **options)),
+        (layer.weight_grad, rng.standard_normal(w.shape), lambda d: oracle.conv_transpose(x, d, **options)),
+    ):
+        expected, scale = np.vdot(g, change(direction)), np.abs(g).sum() * np.abs(change(direction)).max(initial=0)
+        assert abs(np.vdot(gradient, direction) - expected) <= scale * (2e-5, 1e-12)[dtype is np.float64]
+    axes_summed = (0, *range(2, g.ndim))
+    np.testing.assert_allclose(layer.bias_grad, g.sum(axis=axes_summed, dtype=np.float64), rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(layer.eval()(x), y, rtol=0, atol=np.abs(y).max(initial=0) * 2e-5)
+
+
+def test_settings_of_a_layer():
+    layer = nbfftconv.ConvTranspose2d(W, [1, 2, 3], stride=2, output_padding=1)
+    assert repr(layer).startswith("ConvTranspose2d(weight (4, 3, 3, 3) float32, bias yes, stride=2, padding=0, output_")
+    with pytest.raises(ValueError, match=re.escape("output_padding (1, 1) must be smaller than stride (1, 1)")):
+        layer.stride = 1
+    with pytest.raises(ValueError, match=re.escape("groups=2 has 6 out channels, but the layer's bias has 3")):
+        layer.groups = 2
+    with pytest.raises(ValueError, match=re.escape("has 5 out channels, but the layer's bias has 3; set bias")):
+        layer.weight = np.ones((4, 5, 3, 3), np.float32)
+    with pytest.raises(ValueError, match=re.escape("input (2, 5, 9, 9) has 5 channels, but weight (4, 3, 3, 3)")):
+        layer(np.ones((2, 5, 9, 9), np.float32))
+    with pytest.raises(RuntimeError, match="backward needs a forward pass"):
+        layer.backward(X)
+    copy = pickle.loads(pickle.dumps(layer))
+    np.testing.assert_array_equal(copy(X), layer(X))
+    assert layer(X[0]).shape == (3, 20, 20) and layer.backward(np.ones((3, 20, 20), np.float32)).shape == X[0].shape
+    with pytest.raises(ValueError, match=re.escape("grad_output has shape (3, 19, 20)")):
+        layer.backward(np.ones((3, 19, 20), np.float32))
