@@ -179,6 +179,10 @@ class Layer:
         """
         return self.train(False)
 
+    def _weight_size(self, weight: np.ndarray) -> tuple[int, ...]:
+        """Return the shape of kernels that are those of images."""
+        return weight.shape if self._axes == 2 else (*weight.shape[:2], *weight.shape[3:])
+
     def _geometry_numbers(self) -> dict[str, Any]:
         return {name: getattr(self, f"_{name}") for name in self._names}
 
@@ -275,8 +279,7 @@ class ConvLayer(Layer):
         x, is_batch = as_batch("input", input, self._axes)
         bias, kernels = self._bias, self._kernels
         weight, padding_mode, activation = kernels.weight, self._padding_mode, self._activation
-        weight_size = weight.shape if self._axes == 2 else (*weight.shape[:2], *weight.shape[3:])
-        given = ConvGeometry.of_unchanging(x.shape, weight_size, **self._geometry_numbers())
+        given = ConvGeometry.of_unchanging(x.shape, self._weight_size(weight), **self._geometry_numbers())
         if padding_mode != "zeros":
             padding_modes.check(given, padding_mode)
         geometry, x = given.of_images, as_images(x)

@@ -160,10 +160,6 @@ class ConvTransposeLayer(Layer):
         self.weight_grad = grad_weight.reshape(geometry.convolution.weight_size)
         return grad_input.reshape(geometry.convolution.output_size[first:])
 
-    def _weight_size(self, weight: np.ndarray) -> tuple[int, ...]:
-        """Return the shape of kernels that are those of images."""
-        return weight.shape if self._axes == 2 else (*weight.shape[:2], *weight.shape[3:])
-
 
 class ConvTranspose1d(ConvTransposeLayer):
     """A transposed convolution layer of sequences, for training and for inference.
