@@ -390,7 +390,7 @@ class ConvGeometry:
         weight_size = channels * self.groups, filters // self.groups, *kernel
         return replace(self, input_size=self.output_size, weight_size=weight_size, padding=padding)
 
-    @property
+    @cached_property
     def multiply_adds(self) -> int:
         """Multiplications of direct convolution, padding included."""
         return math.prod(self.output_size) * math.prod(self.weight_size[1:])

@@ -85,6 +85,7 @@ class Layer:
     activation = Setting(_known_activation)
     training = Setting(_flag)
     _activation: str | None
+    _training: bool
     _bias: np.ndarray | None = None
 
     def _begin(self, weight: ArrayLike, bias: ArrayLike | None, **numbers: Any) -> None:
@@ -279,13 +280,14 @@ class ConvLayer(Layer):
         x, is_batch = as_batch("input", input, self._axes)
         bias, kernels = self._bias, self._kernels
         weight, padding_mode, activation = kernels.weight, self._padding_mode, self._activation
-        given = ConvGeometry.of_unchanging(x.shape, self._weight_size(weight), **self._geometry_numbers())
+        numbers = self._stride, self._padding, self._dilation, self._groups
+        given = ConvGeometry.of_unchanging(x.shape, self._weight_size(weight), *numbers)
         if padding_mode != "zeros":
             padding_modes.check(given, padding_mode)
         geometry, x = given.of_images, as_images(x)
         dtype = result_type(x, weight) if bias is None else result_type(x, weight, bias)
         self._last.forward = None  # before there is more to keep
-        step = self._step(geometry, dtype) if self.training else None
+        step = self._step(geometry, dtype) if self._training else None
         plan = step.forward if step else kernels.plan(geometry, dtype, self._algorithm)
         result, kept = run_forward(
             plan,

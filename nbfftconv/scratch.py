@@ -131,7 +131,7 @@ def borrow(nbytes: int, spare: float = 1.0) -> Memory:
     They are lent until nothing refers to the array any more.
     """
     limit = _limit
-    owner = _take_free(nbytes, (1 + spare) * nbytes + 2**16)
+    owner = _take_free(nbytes, (1 + spare) * nbytes + 2**16) if _pool else None
     if owner is not None:
         memory = owner.lent()  # first: who finds the owner in the pool sees by it that it is lent
         _pool[id(owner.array)] = owner
@@ -149,6 +149,8 @@ def borrow(nbytes: int, spare: float = 1.0) -> Memory:
 
 def borrow_together(sizes: Sequence[int]) -> list[Memory]:
     """Lend so many areas at once, each as `borrow` does; they are of one array."""
+    if len(sizes) == 1:
+        return [borrow(sizes[0])]
     offsets, total = [], 0
     for nbytes in sizes:
         offsets.append(total)
@@ -181,7 +183,9 @@ def _new(nbytes: int) -> _Owner:
 def _take_free(least: int, most: float) -> _Owner | None:
     """Take the smallest that fits, and whose array nobody else refers to, from the pool; None if there is none."""
     fitting = [owner for owner in list(_pool.values()) if least <= owner.nbytes <= most]
-    for owner in sorted(fitting, key=_size) if len(fitting) > 1 else fitting:
+    if len(fitting) > 1:
+        fitting.sort(key=_size)
+    for owner in fitting:
         if _is_free(owner):
             key = id(owner.array)
             found = _pool.pop(key, None)  # from now on only this call can lend it
@@ -194,8 +198,15 @@ def _take_free(least: int, most: float) -> _Owner | None:
 
 def _is_free(owner: _Owner) -> bool:
     """Whether nobody but its owner refers to an array."""
-    fewest, count = map(sys.getrefcount, (object(), owner.array))
-    return count == fewest + 1
+    return _references(owner) == _FEWEST
+
+
+def _references(owner: _Owner) -> int:
+    return sys.getrefcount(owner.array)
+
+
+#: Those of an array to which only its owner refers: Python's own, of the call, are not the same in all its versions.
+_FEWEST = _references(_Owner(np.empty(0, _BYTE), 0, 0, 0))
 
 
 def _make_room(nbytes: int) -> None:

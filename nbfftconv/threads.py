@@ -17,7 +17,7 @@ import os
 import struct
 import threading
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -353,34 +353,70 @@ def _start_pool() -> None:
             os.unsetenv(policy)
 
 
-def run(*tasks: Task) -> None:
-    """Run tasks one after the other, each over all its work items, by the same threads.
+class TaskTable:
+    """Tasks that follow each other, laid out for threads: a row for each, and their records.
 
-    To start threads for every task, and let them sleep in between, would cost 70 us a task.
+    Parameters
+    ----------
+    tasks : iterable of Task
 
-    A signal handler that raises an exception in the main thread ends it between two rounds: no thread is at the tasks
-    any more, and what they write is unfinished.
+    Attributes
+    ----------
+    words : array.array
+        Of int64: the table. What is run is a copy.
     """
-    todo = [task for task in tasks if task.items > 0]
-    threads = max((min(task.workers, task.items) for task in todo), default=0)
-    if threads < 1:
-        return
-    if threads > 1 and not _pool_is_my_parents:
-        exclusive, used = _threading_layer() == "workqueue", min(threads, numba.config.NUMBA_NUM_THREADS)
-    else:
-        exclusive, used = False, 1
-    table = array("q", bytes(8 * _ROW * len(todo)))
-    for index, (stage, record, items, workers) in enumerate(todo):
-        chunks = min(items, _CHUNKS * workers) if used > 1 else 1
-        _NUMBERS.pack_into(table, index * _ROW * 8, stage, record.address, items, workers, chunks)
-    address, count = table.buffer_info()[0], len(todo)
-    is_main = threading.get_ident() == threading.main_thread().ident
-    round = _ROUND if is_main else _ENDLESS
-    while table[_DONE - _ROW] < todo[-1].items:
-        if used == 1 or (exclusive and _workqueue_lock.locked()):
-            _run_serial(address, count, round)
-        elif exclusive:
-            with _workqueue_lock:
-                _run_tasks(address, count, threads, used, round)
+
+    def __init__(self, tasks: Iterable[Task]) -> None:
+        todo = [task for task in tasks if task.items > 0]
+        self.words = array("q", bytes(8 * _ROW * len(todo)))
+        self._rows = range(0, len(self.words), _ROW)
+        self._threads = max((min(task.workers, task.items) for task in todo), default=0)
+        for row, (stage, record, items, workers) in zip(self._rows, todo, strict=True):
+            chunks = min(items, _CHUNKS * workers) if workers > 1 else 1
+            # the record is told by its first word until it is known where the table is
+            _NUMBERS.pack_into(self.words, row * 8, stage, len(self.words), items, workers, chunks)
+            self.words.extend(record.words)
+
+    def run(self, words: "array[int]") -> None:
+        """Run the tasks one after the other, each over all its work items, by the same threads.
+
+        To start threads for every task, and let them sleep in between, would cost 70 us a task.
+
+        A signal handler that raises an exception in the main thread ends it between two rounds: no thread is at the
+        tasks any more, and what they write is unfinished.
+
+        Parameters
+        ----------
+        words : array.array
+            A copy of the table, of this call only. Its records may have been changed.
+        """
+        address = words.buffer_info()[0]
+        for row in self._rows:
+            words[row + 1] = address + 8 * words[row + 1]
+        if self._threads > 0:
+            self._run_rows(words, self._rows)
+
+    def _run_rows(self, words: "array[int]", rows: range) -> None:
+        """Run the tasks of some rows."""
+        threads = self._threads
+        if threads > 1 and not _pool_is_my_parents:
+            exclusive, used = _threading_layer() == "workqueue", min(threads, numba.config.NUMBA_NUM_THREADS)
         else:
-            _run_tasks(address, count, threads, used, round)
+            exclusive, used = False, 1
+        address, count, last = words.buffer_info()[0] + 8 * rows[0], len(rows), rows[-1]
+        is_main = threading.get_ident() == threading.main_thread().ident
+        round = _ROUND if is_main else _ENDLESS
+        while words[last + _DONE] < words[last + 2]:
+            if used == 1 or (exclusive and _workqueue_lock.locked()):
+                _run_serial(address, count, round)
+            elif exclusive:
+                with _workqueue_lock:
+                    _run_tasks(address, count, threads, used, round)
+            else:
+                _run_tasks(address, count, threads, used, round)
+
+
+def run(*tasks: Task) -> None:
+    """Run tasks one after the other, as a `TaskTable` does."""
+    table = TaskTable(tasks)
+    table.run(table.words)

@@ -1,5 +1,6 @@
 """A clock for the stages of this engine's passes: each task is timed on its own."""
 
+from array import array
 from collections import defaultdict
 
 from rounds import seconds_of
@@ -14,13 +15,15 @@ def clock_stages() -> dict[str, float]:
         Seconds by the stage's module and name, added up until the caller clears it.
     """
     from nbfftconv import jit, threads  # each engine is imported by its own process only
+    from nbfftconv.direct import dense, depthwise
     from nbfftconv.passes import forward
 
-    forward.recorded_program.cache_clear()  # programs have asked for their stages' addresses
+    for programs in (forward.recorded_program, dense._program, depthwise._program):
+        programs.cache_clear()  # they have asked for their stages' addresses
 
     names: dict[int, str] = {}
     seconds: dict[str, float] = defaultdict(float)
-    address_of, run = jit.Callback.address, threads.run
+    address_of, run_rows = jit.Callback.address, threads.TaskTable._run_rows
 
     def note_name(callback: jit.Callback, real: type) -> int:
         address = address_of(callback, real)
@@ -28,9 +31,10 @@ def clock_stages() -> dict[str, float]:
         names[address] = f"{function.__module__.rpartition('.')[2]}.{function.__name__}"
         return address
 
-    def timed_run(*tasks: threads.Task) -> None:
-        for task in tasks:
-            seconds[names[task.stage]] += seconds_of(lambda task=task: run(task))
+    def timed_rows(table: threads.TaskTable, words: "array[int]", rows: range) -> None:
+        for index, row in enumerate(rows):
+            one = rows[index : index + 1]
+            seconds[names[words[row]]] += seconds_of(lambda one=one: run_rows(table, words, one))
 
-    jit.Callback.address, threads.run = note_name, timed_run  # type: ignore
+    jit.Callback.address, threads.TaskTable._run_rows = note_name, timed_rows  # type: ignore
     return seconds

@@ -112,14 +112,16 @@ def test_large_outputs_go_past_the_caches(case, is_dense, relu, monkeypatch, rng
     assert depthwise.fits(geometry, x.dtype) != is_dense
     kernels = direct.pack(geometry, w)
     bias = rng.standard_normal(case.weight_size[0]).astype(np.float32)
-    streamed, point = [], block.point_to_arrays
+    streamed, program_of = [], block.program_of
 
-    def noted(record, *rest):
-        point(record, *rest)
+    def noted(stage, record, *rest):
+        program = program_of(stage, record, *rest)
         streamed.append(record["stream"])
+        return program
 
     for module in (dense, depthwise):
-        monkeypatch.setattr(module, "point_to_arrays", noted)
+        monkeypatch.setattr(module, "program_of", noted)
+        module._program.cache_clear()
     monkeypatch.setattr(block, "_STREAMED_BYTES", 2**22)
     size = geometry.output_size
     memory = scratch.aligned(4 * math.prod(size) + 4).array
@@ -366,14 +368,15 @@ LONG = [
 def test_long_work_is_cut_and_has_the_same_bits(direction, dtype, monkeypatch, rng):
     """Limits of a work item are made small; then there are more items, or turns of them."""
     modules = dense, depthwise, dense_grad_weight
-    caches = dense._cut, depthwise._record, dense_grad_weight._record
-    work, run = [], threads.run
+    caches = dense._cut, dense._program, depthwise._record, depthwise._program, dense_grad_weight._record
+    work, make = [], threads.TaskTable.__init__
 
-    def noted(*tasks):
+    def noted(table, tasks):
+        tasks = list(tasks)
         work.append(sum(task.items for task in tasks))
-        run(*tasks)
+        make(table, tasks)
 
-    monkeypatch.setattr(threads, "run", noted)
+    monkeypatch.setattr(threads.TaskTable, "__init__", noted)
 
     def results():
         for cache in caches:

@@ -14,7 +14,8 @@ from nbfftconv import scratch
 from nbfftconv.implementations import registry
 from nbfftconv.passes.context import Context
 from nbfftconv.passes.forward import recorded_program
-from nbfftconv.passes.program import Recorder
+from nbfftconv.passes.recorder import Recorder
+from nbfftconv.program import _open_words
 from nbfftconv.records import RecordType, fields
 
 CASE = Case((2, 6, 20, 33), (10, 3, 3, 3), padding=1, groups=2)
@@ -60,10 +61,11 @@ def test_words_that_are_addresses_are_found():
     input, output = recorder.operand("input", (2, 3), 4), recorder.operand("output", (5,), 8)
     assert (input.nbytes, output.nbytes) == (24, 40)
     record = RECORD.make((output.address - 64, recorder.address(array), -(2**40), (input.address + 2**40,)))
-    program = recorder.program()
-    opened = program._open_words(record)
+    opened = _open_words(record.words)
     names = recorder.names
-    assert [(word, names[operand], offset) for word, operand, offset in opened] == [
+    arrays = [recorder._kinds[operand] for _, operand, _ in opened]
+    assert {kind for kind, _ in arrays} == {"array"}
+    assert [(word, names[number], offset) for (word, _, offset), (_, number) in zip(opened, arrays, strict=True)] == [
         (0, "output", -64),
         (3, "input", 2**40),
     ]

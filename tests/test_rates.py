@@ -186,7 +186,7 @@ def document(monkeypatch):
     monkeypatch.setattr(fit_costs, "MOST_ROUNDS", 3)
     monkeypatch.setattr(fit_costs, "measure_machine", lambda: DEFAULT)
     monkeypatch.setattr(jit.Callback, "address", jit.Callback.address)  # put back afterwards
-    monkeypatch.setattr(threads, "run", threads.run)
+    monkeypatch.setattr(threads.TaskTable, "_run_rows", threads.TaskTable._run_rows)
     monkeypatch.setattr(fit_costs, "commit", lambda: "none")
     counts = threads.get_counts()
     tiny = layers.Layer("tiny", "3x3 dense", 1, 32, 8, 20, 3, 1)  # of too many channels for a fused pass

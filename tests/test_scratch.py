@@ -233,7 +233,7 @@ def test_a_loan_that_an_exception_ends_is_free_again(rng, monkeypatch):
         case.run("forward", a, b, plan)
         before = {id(owner): owner.nbytes for owner in scratch._pool.values()}
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr(threads, "run", interrupt)
+            patch.setattr(threads.TaskTable, "run", interrupt)
             case.run("forward", a, b, plan)
         case.run("forward", a, b, plan)
         assert {id(owner): owner.nbytes for owner in scratch._pool.values()} == before

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable
 from typing import Any
 
@@ -216,16 +217,16 @@ def test_outliers_beside_blanks(direction, rng):
 
 def items_of(run: Callable[[], NDArray], most: int, monkeypatch: pytest.MonkeyPatch) -> tuple[int, NDArray]:
     """Work items and the result of a pass whose items look at so many pairs at most."""
-    count, inner = 0, threads.run
+    count, inner = 0, threads.TaskTable._run_rows
 
-    def counted(*tasks: threads.Task) -> None:
+    def counted(table: threads.TaskTable, words: array[int], rows: range) -> None:
         nonlocal count
-        count += sum(task.items for task in tasks)
-        inner(*tasks)
+        count += sum(words[row + 2] for row in rows)
+        inner(table, words, rows)
 
     caches = blank_windows._numbers, unmet_weights._numbers
     with monkeypatch.context() as patch:
-        patch.setattr(threads, "run", counted)
+        patch.setattr(threads.TaskTable, "_run_rows", counted)
         for module, cache in zip((blank_windows, unmet_weights), caches, strict=True):
             patch.setattr(module, "_MOST_PAIRS", most)
             cache.cache_clear()

@@ -1,22 +1,24 @@
 """Blocks of the output in registers: where one lies, how sums are added to it, and a kernel for each size.
 
-Also what passes of such blocks have in common: how many threads they are worth, and what their records say of arrays.
+Also what passes of such blocks have in common: how many threads they are worth, and their programs.
 """
 
 import functools
 import itertools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from nbfftconv import simd, threads
+from nbfftconv.arrays import address_of
 from nbfftconv.geometry import ConvGeometry
-from nbfftconv.jit import njit
+from nbfftconv.jit import Callback, njit
+from nbfftconv.program import Program, Recording
 from nbfftconv.records import Record
 from nbfftconv.simd import VECTOR_BYTES
 from nbfftconv.target import TARGET
-from nbfftconv.threads import share
+from nbfftconv.threads import in_turns, share
 
 #: Products of a work item, at most, as far as it can be cut: a call answers signals between two items.
 MOST_PRODUCTS = 2**29
@@ -38,22 +40,56 @@ def no_biases(filters: int, dtype: np.dtype) -> np.ndarray:
     return np.zeros(filters, dtype)
 
 
-def point_to_arrays(
-    record: Record,
+class Variant(NamedTuple):
+    """What else a program depends on than the geometry.
+
+    Attributes
+    ----------
+    dtype : numpy.dtype
+    has_bias, relu : bool
+    stream : bool
+        Whether the output is large, and begins at a multiple of a vector's size: it is written past the caches if its
+        rows do, too.
+    workers : int
+    """
+
+    dtype: np.dtype
+    has_bias: bool
+    relu: bool
+    stream: bool
+    workers: int
+
+
+def program_of(stage: Callback, record: Record, items: int, turns: int, variant: Variant, *kept: Any) -> Program:
+    """Return the program of a stage over items, whose record, a copy, lacks what depends on a call.
+
+    Its `zeros` is the address of biases of zero, and `worker` the bytes of scratch memory of a thread. What is `kept`
+    has addresses in it.
+    """
+    recording, workers = Recording(), variant.workers
+    for name in ("input", "weight", "output"):
+        record[name] = recording.operand(name).address
+    record["bias"] = recording.operand("bias").address if variant.has_bias else record["zeros"]
+    record["relu"] = variant.relu
+    record["stream"] = variant.stream and record["x_output"] * variant.dtype.itemsize % VECTOR_BYTES == 0
+    record["scratch"] = recording.borrow(workers * record["worker"]).address
+    return recording.program(in_turns(stage.address(variant.dtype.type), record, items, workers, turns), *kept)
+
+
+def run_program(
+    make: Callable[[ConvGeometry, Variant], Program],
+    geometry: ConvGeometry,
     x: np.ndarray,
     weight: int,
-    zeros: int,
     bias: np.ndarray | None,
     relu: bool,
     y: np.ndarray,
 ) -> None:
-    """Set the fields of a record that depend on the arrays; `weight` and `zeros`, of `no_biases`, are addresses."""
-    record["input"], record["weight"], record["output"] = x.ctypes.data, weight, y.ctypes.data
-    record["zeros"] = zeros
-    record["bias"] = zeros if bias is None else bias.ctypes.data
-    record["relu"] = relu
-    rows_are_lines = record["x_output"] * x.itemsize % VECTOR_BYTES == 0
-    record["stream"] = y.nbytes > _STREAMED_BYTES and rows_are_lines and record["output"] % VECTOR_BYTES == 0
+    """Run the program that `make` returns on arrays; `weight` is an address."""
+    output = address_of(y)
+    stream = y.nbytes > _STREAMED_BYTES and output % VECTOR_BYTES == 0
+    program = make(geometry, Variant(x.dtype, bias is not None, relu, stream, workers_for(geometry)))
+    program.run(input=address_of(x), weight=weight, output=output, bias=0 if bias is None else address_of(bias))
 
 
 @njit()

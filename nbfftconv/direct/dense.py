@@ -19,22 +19,24 @@ from nbfftconv import jit, scratch, simd, threads
 from nbfftconv.direct.block import (
     MOST_PRODUCTS,
     OutputBlock,
+    Variant,
     block_kernel,
     mode_of,
     no_biases,
     part_of,
-    point_to_arrays,
-    workers_for,
+    program_of,
+    run_program,
 )
 from nbfftconv.direct.gather import clear_lanes, gather_lanes
 from nbfftconv.direct.window import AXIS_FIELDS, axis_in_window, gather_window
 from nbfftconv.geometry import ConvGeometry
+from nbfftconv.program import Program
 from nbfftconv.records import Record, RecordType, fields
 from nbfftconv.rounding import cdiv, round_up
 from nbfftconv.scratch import Memory
 from nbfftconv.simd import VECTOR_BYTES
 from nbfftconv.target import TARGET, WIDEST_VECTOR_BYTES, power_of_two
-from nbfftconv.threads import in_turns, share
+from nbfftconv.threads import share
 
 # The block of Y in registers: vectors of pixels, and filters, a power of two as their numbers are. X takes as many
 # registers as there are vectors, and a weight one.
@@ -481,10 +483,11 @@ def forward(
     geometry: ConvGeometry, x: np.ndarray, packed: Memory, bias: np.ndarray | None, relu: bool, y: np.ndarray
 ) -> None:
     """Convolve `x` into `y` with the kernels that `pack` returned."""
-    cut = _cut(geometry, x.dtype)
-    record, workers = cut.record.copy(), workers_for(geometry)
-    point_to_arrays(record, x, packed.address, record["zeros"], bias, relu, y)
-    memory = scratch.borrow(workers * record["worker"])
-    record["scratch"] = memory.address
-    stage = _forward_windows if record["phases"] else _forward_gathered
-    threads.run(*in_turns(stage.address(x.dtype.type), record, cut.items, workers, cut.turns))
+    run_program(_program, geometry, x, packed.address, bias, relu, y)
+
+
+@functools.lru_cache(maxsize=256)
+def _program(geometry: ConvGeometry, variant: Variant) -> Program:
+    cut = _cut(geometry, variant.dtype)
+    stage = _forward_windows if cut.record["phases"] else _forward_gathered
+    return program_of(stage, cut.record.copy(), cut.items, cut.turns, variant, cut)

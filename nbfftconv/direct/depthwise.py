@@ -16,24 +16,27 @@ from typing import Any
 
 import numpy as np
 
-from nbfftconv import jit, scratch, simd, threads
+from nbfftconv import jit, simd
+from nbfftconv.arrays import address_of
 from nbfftconv.direct.block import (
     MOST_PRODUCTS,
     OutputBlock,
+    Variant,
     block_kernel,
     mode_of,
     no_biases,
     part_of,
-    point_to_arrays,
-    workers_for,
+    program_of,
+    run_program,
 )
 from nbfftconv.direct.window import AXIS_FIELDS, gather_window
 from nbfftconv.geometry import ConvGeometry
+from nbfftconv.program import Program
 from nbfftconv.records import RecordType, fields
 from nbfftconv.rounding import cdiv, round_up
 from nbfftconv.simd import VECTOR_BYTES
 from nbfftconv.target import TARGET, power_of_two
-from nbfftconv.threads import in_turns, share
+from nbfftconv.threads import share
 
 #: Registers hold the weights of a run of this many taps, ...
 _RUN = 4
@@ -280,15 +283,17 @@ def forward(
     geometry: ConvGeometry, x: np.ndarray, w: np.ndarray, bias: np.ndarray | None, relu: bool, y: np.ndarray
 ) -> None:
     """Convolve `x` into `y`."""
-    workers = workers_for(geometry)
-    record = _record(geometry, x.dtype).copy()
-    table, counts = _runs(*(record[name] for name in _OF_RUNS), x.dtype.itemsize)
+    run_program(_program, geometry, x, address_of(w), bias, relu, y)
+
+
+@functools.lru_cache(maxsize=256)
+def _program(geometry: ConvGeometry, variant: Variant) -> Program:
+    record = _record(geometry, variant.dtype).copy()
+    table, counts = _runs(*(record[name] for name in _OF_RUNS), variant.dtype.itemsize)
     record["table"] = table.ctypes.data
     for length, count in enumerate(counts, 1):
         record[f"runs{length}"] = count
-    zeros = no_biases(geometry.weight_size[0], x.dtype)
-    point_to_arrays(record, x, w.ctypes.data, zeros.ctypes.data, bias, relu, y)
-    memory = scratch.borrow(workers * record["worker"])
-    record["scratch"] = memory.address
+    zeros = no_biases(geometry.weight_size[0], variant.dtype)
+    record["zeros"] = zeros.ctypes.data
     items = geometry.input_size[0] * record["groups"] * record["y_count"] * record["x_count"] * record["chunks"]
-    threads.run(*in_turns(_forward_tiles.address(x.dtype.type), record, items, workers, record["turns"]))
+    return program_of(_forward_tiles, record, items, record["turns"], variant, table, zeros)

@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -14,28 +14,11 @@ from nbfftconv.geometry import ConvGeometry
 from nbfftconv.passes.plan import TiledPlan, filters_of_block
 from nbfftconv.passes.views import View, input_view, output_view, weight_view
 from nbfftconv.passes.workspace import Strips, transform_numbers, workspace_numbers
+from nbfftconv.program import Operand
 from nbfftconv.records import Record
 from nbfftconv.rounding import cdiv
 from nbfftconv.scratch import Memory
 from nbfftconv.transforms import TileTransform, bin_stride, registry
-
-
-class Operand(NamedTuple):
-    """Stands for an array while a program is recorded.
-
-    Attributes
-    ----------
-    address : int
-        Where no memory is.
-    shape : tuple of int
-    itemsize, nbytes : int
-    """
-
-    address: int
-    shape: tuple[int, ...]
-    itemsize: int
-    nbytes: int
-
 
 #: What a pass reads or writes.
 Array = np.ndarray | Operand

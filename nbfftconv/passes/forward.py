@@ -10,6 +10,7 @@ import numpy as np
 
 from nbfftconv import jit, simd, threads
 from nbfftconv.accumulate import COMPLEX, KERNELS, REAL, Blocking, block_depth, conjugate_product
+from nbfftconv.arrays import address_of
 from nbfftconv.geometry import ConvGeometry
 from nbfftconv.outliers import WORDS
 from nbfftconv.passes.blank_windows import BlankWindows, may_be_blank
@@ -24,7 +25,7 @@ from nbfftconv.passes.from_spectra import (
     streams,
 )
 from nbfftconv.passes.plan import TiledPlan
-from nbfftconv.passes.program import NOTHING, Program, Recorder
+from nbfftconv.passes.recorder import Recorder
 from nbfftconv.passes.to_spectra import (
     TO_SPECTRA,
     TransformedWeight,
@@ -34,6 +35,7 @@ from nbfftconv.passes.to_spectra import (
 )
 from nbfftconv.passes.views import SPECTRA
 from nbfftconv.passes.workspace import WORKSPACE, memory_of
+from nbfftconv.program import NOTHING, Program
 from nbfftconv.records import Record, RecordType, fields
 from nbfftconv.rounding import cdiv
 from nbfftconv.transforms import Transform, registry
@@ -235,10 +237,10 @@ def forward(
     layout, workers = (weight.spectra.lane_block, weight.spectra.bin), threads.get_workers(plan.seconds)
     program, outliers = recorded_program(plan, geometry, transform, layout, bias is not None, relu, workers)
     words = program.run(
-        input=input.ctypes.data,
-        output=output.ctypes.data,
+        input=address_of(input),
+        output=address_of(output),
         spectra=weight.spectra.address,
-        bias=0 if bias is None else bias.ctypes.data,
+        bias=0 if bias is None else address_of(bias),
     )
     if weight.has_zeros is not None or may_be_blank(geometry, words[outliers:]):
         found = np.frombuffer(words, np.uint8, offset=8 * outliers)
@@ -266,4 +268,4 @@ def recorded_program(
     spectra = Spectra(NOTHING, recorder.operand("spectra", (0,), itemsize).address, *layout)
     _add_stages(recorder, input, spectra, bias if has_bias else None, relu, output, None)
     BlankWindows(recorder, geometry, input, output, input, None, is_forward=True)
-    return recorder.program(), recorder.areas
+    return recorder.recorded(), recorder.areas
