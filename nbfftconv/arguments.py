@@ -53,11 +53,6 @@ def as_kernels(name: str, value: ArrayLike, axes: int) -> np.ndarray:
     return array
 
 
-def as_images(array: np.ndarray) -> np.ndarray:
-    """Return a view with two spatial axes: a sequence is an image of one row."""
-    return array if array.ndim == 4 else array[:, :, None]
-
-
 def plan_for(
     plan: ConvPlan | None, algorithm: str, geometry: ConvGeometry, direction: str, dtype: np.dtype
 ) -> ConvPlan:

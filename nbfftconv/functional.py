@@ -1,4 +1,4 @@
-"""conv1d, conv2d: forward passes, arrays in, arrays out. Semantics are those of `torch.nn.functional`."""
+"""conv1d, conv2d, conv3d: forward passes, arrays in, arrays out. Semantics are those of `torch.nn.functional`."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from nbfftconv import padding as padding_modes
-from nbfftconv.arguments import as_batch, as_images, as_kernels, check_activation, check_bias, plan_for
+from nbfftconv.arguments import as_batch, as_kernels, check_activation, check_bias, plan_for
 from nbfftconv.arrays import check_out, compact, result_type
 from nbfftconv.geometry import ConvGeometry, Padding
 from nbfftconv.implementations import registry
@@ -40,11 +40,16 @@ def _conv(
     if out is not None:
         check_out(out, shape, dtype)
         target = np.asarray(out)  # of a subclass, its memory
-        target = as_images(target if is_batch else target[None])
-    plan = plan_for(plan, algorithm, geometry.of_images, "forward", dtype)
-    kernels = registry.get(plan.algorithm).prepare(plan, as_images(compact(w, dtype)))
-    result, _ = run_forward(plan, as_images(x), kernels, b, padding_mode, activation, target)
-    return result.reshape(shape) if out is None else out
+    images = geometry.of_images
+    plan = plan_for(plan, algorithm, images, "forward", dtype)
+    kernels = registry.get(plan.algorithm).prepare(plan, compact(w, dtype).reshape(images.weight_size))
+    at_once = None if target is None or not target.flags.c_contiguous else target.reshape(images.output_shape)
+    result, _ = run_forward(plan, x.reshape(images.input_shape), kernels, b, padding_mode, activation, at_once)
+    if out is None:
+        return result.reshape(shape)
+    if target is not None and at_once is None:
+        target[...] = result.reshape(shape)
+    return out
 
 
 def conv1d(
@@ -211,3 +216,79 @@ def conv2d(
     """
     arguments = stride, padding, dilation, groups, padding_mode, activation, algorithm, out, plan
     return _conv(2, input, weight, bias, *arguments)
+
+
+def conv3d(
+    input: ArrayLike,
+    weight: ArrayLike,
+    bias: ArrayLike | None = None,
+    stride: int | tuple[int, int, int] = 1,
+    padding: Padding = 0,
+    dilation: int | tuple[int, int, int] = 1,
+    groups: int = 1,
+    *,
+    padding_mode: str = "zeros",
+    activation: str | None = None,
+    algorithm: str = "auto",
+    out: np.ndarray | None = None,
+    plan: ConvPlan | None = None,
+) -> np.ndarray:
+    r"""Convolve volumes with kernels, as `torch.nn.functional.conv3d` does; on NumPy arrays.
+
+    .. math:: y_{nkhij} = b_k + \sum_{ctuv} w_{kctuv}\, x_{n,c,\,h s + t d - p,\,i s + u d - p,\,j s + v d - p}
+
+    Parameters
+    ----------
+    input : array_like, shape (batch, channels, depth, height, width) or (channels, depth, height, width)
+        Volumes of float32 or float64, in any memory layout and byte order. The batch may be empty.
+    weight : array_like, shape (out channels, channels / groups, kernel depth, kernel height, kernel width)
+        Kernels of float32 or float64.
+    bias : array_like, shape (out channels,), optional
+        As in `conv2d`.
+    stride : int or tuple of int, default 1
+        Distance of neighbouring outputs, in voxels: one number, or (in depth, vertical, horizontal).
+    padding : int, tuple or str, default 0
+        Voxels around the input: one number, (in depth, vertical, horizontal), or ((front, back), (top, bottom),
+        (left, right)). Or a name, as in `conv2d`.
+    dilation : int or tuple of int, default 1
+        Distance of neighbouring taps of a kernel, in voxels: one number, or (in depth, vertical, horizontal).
+    groups : int, default 1
+        As in `conv2d`.
+    padding_mode : {"zeros", "reflect", "replicate", "circular"}, default "zeros"
+        As in `conv2d`.
+    activation : {None, "relu"}, default None
+        As in `conv2d`.
+    algorithm : {"auto", "fft", "winograd", "direct"}, default "auto"
+        As in `conv2d`.
+    out : numpy.ndarray, optional
+        As in `conv2d`.
+    plan : ConvPlan, optional
+        From `plan_conv3d` for the same geometry, dtype and direction "forward"; `algorithm` is then "auto".
+
+    Returns
+    -------
+    numpy.ndarray, shape (batch, out channels, out depth, out height, out width)
+        Without the batch if `input` has none. Of the dtype to which NumPy promotes the arguments' dtypes. `out`, if it
+        was given.
+
+    Raises
+    ------
+    TypeError
+        As `conv2d` does.
+    ValueError
+        As `conv2d` does.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import nbfftconv
+    >>> x = np.ones((1, 2, 5, 6, 7), np.float32)
+    >>> w = np.ones((4, 2, 3, 3, 3), np.float32)
+    >>> nbfftconv.conv3d(x, w).shape
+    (1, 4, 3, 4, 5)
+    >>> y = nbfftconv.conv3d(x, w, padding="same")
+    >>> float(y[0, 0, 2, 2, 2]), float(y[0, 0, 0, 0, 0])  # 2 channels × 27 taps; in a corner, 8 of them
+    (54.0, 16.0)
+    """
+    arguments = stride, padding, dilation, groups, padding_mode, activation, algorithm, out, plan
+    return _conv(3, input, weight, bias, *arguments)

@@ -5,7 +5,7 @@ import math
 import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from nbfftconv.forking import cached_property
 
@@ -18,18 +18,61 @@ BYTES_LIMIT = 2**43
 AXIS_NUMBERS = ("stride", "dilation", "before", "input", "output", "kernel")
 
 #: By the number of spatial axes, their names, ...
-AXES: dict[int, tuple[str, ...]] = {1: ("length",), 2: ("height", "width")}
+AXES: dict[int, tuple[str, ...]] = {1: ("length",), 2: ("height", "width"), 3: ("depth", "height", "width")}
 #: ... what is along each, and its two ends.
-_ALONG = {"length": "horizontal", "height": "vertical", "width": "horizontal"}
-_ENDS = {"length": ("left", "right"), "height": ("top", "bottom"), "width": ("left", "right")}
+_ALONG = {"length": "horizontal", "depth": "in depth", "height": "vertical", "width": "horizontal"}
+_ENDS = {
+    "length": ("left", "right"),
+    "depth": ("front", "back"),
+    "height": ("top", "bottom"),
+    "width": ("left", "right"),
+}
 #: What is said of as many integers as there are axes.
-_MANY = {1: "a tuple of one", 2: "a pair of integers"}
+_MANY = {1: "a tuple of one", 2: "a pair of integers", 3: "three of them"}
 #: What is said of padding in numbers.
-_PADS = {1: "an integer or (left, right)", 2: "an integer, a pair, or ((top, bottom), (left, right))"}
+_PADS = {
+    1: "an integer or (left, right)",
+    2: "an integer, a pair, or ((top, bottom), (left, right))",
+    3: "an integer, three of them, or ((front, back), (top, bottom), (left, right))",
+}
 
 Padding = int | str | Sequence[int] | Sequence[Sequence[int]]
 #: A number for all spatial axes, or one for each.
 Numbers = int | Sequence[int]
+
+
+class Depth(NamedTuple):
+    """The third axis of volumes, whose planes passes see as images and as channels.
+
+    Output plane o of a volume is an image. Of each channel it has a channel for every tap u of a kernel: the input's
+    plane o·stride + u·dilation - before, which is zero where there is none.
+
+    Attributes
+    ----------
+    planes, outputs, taps : int
+        Planes of the input and of the output, and of a kernel.
+    stride, dilation : int
+    before : int
+        Padding before the first plane. Less than 0 if no tap meets the first planes.
+    """
+
+    planes: int
+    outputs: int
+    taps: int
+    stride: int
+    dilation: int
+    before: int
+
+    @property
+    def after(self) -> int:
+        """Padding after the last plane that some tap meets."""
+        return max(
+            0, (self.outputs - 1) * self.stride + (self.taps - 1) * self.dilation + 1 - self.planes - self.before
+        )
+
+
+#: That of images: a channel is a plane.
+FLAT = Depth(1, 1, 1, 1, 1, 0)
 
 
 def _input_dimensions(axes: int) -> dict[str, int]:
@@ -177,23 +220,25 @@ def layer_numbers(
 
 @dataclass(frozen=True)
 class ConvGeometry:
-    """One convolution, of images or, with one spatial axis, of sequences. Build it with `from_arguments`.
+    """One convolution, of images, or of sequences or volumes. Build it with `from_arguments`.
 
     Attributes
     ----------
     input_size : tuple of int
-        Shape of the input, (batch, channels, height, width) or (batch, channels, length).
+        Shape of the input, (batch, channels, height, width); (batch, channels, length) or (batch, channels, depth,
+        height, width). Of volumes that are seen as images, that of the images.
     weight_size : tuple of int
-        Shape of the kernels, (out channels, channels / groups, kernel height, kernel width), or with the kernel's
-        length.
+        Shape of the kernels, (out channels, channels / groups, kernel height, kernel width), with as many spatial axes.
     stride : tuple of int
-        Distance of neighbouring outputs in pixels, (vertical, horizontal), or one number.
+        Distance of neighbouring outputs in pixels, (vertical, horizontal), along as many axes.
     padding : tuple of tuple of int
-        Pixels around the input, ((top, bottom), (left, right)), or one pair.
+        Pixels around the input, ((top, bottom), (left, right)), along as many axes.
     dilation : tuple of int
-        Distance of neighbouring taps in pixels, (vertical, horizontal), or one number.
+        Distance of neighbouring taps in pixels, (vertical, horizontal), along as many axes.
     groups : int
         Groups of channels that are convolved apart.
+    depth : Depth
+        Of volumes that are seen as images, their third axis.
 
     Examples
     --------
@@ -209,6 +254,7 @@ class ConvGeometry:
     padding: tuple[tuple[int, int], ...]
     dilation: tuple[int, ...]
     groups: int
+    depth: Depth = FLAT
 
     def __hash__(self) -> int:
         return self._hash
@@ -216,7 +262,8 @@ class ConvGeometry:
     @cached_property
     def _hash(self) -> int:
         """Every table of plans, records and transforms asks for it."""
-        return hash((self.input_size, self.weight_size, self.stride, self.padding, self.dilation, self.groups))
+        numbers = self.stride, self.padding, self.dilation, self.groups, self.depth
+        return hash((self.input_size, self.weight_size, *numbers))
 
     @classmethod
     def from_arguments(
@@ -246,7 +293,7 @@ class ConvGeometry:
         groups : int, default 1
             As in `nbfftconv.conv2d`.
         axes : int, default 2
-            Spatial axes: 2 of images, 1 of sequences, whose sizes have 3 dimensions, as in `nbfftconv.conv1d`.
+            Spatial axes: 2 of images, 1 of sequences, 3 of volumes. Sizes have two dimensions more.
 
         Returns
         -------
@@ -328,14 +375,47 @@ class ConvGeometry:
 
     @cached_property
     def of_images(self) -> "ConvGeometry":
-        """The same convolution with two spatial axes, as passes see it: a sequence is an image of one row."""
+        """The same convolution with two spatial axes, as passes see it.
+
+        A sequence is an image of one row, the planes of volumes are images and channels. If kernels are of one pixel of
+        every plane, and every pixel has an output, a volume's depth is the height of an image.
+        """
         if len(self.stride) == 2:
             return self
-        (batch, channels, length), (filters, depth, taps) = self.input_size, self.weight_size
+        (batch, channels, *sizes), (filters, channels_of_group, *kernel) = self.input_size, self.weight_size
+        if len(self.stride) == 1:
+            return ConvGeometry(
+                (batch, channels, 1, *sizes), (filters, channels_of_group, 1, *kernel), (1, *self.stride),
+                ((0, 0), *self.padding), (1, *self.dilation), self.groups,
+            )  # fmt: skip
+        planes, height, width = sizes
+        in_planes = self.stride[1:], self.padding[1:], self.dilation[1:]
+        if kernel[1:] == [1, 1] and in_planes[:2] == ((1, 1), ((0, 0), (0, 0))) and height * width < SIZE_LIMIT:
+            return ConvGeometry(
+                (batch, channels, planes, height * width), (filters, channels_of_group, kernel[0], 1),
+                (self.stride[0], 1), (self.padding[0], (0, 0)), (self.dilation[0], 1), self.groups,
+            )  # fmt: skip
+        outputs, taps = self.output_size[2], kernel[0]
         return ConvGeometry(
-            (batch, channels, 1, length), (filters, depth, 1, taps), (1, *self.stride), ((0, 0), *self.padding),
-            (1, *self.dilation), self.groups,
+            (batch * outputs, channels * taps, height, width), (filters, channels_of_group * taps, *kernel[1:]),
+            *in_planes, self.groups, Depth(planes, outputs, taps, self.stride[0], self.dilation[0], self.padding[0][0]),
         )  # fmt: skip
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of the input's array: of volumes that are seen as images, (batch, channels, depth, height, width)."""
+        if self.depth == FLAT:
+            return self.input_size
+        images, channels, *image = self.input_size
+        return images // self.depth.outputs, channels // self.depth.taps, self.depth.planes, *image
+
+    @property
+    def output_shape(self) -> tuple[int, ...]:
+        """Shape of the output's array."""
+        if self.depth == FLAT:
+            return self.output_size
+        images, filters, *image = self.output_size
+        return images // self.depth.outputs, filters, self.depth.outputs, *image
 
     def axis_numbers(self, axis: int) -> dict[str, int]:
         """Return the numbers along one axis.
@@ -368,13 +448,14 @@ class ConvGeometry:
         ConvGeometry
             Without padding.
         """
-        size = (*self.input_size[:2], *self.padded_size)
-        return replace(self, input_size=size, padding=((0, 0),) * len(self.padding))
+        size, depth = (*self.input_size[:2], *self.padded_size), self.depth
+        depth = depth._replace(planes=depth.planes + depth.before + depth.after, before=0)
+        return replace(self, input_size=size, padding=((0, 0),) * len(self.padding), depth=depth)
 
     def transposed(self) -> "ConvGeometry | None":
         """Return the convolution that takes the output's gradient to the input's, None if there is none.
 
-        Its kernels are these with filters and channels of each group exchanged and both axes reversed. With a stride
+        Its kernels are these with filters and channels of each group exchanged and all axes reversed. With a stride
         there is none, nor with so much padding that its own would be negative.
 
         Returns
@@ -385,10 +466,13 @@ class ConvGeometry:
         filters, channels, *kernel = self.weight_size
         reach = (d * (k - 1) for k, d in zip(kernel, self.dilation, strict=True))
         padding = tuple((r - before, r - after) for r, (before, after) in zip(reach, self.padding, strict=True))
-        if max(self.stride) > 1 or min(map(min, padding)) < 0:
+        if max(*self.stride, self.depth.stride) > 1 or min(map(min, padding)) < 0:
             return None
-        weight_size = channels * self.groups, filters // self.groups, *kernel
-        return replace(self, input_size=self.output_size, weight_size=weight_size, padding=padding)
+        planes, outputs, taps, stride, dilation, before = self.depth
+        weight_size = channels // taps * self.groups, filters // self.groups * taps, *kernel
+        input_size = self.input_size[0] // outputs * planes, filters * taps, *self.output_size[2:]
+        depth = Depth(outputs, planes, taps, stride, dilation, dilation * (taps - 1) - before)
+        return replace(self, input_size=input_size, weight_size=weight_size, padding=padding, depth=depth)
 
     @cached_property
     def multiply_adds(self) -> int:

@@ -1,4 +1,4 @@
-"""Gradients of conv1d and conv2d with respect to kernels and input. Semantics are those of `torch.nn.grad`."""
+"""Gradients of conv1d, conv2d and conv3d with respect to kernels and input. Semantics are those of `torch.nn.grad`."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from nbfftconv import padding as padding_modes
-from nbfftconv.arguments import as_batch, as_images, as_kernels, plan_for
+from nbfftconv.arguments import as_batch, as_kernels, plan_for
 from nbfftconv.arrays import check_shape, compact, result_type
 from nbfftconv.geometry import ConvGeometry, Padding
 from nbfftconv.implementations import registry
@@ -32,8 +32,10 @@ def _grad_weight(
     geometry = ConvGeometry.from_arguments(x.shape, weight_size, stride, padding, dilation, groups, axes)
     _check_gradient(grad_output, geometry, is_batch, f"input {np.shape(input)} and weight {geometry.weight_size}")
     padding_modes.check(geometry, padding_mode)
-    plan = plan_for(plan, algorithm, geometry.of_images, "grad_weight", result_type(x, g))
-    return run_grad_weight(plan, as_images(x), as_images(g), padding_mode).reshape(geometry.weight_size)
+    images = geometry.of_images
+    plan = plan_for(plan, algorithm, images, "grad_weight", result_type(x, g))
+    x, g = x.reshape(images.input_shape), g.reshape(images.output_shape)
+    return run_grad_weight(plan, x, g, padding_mode).reshape(geometry.weight_size)
 
 
 def _grad_input(
@@ -59,10 +61,10 @@ def _grad_input(
     size = geometry.input_size[0 if is_batch else 1 :]
     _check_gradient(grad_output, geometry, is_batch, f"input {size} and weight {w.shape}")
     padding_modes.check(geometry, padding_mode)
-    dtype = result_type(w, g)
-    plan = plan_for(plan, algorithm, geometry.of_images, "grad_input", dtype)
-    kernels = registry.get(plan.algorithm).prepare(plan, as_images(compact(w, dtype)))
-    return run_grad_input(plan, kernels, as_images(g), padding_mode).reshape(size)
+    dtype, images = result_type(w, g), geometry.of_images
+    plan = plan_for(plan, algorithm, images, "grad_input", dtype)
+    kernels = registry.get(plan.algorithm).prepare(plan, compact(w, dtype).reshape(images.weight_size))
+    return run_grad_input(plan, kernels, g.reshape(images.output_shape), padding_mode).reshape(size)
 
 
 def _check_gradient(grad_output: ArrayLike, geometry: ConvGeometry, is_batch: bool, why: str) -> None:
@@ -343,4 +345,142 @@ def conv2d_input(
     """
     return _grad_input(
         2, input_size, weight, grad_output, stride, padding, dilation, groups, padding_mode, algorithm, plan
+    )
+
+
+def conv3d_weight(
+    input: ArrayLike,
+    weight_size: tuple[int, int, int, int, int],
+    grad_output: ArrayLike,
+    stride: int | tuple[int, int, int] = 1,
+    padding: Padding = 0,
+    dilation: int | tuple[int, int, int] = 1,
+    groups: int = 1,
+    *,
+    padding_mode: str = "zeros",
+    algorithm: str = "auto",
+    plan: ConvPlan | None = None,
+) -> np.ndarray:
+    """Compute a loss's gradient with respect to the kernels of `conv3d`, as `torch.nn.grad.conv3d_weight` does.
+
+    Parameters
+    ----------
+    input : array_like, shape (batch, channels, depth, height, width) or (channels, depth, height, width)
+        What `conv3d` was given; float32 or float64.
+    weight_size : sequence of int
+        Shape of the kernels: (out channels, channels / groups, kernel depth, kernel height, kernel width).
+    grad_output : array_like, shape (batch, out channels, out depth, out height, out width)
+        Without the batch if `input` has none. Gradient of the loss with respect to the output of `conv3d`; float32 or
+        float64.
+    stride : int or tuple of int, default 1
+        As in `conv3d`, in voxels.
+    padding : int, tuple or str, default 0
+        As in `conv3d`: in voxels, or a name.
+    dilation : int or tuple of int, default 1
+        As in `conv3d`, in voxels.
+    groups : int, default 1
+        As in `conv3d`.
+    padding_mode : {"zeros", "reflect", "replicate", "circular"}, default "zeros"
+        As in `conv3d`.
+    algorithm : {"auto", "fft", "winograd", "direct"}, default "auto"
+        As in `conv3d`.
+    plan : ConvPlan, optional
+        From `plan_conv3d` for the same geometry, dtype and direction "grad_weight"; `algorithm` is then "auto".
+
+    Returns
+    -------
+    numpy.ndarray, of shape `weight_size`
+        Of the dtype to which NumPy promotes the arguments' dtypes.
+
+    Raises
+    ------
+    TypeError
+        If an array is neither float32 nor float64, or masked, or a size is no integer.
+    ValueError
+        If shapes do not match, a size is out of range, a name is unknown, `plan` was made for something else or comes
+        with an `algorithm`, or no tile for ``algorithm="fft"`` fits the scratch limit.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import nbfftconv
+    >>> x = np.ones((2, 3, 4, 8, 8), np.float32)
+    >>> g = np.ones((2, 4, 2, 6, 6), np.float32)
+    >>> dw = nbfftconv.conv3d_weight(x, (4, 3, 3, 3, 3), g)
+    >>> dw.shape
+    (4, 3, 3, 3, 3)
+    >>> float(dw[0, 0, 1, 1, 1])  # 2 volumes × 72 voxels
+    144.0
+    """
+    return _grad_weight(
+        3, input, weight_size, grad_output, stride, padding, dilation, groups, padding_mode, algorithm, plan
+    )
+
+
+def conv3d_input(
+    input_size: tuple[int, int, int, int, int],
+    weight: ArrayLike,
+    grad_output: ArrayLike,
+    stride: int | tuple[int, int, int] = 1,
+    padding: Padding = 0,
+    dilation: int | tuple[int, int, int] = 1,
+    groups: int = 1,
+    *,
+    padding_mode: str = "zeros",
+    algorithm: str = "auto",
+    plan: ConvPlan | None = None,
+) -> np.ndarray:
+    """Compute a loss's gradient with respect to the input of `conv3d`, as `torch.nn.grad.conv3d_input` does.
+
+    Parameters
+    ----------
+    input_size : sequence of int
+        Shape of the input: (batch, channels, depth, height, width), or without the batch.
+    weight : array_like, shape (out channels, channels / groups, kernel depth, kernel height, kernel width)
+        Kernels that `conv3d` was given; float32 or float64.
+    grad_output : array_like, shape (batch, out channels, out depth, out height, out width)
+        Without the batch if `input_size` has none. Gradient of the loss with respect to the output of `conv3d`;
+        float32 or float64.
+    stride : int or tuple of int, default 1
+        As in `conv3d`, in voxels.
+    padding : int, tuple or str, default 0
+        As in `conv3d`: in voxels, or a name.
+    dilation : int or tuple of int, default 1
+        As in `conv3d`, in voxels.
+    groups : int, default 1
+        As in `conv3d`.
+    padding_mode : {"zeros", "reflect", "replicate", "circular"}, default "zeros"
+        As in `conv3d`.
+    algorithm : {"auto", "fft", "winograd", "direct"}, default "auto"
+        As in `conv3d`.
+    plan : ConvPlan, optional
+        From `plan_conv3d` for the same geometry, dtype and direction "grad_input"; `algorithm` is then "auto".
+
+    Returns
+    -------
+    numpy.ndarray, of shape `input_size`
+        Of the dtype to which NumPy promotes the arguments' dtypes.
+
+    Raises
+    ------
+    TypeError
+        If an array is neither float32 nor float64, or masked, or a size is no integer.
+    ValueError
+        If shapes do not match, a size is out of range, a name is unknown, `plan` was made for something else or comes
+        with an `algorithm`, or no tile for ``algorithm="fft"`` fits the scratch limit.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import nbfftconv
+    >>> w = np.ones((4, 3, 3, 3, 3), np.float32)
+    >>> g = np.ones((2, 4, 4, 6, 6), np.float32)
+    >>> dx = nbfftconv.conv3d_input((2, 3, 6, 8, 8), w, g)
+    >>> dx.shape
+    (2, 3, 6, 8, 8)
+    >>> float(dx[0, 0, 2, 4, 4]), float(dx[0, 0, 0, 0, 0])  # 4 filters × 27 taps; in a corner, one tap
+    (108.0, 4.0)
+    """
+    return _grad_input(
+        3, input_size, weight, grad_output, stride, padding, dilation, groups, padding_mode, algorithm, plan
     )

@@ -119,7 +119,10 @@ class KeptKernels:
             self.forms[form] = kernels
         if kernels is not None:
             return kernels
-        kernels = registry.get(plan.algorithm).prepare(plan, compact(self.weight, plan.dtype))
+        weight = compact(self.weight, plan.dtype)
+        if weight.shape != plan.geometry.weight_size:  # of sequences or volumes
+            weight = weight.reshape(plan.geometry.weight_size)
+        kernels = registry.get(plan.algorithm).prepare(plan, weight)
         with _kept_lock:
             kernels = self.forms.pop(form, None) or kernels
             self.forms[form] = kernels
@@ -134,4 +137,4 @@ class KeptKernels:
     def nbytes(self) -> int:
         """Bytes of all forms that are kept, on top of the layer's weight."""
         arrays = (array for kernels in list(self.forms.values()) if kernels is not None for array in kernels.arrays())
-        return sum(array.nbytes for array in arrays if array is not self.weight)
+        return sum(array.nbytes for array in arrays if self.weight is not array and self.weight is not array.base)

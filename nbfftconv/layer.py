@@ -1,4 +1,4 @@
-"""Conv1d, Conv2d: convolution layers that keep their kernels' spectra, or packed kernels, from call to call.
+"""Conv1d, Conv2d, Conv3d: convolution layers that keep their kernels' spectra, or packed kernels, from call to call.
 
 What transposed layers have in common with them is here, too.
 """
@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike
 
 from nbfftconv import padding as padding_modes
 from nbfftconv import scratch
-from nbfftconv.arguments import as_batch, as_images, as_kernels, check_activation, check_algorithm, check_bias
+from nbfftconv.arguments import as_batch, as_kernels, check_activation, check_algorithm, check_bias
 from nbfftconv.arrays import as_float, check_shape, compact, result_type
 from nbfftconv.geometry import ConvGeometry, Padding, layer_numbers, unchanging
 from nbfftconv.kept_kernels import KeptKernels
@@ -121,7 +121,7 @@ class Layer:
             )
         self._weight = _frozen(weight)
         # Replaced, never changed to another weight's: a pass that is under way keeps the kernels that it began with.
-        self._kernels = KeptKernels(as_images(self._weight))
+        self._kernels = KeptKernels(self._weight)
 
     @property
     def bias(self) -> np.ndarray | None:
@@ -179,10 +179,6 @@ class Layer:
         False
         """
         return self.train(False)
-
-    def _weight_size(self, weight: np.ndarray) -> tuple[int, ...]:
-        """Return the shape of kernels that are those of images."""
-        return weight.shape if self._axes == 2 else (*weight.shape[:2], *weight.shape[3:])
 
     def _geometry_numbers(self) -> dict[str, Any]:
         return {name: getattr(self, f"_{name}") for name in self._names}
@@ -281,10 +277,11 @@ class ConvLayer(Layer):
         bias, kernels = self._bias, self._kernels
         weight, padding_mode, activation = kernels.weight, self._padding_mode, self._activation
         numbers = self._stride, self._padding, self._dilation, self._groups
-        given = ConvGeometry.of_unchanging(x.shape, self._weight_size(weight), *numbers)
+        given = ConvGeometry.of_unchanging(x.shape, weight.shape, *numbers)
         if padding_mode != "zeros":
             padding_modes.check(given, padding_mode)
-        geometry, x = given.of_images, as_images(x)
+        geometry = given.of_images
+        x = x.reshape(geometry.input_shape)
         dtype = result_type(x, weight) if bias is None else result_type(x, weight, bias)
         self._last.forward = None  # before there is more to keep
         step = self._step(geometry, dtype) if self._training else None
@@ -348,7 +345,7 @@ class ConvLayer(Layer):
         g, geometry = as_float("grad_output", grad_output), given.of_images
         check_shape("grad_output", g, given.output_size[first:], "the last forward pass")
         result_dtype = np.promote_types(dtype, result_type(g))
-        g = compact(g, result_dtype).reshape(geometry.output_size)
+        g = compact(g, result_dtype).reshape(geometry.output_shape)
         if passed is not None:
             g = masked(g, passed)
         step = self._step(geometry, result_dtype)
@@ -362,7 +359,7 @@ class ConvLayer(Layer):
             grad_input = run_grad_input(step.grad_input, transformed, g, padding_mode)
             grad_weight = run_grad_weight(step.grad_weight, x, g, padding_mode)
             with np.errstate(all="ignore"):  # inf - inf is NaN
-                self.bias_grad = g.sum(axis=(0, 2, 3)) if has_bias else None
+                self.bias_grad = g.sum(axis=(0, *range(2, g.ndim))) if has_bias else None
         self.weight_grad = grad_weight.reshape(given.weight_size)
         return grad_input.reshape(given.input_size[first:])
 
@@ -552,6 +549,98 @@ class Conv2d(ConvLayer):
     """
 
     _axes = 2
+
+
+class Conv3d(ConvLayer):
+    """A convolution layer of volumes, for training and for inference.
+
+    ``layer(x)`` is the forward pass; ``layer.backward(grad_output)`` the gradients at the input that this thread
+    passed last.
+
+    Parameters
+    ----------
+    weight : array_like, shape (out channels, channels / groups, kernel depth, kernel height, kernel width)
+        Kernels of float32 or float64; copied.
+    bias : array_like, shape (out channels,), optional
+        Copied. Numbers in a list or a tuple take the dtype of the weight, whatever they are.
+    stride : int or tuple of int, default 1
+        As in `nbfftconv.conv3d`, in voxels.
+    padding : int, tuple or str, default 0
+        As in `nbfftconv.conv3d`: in voxels, or a name.
+    dilation : int or tuple of int, default 1
+        As in `nbfftconv.conv3d`, in voxels.
+    groups : int, default 1
+        As in `nbfftconv.conv3d`.
+    padding_mode : {"zeros", "reflect", "replicate", "circular"}, default "zeros"
+        As in `nbfftconv.conv3d`.
+    activation : {None, "relu"}, default None
+        As in `nbfftconv.conv3d`.
+    algorithm : {"auto", "fft", "winograd", "direct"}, default "auto"
+        As in `nbfftconv.conv3d`.
+    training : bool, default True
+        If False, a forward pass keeps nothing for `backward`. `train` and `eval` set it, too.
+    spectra_limit : int, default 2**28
+        Bytes that the spectra of an input may take between a forward pass and `backward`. If they would take more,
+        or with 0, only the input itself is kept, and transformed again.
+
+    Attributes
+    ----------
+    weight : numpy.ndarray
+        Kernels, read-only. Assign a new array to change them, which renews the spectra; set a bias of another size to
+        None first.
+    bias : numpy.ndarray or None
+        Bias, read-only. Assign a new array, or None, to change it.
+    stride, padding, dilation, groups : int, tuple or str
+        As above, as they were set. They may be set at any time, and are checked then, with the weight and one another;
+        they hold for forward passes to come.
+    padding_mode, activation, algorithm : str or None
+        As above. They may be set at any time, and hold for forward passes to come; `algorithm` for `backward`, too.
+    training : bool
+        As above. It may be set at any time, and holds for forward passes to come.
+    spectra_limit : int
+        As above. It may be set at any time, and holds for forward passes to come and for `backward`.
+    weight_grad : numpy.ndarray or None
+        Gradient with respect to the weight, of the last `backward`; None before.
+    bias_grad : numpy.ndarray or None
+        Gradient with respect to the bias, of the last `backward`; None before, and without a bias.
+
+    Raises
+    ------
+    TypeError
+        If an array is neither float32 nor float64, or masked, a number is no integer, or `training` no bool; also
+        when it is set later.
+    ValueError
+        If shapes do not match, a number is out of range, or a name is unknown; also when it is set later.
+
+    Notes
+    -----
+    Any number of threads may call a layer at once. `backward` belongs to the last forward pass of its own thread; the
+    gradients that it sets are the layer's, of the thread that was last. A pickle or a copy has the weight and the
+    settings, and makes its spectra anew.
+
+    Examples
+    --------
+    A step of training, then inference:
+
+    >>> import numpy as np
+    >>> import nbfftconv
+    >>> rng = np.random.default_rng(0)
+    >>> w = rng.standard_normal((4, 3, 3, 3, 3)).astype(np.float32)
+    >>> layer = nbfftconv.Conv3d(w, bias=np.zeros(4, np.float32), padding=1)
+    >>> x = rng.standard_normal((2, 3, 4, 8, 8)).astype(np.float32)
+    >>> y = layer(x)
+    >>> dx = layer.backward(y)  # the gradient of (y ** 2).sum() / 2 with respect to y is y
+    >>> dx.shape, layer.weight_grad.shape, layer.bias_grad.shape
+    ((2, 3, 4, 8, 8), (4, 3, 3, 3, 3), (4,))
+    >>> layer.weight = layer.weight - 0.0001 * layer.weight_grad
+    >>> bool((layer(x) ** 2).sum() < (y ** 2).sum())
+    True
+    >>> layer.training = False  # keeps the kernels' spectra, and nothing of the input
+    >>> layer(x).shape
+    (2, 4, 4, 8, 8)
+    """
+
+    _axes = 3
 
 
 def passed_by_relu(result: np.ndarray) -> np.ndarray:

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from nbfftconv.geometry import ConvGeometry, one_of
+from nbfftconv.geometry import FLAT, ConvGeometry, one_of
 
 #: PyTorch's names, and NumPy's.
 _MODES: dict[str, Any] = {"reflect": "reflect", "replicate": "edge", "circular": "wrap"}
@@ -35,16 +35,21 @@ def pad(input: np.ndarray, geometry: ConvGeometry, mode: str) -> np.ndarray:
     """Return the input of a pass."""
     if mode == "zeros":
         return input
-    return np.pad(input, ((0, 0), (0, 0), *geometry.padding), mode=_MODES[mode])
+    return np.pad(input, ((0, 0), (0, 0), *_around(geometry)), mode=_MODES[mode])
+
+
+def _around(geometry: ConvGeometry) -> tuple[tuple[int, int], ...]:
+    """Return the padding of each spatial axis of the input's array."""
+    depth = geometry.depth
+    return geometry.padding if depth == FLAT else ((depth.before, depth.after), *geometry.padding)
 
 
 def fold(grad_padded: np.ndarray, geometry: ConvGeometry, mode: str) -> np.ndarray:
     """Return the gradient at the input from that at a pass's input: every pixel adds to the one it copied."""
     if mode == "zeros":
         return grad_padded
-    for axis in (2, 3):
-        size = geometry.input_size[axis]
-        before, after = geometry.padding[axis - 2]
+    for axis, (before, after) in enumerate(_around(geometry), 2):
+        size = geometry.input_shape[axis]
         source = np.pad(np.arange(size), (before, after), mode=_MODES[mode])
         padded = np.moveaxis(grad_padded, axis, 0)
         folded = padded[before : before + size].copy()

@@ -26,6 +26,8 @@ class KernelForm(NamedTuple):
     dtype : numpy.dtype
     groups : int
     is_transposed : bool
+    weight_size : tuple of int
+        Of the kernels of images: those of volumes may be seen in two ways.
     layout : Hashable
         What else tells forms of this algorithm apart.
     """
@@ -34,6 +36,7 @@ class KernelForm(NamedTuple):
     dtype: np.dtype
     groups: int
     is_transposed: bool
+    weight_size: tuple[int, ...]
     layout: Hashable
 
 
@@ -128,7 +131,9 @@ class ConvPlan:
     @cached_property
     def kernel_form(self) -> KernelForm:
         """The form in which it needs the kernels."""
-        return KernelForm(self.algorithm, self.dtype, self.geometry.groups, self.is_transposed, self._kernel_layout())
+        geometry = self.geometry
+        numbers = geometry.groups, self.is_transposed, geometry.weight_size
+        return KernelForm(self.algorithm, self.dtype, *numbers, self._kernel_layout())
 
     def _kernel_layout(self) -> Hashable:
         """Return what tells the form of its kernels from others of the algorithm."""

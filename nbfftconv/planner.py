@@ -183,6 +183,81 @@ def plan_conv2d(
     return _plan(2, input_size, weight_size, stride, padding, dilation, groups, *passed)
 
 
+def plan_conv3d(
+    input_size: Any,
+    weight_size: Any,
+    stride: Any = 1,
+    padding: Padding = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+    *,
+    direction: str = "forward",
+    dtype: Any = np.float32,
+    algorithm: str = "auto",
+    transform: str = "auto",
+    tile: Any = None,
+    weight_is_transformed: bool = False,
+    measure: bool = False,
+) -> ConvPlan:
+    """Plan one pass of a convolution, to look at the decision or to pass it as `plan`.
+
+    Parameters
+    ----------
+    input_size : sequence of int
+        Shape of the input: (batch, channels, depth, height, width).
+    weight_size : sequence of int
+        Shape of the kernels: (out channels, channels / groups, kernel depth, kernel height, kernel width).
+    stride : int or tuple of int, default 1
+        As in `nbfftconv.conv3d`, in voxels.
+    padding : int, tuple or str, default 0
+        As in `nbfftconv.conv3d`: in voxels, or a name.
+    dilation : int or tuple of int, default 1
+        As in `nbfftconv.conv3d`, in voxels.
+    groups : int, default 1
+        As in `nbfftconv.conv3d`.
+    direction : {"forward", "grad_weight", "grad_input"}, default "forward"
+        The pass: that of `nbfftconv.conv3d`, `nbfftconv.conv3d_weight` or `nbfftconv.conv3d_input`.
+    dtype : dtype, default numpy.float32
+        What the arrays hold, float32 or float64.
+    algorithm : {"auto", "fft", "winograd", "direct"}, default "auto"
+        What computes it.
+    transform : str, default "auto"
+        What transforms the tiles: one of ``nbfftconv.transforms.registry.names()``.
+    tile : int or tuple of int, optional
+        Size of the tiles, which are those of planes, as in `plan_conv2d`.
+    weight_is_transformed : bool, default False
+        The kernels' spectra are kept from call to call, as `nbfftconv.Conv3d` does while it is not `training`.
+    measure : bool, default False
+        Run the promising candidates on random data, with the current numbers of threads, and remember the fastest in
+        the profile, for all automatic plans from now on: `Conv3d`'s, and those of later processes. Both with the
+        kernels' spectra kept and made anew. It takes seconds, half a minute for the largest layers, and the memory of
+        the arrays.
+
+    Returns
+    -------
+    ConvPlan
+        That of the images that planes of the volumes are. Printed, it says what is computed how, and why.
+
+    Raises
+    ------
+    TypeError
+        If a size is not an integer, `dtype` is neither float32 nor float64, or a flag is no bool.
+    ValueError
+        If the sizes do not make a convolution, a name is unknown, `transform` or `tile` is given with
+        ``algorithm="direct"``, `tile` is too small or not of the sides that the transform has, or not even one tile
+        fits the scratch limit; if `measure` is given a choice.
+
+    Examples
+    --------
+    >>> import nbfftconv
+    >>> plan = nbfftconv.plan_conv3d((1, 1, 64, 64, 64), (48, 1, 7, 7, 7), padding=3)
+    >>> plan.algorithm, plan.geometry.input_size, plan.geometry.depth.taps
+    ('fft', (64, 7, 64, 64), 7)
+    """
+    passed = direction, dtype, algorithm, transform, tile, weight_is_transformed, measure
+    return _plan(3, input_size, weight_size, stride, padding, dilation, groups, *passed)
+
+
 def _plan(
     axes: int,
     input_size: Any,
@@ -217,7 +292,7 @@ def _plan(
             raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
     size = None
     if tile is not None:
-        size = pair("tile", tile, 1) if axes == 2 else (1, *numbers("tile", tile, 1, ("horizontal",)))
+        size = (1, *numbers("tile", tile, 1, ("horizontal",))) if axes == 1 else pair("tile", tile, 1)
     choices: Choices = (
         *((("transform", transform),) if transform != "auto" else ()),
         *((("tile", size),) if size is not None else ()),

@@ -35,12 +35,15 @@ class RecordType:
     Attributes
     ----------
     dtype : numpy.dtype
+    numbers : list of str
+        Names of the fields that are no records.
     index : dict
         From a path such as ``"spectra.address"`` to the number of its word.
     """
 
     def __init__(self, dtype: np.dtype) -> None:
         self.dtype = dtype
+        self.numbers = [name for name in dtype.names or () if dtype[name] == _WORD]
         self.index = {path: number for number, path in enumerate(_paths(dtype))}
 
     def zeros(self) -> "Record":

@@ -29,7 +29,7 @@ def run_forward(
     if target is not None and is_usable_out(target, x, kernels.weight, b):
         result = target
     else:
-        result = scratch.result(geometry.output_size, dtype)
+        result = scratch.result(geometry.output_shape, dtype)
     kept = registry.get(plan.algorithm).forward(
         plan, padding_modes.pass_geometry(geometry, padding_mode), x, kernels, b, activation == "relu", result, keep
     )
@@ -53,7 +53,7 @@ def run_grad_weight(plan: ConvPlan, x: np.ndarray, g: np.ndarray, padding_mode: 
 def run_grad_input(plan: ConvPlan, kernels: Kernels, g: np.ndarray, padding_mode: str) -> np.ndarray:
     """Run the pass on validated arguments."""
     geometry = padding_modes.pass_geometry(plan.geometry, padding_mode)
-    result = scratch.result(geometry.input_size, plan.dtype)
+    result = scratch.result(geometry.input_shape, plan.dtype)
     registry.get(plan.algorithm).grad_input(plan, geometry, kernels, compact(g, plan.dtype), result)
     return padding_modes.fold(result, plan.geometry, padding_mode)
 
@@ -69,7 +69,7 @@ def run_backward(
     """Run both gradients of a step that shares spectra; return those of input, kernels and bias."""
     dtype, geometry = plan.dtype, padding_modes.pass_geometry(plan.geometry, padding_mode)
     x = padding_modes.pad(compact(x, dtype), plan.geometry, padding_mode)
-    grad_input = scratch.result(geometry.input_size, dtype)
+    grad_input = scratch.result(geometry.input_shape, dtype)
     grad_weight = scratch.result(geometry.weight_size, dtype)
     implementation = registry.get(plan.algorithm)
     grad_bias = implementation.backward(plan, geometry, x, kept, kernels, g, grad_input, grad_weight)

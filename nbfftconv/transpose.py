@@ -1,10 +1,11 @@
-"""The kernels of the transposed problem (see `ConvGeometry.transposed`): filters for channels, both axes reversed."""
+"""The kernels of the transposed problem (see `ConvGeometry.transposed`): filters for channels, all axes reversed."""
 
 import math
 
 import numpy as np
 
 from nbfftconv import jit, scratch, threads
+from nbfftconv.geometry import ConvGeometry
 from nbfftconv.passes.tiles import reverse
 from nbfftconv.records import RecordType, fields
 from nbfftconv.rounding import cdiv
@@ -42,14 +43,15 @@ def _transpose(real):
 _transpose_kernels = _stage(_transpose)
 
 
-def transpose(weight: np.ndarray, groups: int) -> np.ndarray:
-    """Return C-contiguous kernels transposed: (channels, filters / groups, height, width)."""
+def transpose(weight: np.ndarray, geometry: ConvGeometry) -> np.ndarray:
+    """Return C-contiguous kernels of a convolution transposed: (channels, filters / groups, height, width)."""
     filters, channels, height, width = weight.shape
-    filters //= groups
-    result = scratch.result((groups * channels, filters, height, width), weight.dtype)
+    groups, planes = geometry.groups, geometry.depth.taps  # of a kernel; they are channels, one after the other
+    filters, channels = filters // groups, channels // planes
+    result = scratch.result((groups * channels, filters * planes, height, width), weight.dtype)
     record = _RECORD.zeros()
     record["weight"], record["transposed"] = weight.ctypes.data, result.ctypes.data
-    record["filters"], record["channels"], record["taps"] = filters, channels, height * width
+    record["filters"], record["channels"], record["taps"] = filters, channels, planes * height * width
     record["filter_blocks"], record["channel_blocks"] = cdiv(filters, _BLOCK), cdiv(channels, _BLOCK)
     items = groups * record["filter_blocks"] * record["channel_blocks"]
     stage = _transpose_kernels.address(weight.dtype.type)

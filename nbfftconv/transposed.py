@@ -1,4 +1,4 @@
-"""conv_transpose1d, conv_transpose2d: gradients of convolutions at their input, as layers of their own.
+"""conv_transpose1d, conv_transpose2d, conv_transpose3d: gradients of convolutions at their input, as layers.
 
 Arguments and semantics are those of `torch.nn.functional`.
 """
@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from nbfftconv import scratch
-from nbfftconv.arguments import as_batch, as_images, as_kernels, check_activation, check_bias
+from nbfftconv.arguments import as_batch, as_kernels, check_activation, check_bias
 from nbfftconv.arrays import check_out, compact, result_type
 from nbfftconv.geometry import Numbers, Padding, TransposedGeometry
 from nbfftconv.implementations import Kernels, registry
@@ -41,8 +41,9 @@ def _conv_transpose(
     shape = geometry.output_size[0 if is_batch else 1 :]
     if out is not None:
         check_out(out, shape, dtype)
-    plan = make_plan(geometry.convolution.of_images, "grad_input", dtype)
-    kernels = registry.get(plan.algorithm).prepare(plan, as_images(compact(w, dtype)))
+    images = geometry.convolution.of_images
+    plan = make_plan(images, "grad_input", dtype)
+    kernels = registry.get(plan.algorithm).prepare(plan, compact(w, dtype).reshape(images.weight_size))
     result = run_transposed(geometry, plan, kernels, x, b, activation)
     if out is None:
         return result.reshape(shape)
@@ -59,7 +60,8 @@ def run_transposed(
     activation: str | None,
 ) -> np.ndarray:
     """Run the forward pass, a gradient at the input, on validated arguments."""
-    result = run_grad_input(plan, kernels, as_images(x), "zeros").reshape(geometry.convolution.input_size)
+    x = x.reshape(geometry.convolution.of_images.output_shape)
+    result = run_grad_input(plan, kernels, x, "zeros").reshape(geometry.convolution.input_size)
     if any(geometry.beyond):  # where there is nothing but the bias
         reached, result = result, scratch.result(geometry.output_size, plan.dtype)
         result[...] = 0
@@ -207,3 +209,73 @@ def conv_transpose2d(
     """
     arguments = stride, padding, output_padding, groups, dilation, activation, out
     return _conv_transpose(2, input, weight, bias, *arguments)
+
+
+def conv_transpose3d(
+    input: ArrayLike,
+    weight: ArrayLike,
+    bias: ArrayLike | None = None,
+    stride: Numbers = 1,
+    padding: Padding = 0,
+    output_padding: Numbers = 0,
+    groups: int = 1,
+    dilation: Numbers = 1,
+    *,
+    activation: str | None = None,
+    out: np.ndarray | None = None,
+) -> np.ndarray:
+    """Convolve volumes with kernels, transposed, as `torch.nn.functional.conv_transpose3d` does; on NumPy arrays.
+
+    It is the gradient of `conv3d` at its input: each voxel of the input adds its multiple of the kernels to the
+    output.
+
+    Parameters
+    ----------
+    input : array_like, shape (batch, channels, depth, height, width) or (channels, depth, height, width)
+        Volumes of float32 or float64, in any memory layout and byte order. The batch may be empty.
+    weight : array_like, shape (channels, out channels / groups, kernel depth, kernel height, kernel width)
+        Kernels of float32 or float64.
+    bias : array_like, shape (out channels,), optional
+        As in `conv2d`.
+    stride : int or tuple of int, default 1
+        Voxels of the output from where a voxel of the input is added to where the next one is: one number, or (in
+        depth, vertical, horizontal).
+    padding : int or tuple, default 0
+        Voxels of the output that are left out: one number, (in depth, vertical, horizontal), or ((front, back), (top,
+        bottom), (left, right)).
+    output_padding : int or tuple of int, default 0
+        Voxels that the output is longer at the end of each axis; less than `stride` or less than `dilation`.
+    groups : int, default 1
+        As in `conv2d`.
+    dilation : int or tuple of int, default 1
+        As in `conv3d`.
+    activation : {None, "relu"}, default None
+        As in `conv2d`.
+    out : numpy.ndarray, optional
+        As in `conv2d`.
+
+    Returns
+    -------
+    numpy.ndarray, shape (batch, out channels, out depth, out height, out width)
+        Without the batch if `input` has none. Along each axis its size is that of `conv_transpose1d`.
+        Of the dtype to which NumPy promotes the arguments' dtypes. `out`, if it was
+        given.
+
+    Raises
+    ------
+    TypeError
+        As `conv2d` does.
+    ValueError
+        If shapes do not match, a number is out of range, a name is unknown, or the output would be empty.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import nbfftconv
+    >>> x = np.ones((1, 4, 3, 5, 6), np.float32)
+    >>> w = np.ones((4, 2, 2, 2, 2), np.float32)
+    >>> nbfftconv.conv_transpose3d(x, w, stride=2).shape
+    (1, 2, 6, 10, 12)
+    """
+    arguments = stride, padding, output_padding, groups, dilation, activation, out
+    return _conv_transpose(3, input, weight, bias, *arguments)

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from nbfftconv.arguments import as_batch, as_images
+from nbfftconv.arguments import as_batch
 from nbfftconv.arrays import as_float, check_shape, compact, result_type
 from nbfftconv.geometry import Numbers, Padding, TransposedGeometry, transposed_numbers
 from nbfftconv.layer import Layer, Setting, masked, passed_by_relu, with_the_others
@@ -96,7 +96,7 @@ class ConvTransposeLayer(Layer):
         """
         x, is_batch = as_batch("input", input, self._axes)
         bias, kernels, activation, training = self._bias, self._kernels, self._activation, self.training
-        geometry = _geometry(x.shape, self._weight_size(kernels.weight), **self._geometry_numbers(), axes=self._axes)
+        geometry = _geometry(x.shape, kernels.weight.shape, **self._geometry_numbers(), axes=self._axes)
         dtype = result_type(x, kernels.weight) if bias is None else result_type(x, kernels.weight, bias)
         self._last.forward = None  # before there is more to keep
         plan = make_plan(geometry.convolution.of_images, "grad_input", dtype, weight_is_transformed=not training)
@@ -153,10 +153,12 @@ class ConvTransposeLayer(Layer):
         with np.errstate(all="ignore"):  # inf - inf is NaN
             self.bias_grad = g.sum(axis=(0, *range(2, g.ndim))) if has_bias else None
         reached, of_images = geometry.convolution.input_size, geometry.convolution.of_images
-        g = as_images(compact(g[tuple(map(slice, reached))], dtype))
+        g = compact(g[tuple(map(slice, reached))], dtype).reshape(of_images.input_shape)
         plan = make_plan(of_images, "forward", dtype)
         grad_input, _ = run_forward(plan, g, kernels.of(plan), None, "zeros", None)
-        grad_weight = run_grad_weight(make_plan(of_images, "grad_weight", dtype), g, as_images(x), "zeros")
+        grad_weight = run_grad_weight(
+            make_plan(of_images, "grad_weight", dtype), g, x.reshape(of_images.output_shape), "zeros"
+        )
         self.weight_grad = grad_weight.reshape(geometry.convolution.weight_size)
         return grad_input.reshape(geometry.convolution.output_size[first:])
 
@@ -307,3 +309,77 @@ class ConvTranspose2d(ConvTransposeLayer):
     """
 
     _axes = 2
+
+
+class ConvTranspose3d(ConvTransposeLayer):
+    """A transposed convolution layer of volumes, for training and for inference.
+
+    ``layer(x)`` is the forward pass; ``layer.backward(grad_output)`` the gradients at the input that this thread
+    passed last.
+
+    Parameters
+    ----------
+    weight : array_like, shape (channels, out channels / groups, kernel depth, kernel height, kernel width)
+        Kernels of float32 or float64; copied.
+    bias : array_like, shape (out channels,), optional
+        Copied. Numbers in a list or a tuple take the dtype of the weight, whatever they are.
+    stride : int or tuple of int, default 1
+        As in `nbfftconv.conv_transpose3d`.
+    padding : int or tuple, default 0
+        As in `nbfftconv.conv_transpose3d`.
+    output_padding : int or tuple of int, default 0
+        As in `nbfftconv.conv_transpose3d`.
+    groups : int, default 1
+        As in `nbfftconv.conv_transpose3d`.
+    dilation : int or tuple of int, default 1
+        As in `nbfftconv.conv_transpose3d`.
+    activation : {None, "relu"}, default None
+        As in `nbfftconv.conv2d`.
+    training : bool, default True
+        If False, a forward pass keeps nothing for `backward`. `train` and `eval` set it, too.
+
+    Attributes
+    ----------
+    weight : numpy.ndarray
+        Kernels, read-only. Assign a new array to change them; set a bias of another size to None first.
+    bias : numpy.ndarray or None
+        Bias, read-only. Assign a new array, or None, to change it.
+    stride, padding, output_padding, groups, dilation : int or tuple
+        As above, as they were set. They may be set at any time, and are checked then, with the weight and one another;
+        they hold for forward passes to come.
+    activation : str or None
+        As above. It may be set at any time, and holds for forward passes to come.
+    training : bool
+        As above. It may be set at any time, and holds for forward passes to come.
+    weight_grad : numpy.ndarray or None
+        Gradient with respect to the weight, of the last `backward`; None before.
+    bias_grad : numpy.ndarray or None
+        Gradient with respect to the bias, of the last `backward`; None before, and without a bias.
+
+    Raises
+    ------
+    TypeError
+        If an array is neither float32 nor float64, or masked, a number is no integer, or `training` no bool; also
+        when it is set later.
+    ValueError
+        If shapes do not match, a number is out of range, or a name is unknown; also when it is set later.
+
+    Notes
+    -----
+    Threads, pickles and copies are as with `nbfftconv.Conv2d`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import nbfftconv
+    >>> layer = nbfftconv.ConvTranspose3d(np.ones((4, 3, 2, 2, 2), np.float32), bias=np.zeros(3, np.float32), stride=2)
+    >>> x = np.ones((2, 4, 5, 6, 7), np.float32)
+    >>> y = layer(x)
+    >>> y.shape
+    (2, 3, 10, 12, 14)
+    >>> dx = layer.backward(np.ones_like(y))
+    >>> dx.shape, layer.weight_grad.shape, layer.bias_grad
+    ((2, 4, 5, 6, 7), (4, 3, 2, 2, 2), array([3360., 3360., 3360.], dtype=float32))
+    """
+
+    _axes = 3

@@ -9,9 +9,9 @@ geometry's sizes.
 import numpy as np
 
 from nbfftconv.direct import dense, dense_grad_weight, depthwise, gradients
-from nbfftconv.direct.gradients import grad_input
-from nbfftconv.geometry import ConvGeometry
+from nbfftconv.geometry import FLAT, ConvGeometry
 from nbfftconv.scratch import Memory
+from nbfftconv.volumes import fold_input, unfold_input, unfold_output, unfolded
 
 __all__ = ["forward", "grad_input", "grad_weight", "grad_weight_bytes", "pack", "packed_bytes", "scratch_bytes"]
 
@@ -60,7 +60,19 @@ def grad_weight_bytes(geometry: ConvGeometry, dtype: np.dtype) -> tuple[int, int
 
 def grad_weight(geometry: ConvGeometry, x: np.ndarray, dw: np.ndarray, g: np.ndarray) -> None:
     """Compute the gradient with respect to the kernels into `dw`."""
+    if geometry.depth != FLAT:
+        x, g, geometry = unfold_input(geometry, x), unfold_output(geometry, g), unfolded(geometry)
     if dense_grad_weight.fits(geometry, x.dtype):
         dense_grad_weight.grad_weight(geometry, x, dw, g)
     else:
         gradients.grad_weight(geometry, x, dw, g)
+
+
+def grad_input(geometry: ConvGeometry, dx: np.ndarray, w: np.ndarray, g: np.ndarray) -> None:
+    """Compute the gradient with respect to the input into `dx`."""
+    if geometry.depth == FLAT:
+        gradients.grad_input(geometry, dx, w, g)
+        return
+    of_images = np.empty(geometry.input_size, dx.dtype)
+    gradients.grad_input(unfolded(geometry), of_images, w, unfold_output(geometry, g))
+    fold_input(geometry, of_images, dx)

@@ -28,8 +28,9 @@ from nbfftconv.direct.block import (
     run_program,
 )
 from nbfftconv.direct.gather import clear_lanes, gather_lanes
-from nbfftconv.direct.window import AXIS_FIELDS, axis_in_window, gather_window
-from nbfftconv.geometry import ConvGeometry
+from nbfftconv.direct.window import AXIS_FIELDS, axis_in_window, gather_plane, gather_window
+from nbfftconv.geometry import FLAT, ConvGeometry
+from nbfftconv.planes import PLANES, input_planes, output_plane_of, plane_of
 from nbfftconv.program import Program
 from nbfftconv.records import Record, RecordType, fields
 from nbfftconv.rounding import cdiv, round_up
@@ -79,6 +80,7 @@ _RECORD = RecordType(
         "filter_blocks", "chunks", "y_core", "x_core", "y_count", "x_count",
         "row_vectors", "row", "phase", "phases", "interleave", "window", "is_flat", "next_calls",
         *(f"{axis}_{name}" for axis in "yx" for name in AXIS_FIELDS),
+        planes=PLANES,
     )
 )  # fmt: skip
 _PACKING = RecordType(fields("weight", "packed", "filters", "taps", "filter_blocks"))
@@ -128,14 +130,14 @@ def _add_products(real, itemsize, lanes, r, n, group, block, i, depth, ahead, li
     filter = group * r.filters + k
     left = min(_ROWS, r.filters - k)
     w = r.weight + ((group * r.filter_blocks + block) * r.taps + i) * _ROWS * itemsize
-    y = r.output + (n * r.groups * r.filters + filter) * plane
+    y = r.output + output_plane_of(r.planes, r.groups * r.filters, n, filter) * plane
     is_last = i + depth == r.taps
     is_whole = ends[0] >= lanes and (vectors < 2 or ends[1] >= lanes) and (vectors < 3 or ends[2] >= lanes)
     _product(real, (
         xs[0], xs[1], xs[2], y + ps[0] * itemsize, y + ps[1] * itemsize, y + ps[2] * itemsize,
         ends[0], ends[1], ends[2], r.table, depth, w, ahead, line,
         (r.bias if i == 0 else r.zeros) + filter * itemsize, r.relu if is_last else 0,
-        plane, 0 if i == 0 else 1, left, mode_of(r, is_last, is_whole),
+        r.planes.outputs * plane, 0 if i == 0 else 1, left, mode_of(r, is_last, is_whole),
         _ROWS // 2 if left <= _ROWS // 2 else _ROWS, vectors,
     ))  # fmt: skip
 
@@ -186,17 +188,19 @@ def _of_windows(real):
             vectors = rows * row_vectors
             for i in range(first_block_of_x * r.depth, min(last_block_of_x * r.depth, r.taps), r.depth):
                 depth = min(r.depth, r.taps - i)
-                plane = (n * r.groups + group) * r.channels + i // taps
+                channel = group * r.channels + i // taps
                 if r.is_flat != 0:
+                    plane = plane_of(r.planes, n, channel)
                     gather_window(real, itemsize, lanes, r, r.input, plane, x0, depth, r.row_vectors, memory)
                 else:
                     for c in range(depth // taps):
-                        gather_window(
-                            real, itemsize, lanes, r, r.input + (plane + c) * r.y_input * r.x_input * itemsize,
+                        gather_plane(
+                            real, itemsize, lanes, r, plane_of(r.planes, n, channel + c),
                             y0 * r.y_stride * r.y_step - r.y_before, x0 * r.x_stride * r.x_step - r.x_before,
                             (rows - 1) * r.y_stride + (r.y_kernel - 1) * r.y_dilation + 1, r.row_vectors,
                             memory + c * r.window,
                         )  # fmt: skip
+                plane = max(0, plane_of(r.planes, n, channel))
                 next = _next_pixels(r, itemsize, plane, y0, x0, i, depth)
                 calls = 0
                 for block in range(first_block, last_block):
@@ -223,7 +227,7 @@ def _of_windows(real):
 
 
 @jit.njit()
-def _gather_vector(real, itemsize, lanes, r, image, begin, end, p, target):
+def _gather_vector(real, itemsize, lanes, r, n, group, begin, end, p, target):
     """Gather rows begin .. end - 1 of X for the vector of pixels from `p`, rows of `_VECTORS` vectors."""
     window = r.y_kernel * r.x_kernel
     stop = min(p + lanes, r.y_output * r.x_output)
@@ -238,16 +242,20 @@ def _gather_vector(real, itemsize, lanes, r, image, begin, end, p, target):
             c, tap = i // window, i % window
             y = (oy * r.y_stride + tap // r.x_kernel * r.y_dilation) * r.y_step - r.y_before
             x0 = ((ox - lane) * r.x_stride + tap % r.x_kernel * r.x_dilation) * r.x_step - r.x_before
-            count = cdiv(end - i, window)  # the same tap of so many channels
+            count = cdiv(end - i, window)  # the same tap of so many channels, ...
             row = target + (i - begin) * pitch
-            channel_step = r.y_input * r.x_input * itemsize
-            if 0 <= y < r.y_input:
-                gather_lanes(
-                    real, itemsize, image + (c * r.y_input + y) * r.x_input * itemsize, channel_step, r.x_input,
-                    x0, r.x_stride * r.x_step, row, window * pitch, lane, written, count,
-                )  # fmt: skip
-            else:
-                clear_lanes(real, row, window * pitch, lane, written, count)
+            channel_step = r.planes.planes * r.y_input * r.x_input * itemsize
+            together = count if r.planes.taps == 1 else 1  # ... whose planes are equally far apart
+            for first in range(0, count, together):
+                plane = plane_of(r.planes, n, group * r.channels + c + first)
+                at = row + first * window * pitch
+                if 0 <= y < r.y_input and plane >= 0:
+                    gather_lanes(
+                        real, itemsize, r.input + (plane * r.y_input + y) * r.x_input * itemsize, channel_step,
+                        r.x_input, x0, r.x_stride * r.x_step, at, window * pitch, lane, written, together,
+                    )  # fmt: skip
+                else:
+                    clear_lanes(real, at, window * pitch, lane, written, together)
         lane = last
 
 
@@ -260,14 +268,13 @@ def _of_pixels(real):
         first_block_of_x, last_block_of_x = share(cdiv(r.taps, r.depth), r.turn, r.turns)
         for item in range(begin, end):
             n, group, _, start, first_block, last_block = part_of(r, item, r.filter_blocks)
-            image = r.input + (n * r.groups + group) * r.channels * r.y_input * r.x_input * itemsize
             for i in range(first_block_of_x * r.depth, min(last_block_of_x * r.depth, r.taps), r.depth):
                 depth = min(r.depth, r.taps - i)
                 for p in range(start, min(start + r.x_core, pixels), _VECTORS * lanes):
                     vectors = min(_VECTORS, cdiv(pixels - p, lanes))
                     for j in range(vectors):
                         _gather_vector(
-                            real, itemsize, lanes, r, image, i, i + depth, p + j * lanes, x + j * VECTOR_BYTES
+                            real, itemsize, lanes, r, n, group, i, i + depth, p + j * lanes, x + j * VECTOR_BYTES
                         )
                     xs = x, x + VECTOR_BYTES, x + 2 * VECTOR_BYTES
                     ps = p, p + lanes, p + 2 * lanes
@@ -410,7 +417,8 @@ def _cut(geometry: ConvGeometry, dtype: np.dtype) -> _Cut:
     filters, channels, *kernel = geometry.weight_size
     filters //= geometry.groups
     pixels, taps = y["output"] * x["output"], channels * kernel[0] * kernel[1]
-    is_flat = kernel == [1, 1] and geometry.stride == (1, 1) and geometry.padding == ((0, 0), (0, 0))
+    of_pixels = kernel == [1, 1] and geometry.stride == (1, 1) and geometry.padding == ((0, 0), (0, 0))
+    is_flat = of_pixels and geometry.depth == FLAT
     if is_flat:
         x |= {"input": pixels, "output": pixels}
         y |= {"input": images * geometry.groups * channels, "output": 1}
@@ -443,7 +451,7 @@ def _cut(geometry: ConvGeometry, dtype: np.dtype) -> _Cut:
     zeros = no_biases(geometry.weight_size[0], dtype)
     numbers |= {"table": table.ctypes.data, "zeros": zeros.ctypes.data}
     return _Cut(
-        record=_RECORD.make(tuple(numbers.get(name, 0) for name in _RECORD.index)),
+        record=_RECORD.make((*(numbers.get(name, 0) for name in _RECORD.numbers), input_planes(geometry))),
         arrays=(table, zeros),
         items=items * chunks,
         turns=min(cdiv(taps, numbers["depth"]), cdiv(longest, MOST_PRODUCTS)),

@@ -29,8 +29,9 @@ from nbfftconv.direct.block import (
     program_of,
     run_program,
 )
-from nbfftconv.direct.window import AXIS_FIELDS, gather_window
+from nbfftconv.direct.window import AXIS_FIELDS, gather_plane
 from nbfftconv.geometry import ConvGeometry
+from nbfftconv.planes import PLANES, PLANES_FIELDS, input_planes, output_plane_of, plane_of
 from nbfftconv.program import Program
 from nbfftconv.records import RecordType, fields
 from nbfftconv.rounding import cdiv, round_up
@@ -71,6 +72,7 @@ _RECORD = RecordType(
         "row_step", "tap_step", "y_phases",
         "y_core", "x_core", "y_count", "x_count",
         *(f"{axis}_{name}" for axis in "yx" for name in AXIS_FIELDS),
+        planes=PLANES,
     )
 )  # fmt: skip
 
@@ -135,14 +137,13 @@ def _forward(real):
             for c in range(first_depth * r.depth, min(last_depth * r.depth, r.channels), r.depth):
                 depth = min(r.depth, r.channels - c)
                 for i in range(depth):
-                    plane = (n * r.groups + group) * r.channels + c + i
-                    gather_window(
-                        real, itemsize, lanes, r, r.input + plane * r.y_input * r.x_input * itemsize,
+                    gather_plane(
+                        real, itemsize, lanes, r, plane_of(r.planes, n, group * r.channels + c + i),
                         y0 * r.y_stride - r.y_before, x0 * r.x_stride - r.x_before, r.rows, r.vectors,
                         window + i * r.window,
                     )  # fmt: skip
                 # meanwhile what follows in memory is fetched, which comes next: other rows, or another channel
-                plane = (n * r.groups + group) * r.channels + c + depth - 1
+                plane = max(0, plane_of(r.planes, n, group * r.channels + c + depth - 1))
                 below = min(r.y_input, max(0, y0 * r.y_stride - r.y_before + r.rows))
                 ahead = r.input + (plane * r.y_input + below) * r.x_input * itemsize
                 ahead_end = ahead + r.rows * r.x_input * itemsize
@@ -155,7 +156,8 @@ def _forward(real):
                     k = group * r.filters + f
                     w = r.weight + (k * r.channels + c) * w_channel
                     bias = (r.bias if c == 0 else r.zeros) + k * itemsize
-                    plane = r.output + (n * r.groups * r.filters + k) * r.y_output * width * itemsize
+                    plane = output_plane_of(r.planes, r.groups * r.filters, n, k)
+                    output = r.output + plane * r.y_output * width * itemsize
                     for phase in range(min(r.y_phases, y1 - y0)):
                         rows = cdiv(y1 - y0 - phase, r.y_phases)
                         for i in range(0, rows, _ROWS):
@@ -164,7 +166,7 @@ def _forward(real):
                             for x in range(x0, x1, _VECTORS * lanes):
                                 count = min(_VECTORS * lanes, x1 - x)
                                 source = window + row * r.y_stride * r.row + (x - x0) * itemsize
-                                target = plane + ((y0 + row) * width + x) * itemsize
+                                target = output + ((y0 + row) * width + x) * itemsize
                                 _windows(real, (
                                     source, r.window, r.row_step, w, w_channel, r.tap_step, depth,
                                     r.table, r.runs4, r.runs3, r.runs2, r.runs1,
@@ -236,6 +238,7 @@ def _record(geometry: ConvGeometry, dtype: np.dtype) -> Any:
         "phases": x["stride"], "interleave": x["stride"], "y_step": 1, "x_step": 1,
         "worker": depth * window, "turns": turns,
     }  # fmt: skip
+    numbers |= {f"planes.{name}": value for name, value in zip(PLANES_FIELDS, input_planes(geometry), strict=True)}
     for name, value in numbers.items():
         record[name] = value
     return record

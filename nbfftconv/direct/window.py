@@ -59,3 +59,16 @@ def gather_window(real, itemsize, lanes, r, plane, y, x, rows, vectors, window):
                 )  # fmt: skip
             if below < rows:
                 clear_lanes(real, place + below * r.row, r.row, 0, lanes, rows - below)
+
+
+@jit.njit()
+def gather_plane(real, itemsize, lanes, r, plane, y, x, rows, vectors, window):
+    """Gather rows as `gather_window` does, of one of the input's planes; zeros if it is -1, that there is none."""
+    if plane >= 0:
+        source = r.input + plane * r.y_input * r.x_input * itemsize
+        gather_window(real, itemsize, lanes, r, source, y, x, rows, vectors, window)
+        return
+    for row in range(rows):
+        for phase in range(r.phases):
+            place = window + row * r.row + phase * r.phase
+            clear_lanes(real, place, VECTOR_BYTES, 0, lanes, vectors)

@@ -139,7 +139,7 @@ class Direct(Implementation[DirectPlan, DirectKernels]):
         these products are not in the gradient.
         """
         if plan.is_transposed and np.isfinite(weight).all():
-            source = transpose(weight, plan.geometry.groups)
+            source = transpose(weight, plan.geometry)
             return DirectKernels(weight, source, direct.pack(plan.run_as.geometry, source))
         packed = direct.pack(plan.geometry, weight) if plan.direction == "forward" else None
         return DirectKernels(weight, weight, packed)

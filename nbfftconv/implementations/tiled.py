@@ -9,13 +9,13 @@ import functools
 import math
 from collections import defaultdict
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from nbfftconv import direct, outliers
-from nbfftconv.geometry import ConvGeometry, pair
+from nbfftconv.geometry import FLAT, ConvGeometry, pair
 from nbfftconv.implementations import WEIGHT_LIMIT, Candidates, Implementation, Inapplicable, Kernels, Request
 from nbfftconv.implementations.tiled_costs import (
     BlockedChoices,
@@ -37,6 +37,7 @@ from nbfftconv.plan import Choices, ConvPlan, KernelForm, StepPlan
 from nbfftconv.tiling import axis_tiles, problem_sizes
 from nbfftconv.transforms import registry
 from nbfftconv.transpose import transpose
+from nbfftconv.volumes import fold_input, unfold_input, unfold_output, unfolded
 
 # Worth measuring are the cheapest tiles of each transform.
 _MEASURED_TILES = 8
@@ -170,7 +171,7 @@ class Tiled(Implementation[TiledPlan, TiledKernels]):
         geometry, dtype = request.geometry, request.dtype
         sizes = enumerate(problem_sizes(geometry))
         phases = tuple(axis_tiles(geometry, axis, taps).tap_step for axis, (_, taps) in sizes)
-        wanted = self.name, dtype, geometry.groups, False
+        wanted = self.name, dtype, geometry.groups, False, geometry.weight_size
         layouts = [form.layout for form in forms if form[:-1] == wanted]
         tiles = [
             (layout.transform, layout.tile)
@@ -187,7 +188,8 @@ class Tiled(Implementation[TiledPlan, TiledKernels]):
 
     def step(self, requests: Sequence[Request], spectra_limit: int, below: float) -> StepPlan | None:
         """Return the best step of passes of one tile grid."""
-        if not requests[0].is_asked and requests[0].geometry.weight_size[2:] == (1, 1):
+        geometry = requests[0].geometry
+        if geometry.depth != FLAT or (not requests[0].is_asked and geometry.weight_size[2:] == (1, 1)):
             return None
         forward, grad_weight, grad_input = step = [costed_choices(request, self.name)[-1] for request in requests]
         keeps = forward.choices.input_bytes <= spectra_limit
@@ -211,7 +213,7 @@ class Tiled(Implementation[TiledPlan, TiledKernels]):
 
     def prepare(self, plan: TiledPlan, weight: np.ndarray) -> TiledKernels:
         """Transform kernels, or transpose and transform them."""
-        source = transpose(weight, plan.geometry.groups) if plan.is_transposed else weight
+        source = transpose(weight, plan.geometry) if plan.is_transposed else weight
         return TiledKernels(weight, transform_weight(plan.run_as, source))
 
     def forward(
@@ -231,7 +233,7 @@ class Tiled(Implementation[TiledPlan, TiledKernels]):
         kept = KeptInput(spectra, has_outliers) if spectra is not None else None
         if not (has_outliers or transformed.has_outliers):
             return kept
-        corrections = outliers.of_forward(geometry, input, kernels.weight)
+        corrections = outliers.of_forward(geometry, input, kernels.weight) if geometry.depth == FLAT else None
         if corrections is None:
             direct.forward(geometry, input, kernels.weight, None, bias, relu, output)
             return kept
@@ -252,6 +254,12 @@ class Tiled(Implementation[TiledPlan, TiledKernels]):
     ) -> None:
         """Compute the gradient with respect to the input into `result`."""
         transformed = kernels.transformed
+        if geometry.depth != FLAT and not plan.is_transposed:
+            images, g = unfolded(geometry), unfold_output(geometry, grad_output)
+            of_images = np.empty(images.input_size, plan.dtype)
+            self.grad_input(replace(plan, geometry=images), images, kernels, g, of_images)
+            fold_input(geometry, of_images, result)
+            return
         if plan.is_transposed:
             run = plan.run_as.resized(plan.run_geometry(geometry))
             has_outliers, _ = forward_pass(run, run.geometry, grad_output, transformed, None, False, result)
@@ -264,6 +272,10 @@ class Tiled(Implementation[TiledPlan, TiledKernels]):
         self, plan: TiledPlan, geometry: ConvGeometry, input: np.ndarray, grad_output: np.ndarray, result: np.ndarray
     ) -> None:
         """Compute the gradient with respect to the kernels into `result`."""
+        if geometry.depth != FLAT:
+            input, grad_output = unfold_input(geometry, input), unfold_output(geometry, grad_output)
+            geometry = unfolded(geometry)
+            plan = replace(plan, geometry=geometry)
         if grad_weight_pass(plan, geometry, input, grad_output, result):
             _correct_grad_weight(geometry, input, grad_output, result)
 
@@ -300,12 +312,12 @@ def _correct_grad_input(
     geometry: ConvGeometry, weight: np.ndarray, grad_output: np.ndarray, result: np.ndarray
 ) -> None:
     """Add the products of outliers, or convolve directly where these are many."""
-    corrections = outliers.of_grad_input(geometry, weight, grad_output)
+    corrections = outliers.of_grad_input(geometry, weight, grad_output) if geometry.depth == FLAT else None
     transposed = geometry.transposed()
     if corrections is not None:
         corrections.add_to(result)
     elif transposed is not None and np.isfinite(weight).all():
-        direct.forward(transposed, grad_output, transpose(weight, geometry.groups), None, None, False, result)
+        direct.forward(transposed, grad_output, transpose(weight, geometry), None, None, False, result)
     else:
         direct.grad_input(geometry, result, weight, grad_output)
 

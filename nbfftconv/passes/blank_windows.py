@@ -13,9 +13,10 @@ from typing import NamedTuple
 import numpy as np
 
 from nbfftconv import jit, simd, threads
-from nbfftconv.geometry import ConvGeometry
+from nbfftconv.geometry import FLAT, ConvGeometry
 from nbfftconv.jit import njit
 from nbfftconv.passes.context import Array, Context
+from nbfftconv.planes import PLANES, PLANES_FIELDS, input_planes, output_plane_of, plane_of
 from nbfftconv.records import Record, RecordType, fields
 from nbfftconv.rounding import cdiv, round_up
 from nbfftconv.threads import share
@@ -46,6 +47,7 @@ _WINDOWS = RecordType(
         # of a thread: rows of marks, and where what follows them begins
         "worker", "is_dense", "rows", "row", "done", "candidates", "columns", "latest", "blank",
         *(f"{axis}_{name}" for axis in "yx" for name in _AXIS),
+        planes=PLANES,
     )
 )  # fmt: skip
 
@@ -208,6 +210,13 @@ def _blank_columns(r, marks, blank):
 
 
 @njit()
+def _source(itemsize, r, image, group, channel):
+    """Return the address of a channel of a group, or 0 if there is none: all of it is zero."""
+    plane = plane_of(r.planes, image, group * r.sources + channel)
+    return r.source + plane * r.y_samples * r.x_samples * itemsize if plane >= 0 else 0
+
+
+@njit()
 def _fill(real, itemsize, r, image, channel, i, blank, wanted):
     """Write what is left of results without products: those of a row where `blank` has the wanted value."""
     value = real(0)
@@ -215,23 +224,25 @@ def _fill(real, itemsize, r, image, channel, i, blank, wanted):
         value += simd.pointer(real, r.bias)[channel]
     if r.relu != 0 and value < real(0):
         value = real(0)
-    row = (image * r.groups * r.targets + channel) * r.y_results + i
+    row = output_plane_of(r.planes, r.groups * r.targets, image, channel) * r.y_results + i
     results, chosen = simd.pointer(real, r.target + row * r.x_results * itemsize), simd.pointer(np.uint8, blank)
     for j in range(r.x_results):
         results[j] = value if chosen[j] == wanted else results[j]
 
 
 @njit()
-def _mark_row(real, itemsize, r, source, y, at, channels, marks):
+def _mark_row(real, itemsize, r, image, group, y, at, channels, marks):
     """Mark what is not zero in a row of samples, in those channels that were not looked at yet."""
     done, line = simd.pointer(np.int64, marks + r.done), r.x_samples * itemsize
     for channel in range(done[at], channels):
-        _mark(real, source + (channel * r.y_samples + y) * line, r.x_samples, marks + at * r.row)
+        source = _source(itemsize, r, image, group, channel)
+        if source != 0:
+            _mark(real, source + y * line, r.x_samples, marks + at * r.row)
     done[at] = channels
 
 
 @njit()
-def _join_rows(real, itemsize, r, source, first, i, channels, following, marks):
+def _join_rows(real, itemsize, r, image, group, first, i, channels, following, marks):
     """Mark the columns with marks under a result's window, whose rows follow each other; return the row after it.
 
     For every column the last row with a mark is kept: rows before `following` are in there already.
@@ -241,7 +252,7 @@ def _join_rows(real, itemsize, r, source, first, i, channels, following, marks):
     end = max(following, min(i * r.y_step - r.y_before + r.y_taps, r.y_samples))
     for y in range(max(following, top), end):
         at = y - (first * r.y_step - r.y_before)
-        _mark_row(real, itemsize, r, source, y, at, channels, marks)
+        _mark_row(real, itemsize, r, image, group, y, at, channels, marks)
         marked = simd.pointer(np.uint8, marks + at * r.row)
         for x in range(r.row):
             latest[x] = np.int32(y) if marked[x] != 0 else latest[x]
@@ -251,14 +262,14 @@ def _join_rows(real, itemsize, r, source, first, i, channels, following, marks):
 
 
 @njit()
-def _join_rows_apart(real, itemsize, r, source, first, i, channels, marks):
+def _join_rows_apart(real, itemsize, r, image, group, first, i, channels, marks):
     """The same for any rows."""
     seen = simd.pointer(np.uint8, marks + r.columns)
     _set(marks + r.columns, r.row, 0)
     for u in range(r.y_taps):
         at, y = _row_of(r, first, i, u)
         if y >= 0:
-            _mark_row(real, itemsize, r, source, y, at, channels, marks)
+            _mark_row(real, itemsize, r, image, group, y, at, channels, marks)
             marked = simd.pointer(np.uint8, marks + at * r.row)
             for x in range(r.row):
                 seen[x] |= marked[x]
@@ -272,7 +283,7 @@ def _copy(count, source, target):
 
 
 @njit()
-def _fill_blank(real, itemsize, r, image, group, source, first, last, marks):
+def _fill_blank(real, itemsize, r, image, group, first, last, marks):
     """Fill results whose windows are zero in all channels, and note them if weights are zero."""
     candidates, latest = simd.pointer(np.uint8, marks + r.candidates), simd.pointer(np.int32, marks + r.latest)
     done = simd.pointer(np.int64, marks + r.done)
@@ -290,9 +301,9 @@ def _fill_blank(real, itemsize, r, image, group, source, first, last, marks):
             if candidates[i - first] == 0:
                 continue
             if follow:
-                following = _join_rows(real, itemsize, r, source, first, i, channels, following, marks)
+                following = _join_rows(real, itemsize, r, image, group, first, i, channels, following, marks)
             else:
-                _join_rows_apart(real, itemsize, r, source, first, i, channels, marks)
+                _join_rows_apart(real, itemsize, r, image, group, first, i, channels, marks)
             count = _blank_columns(r, marks + r.columns, marks + r.blank)
             candidates[i - first] = count > 0
             left += count
@@ -313,7 +324,7 @@ def _blank_results(r, image, group, i):
 
 
 @njit()
-def _fill_sparse(real, itemsize, r, image, group, target, source, first, last, blank):
+def _fill_sparse(real, itemsize, r, image, group, target, first, last, blank):
     """Fill results of one channel, some of whose weights are zero, that are not written yet."""
     empty, covered = simd.pointer(np.uint8, blank), simd.pointer(np.uint8, r.covered)
     weights = simd.pointer(real, r.weight)
@@ -325,11 +336,14 @@ def _fill_sparse(real, itemsize, r, image, group, target, source, first, last, b
         for channel in range(r.sources):
             if left == 0:
                 break
+            source = _source(itemsize, r, image, group, channel)
+            if source == 0:
+                continue
             for u in range(r.y_taps):
                 _, y = _row_of(r, first, i, u)
                 if y < 0:
                     continue
-                values = simd.pointer(real, source + (channel * r.y_samples + y) * r.x_samples * itemsize)
+                values = simd.pointer(real, source + y * r.x_samples * itemsize)
                 at = group * r.group_weights + target * r.target_weights + channel * r.source_weights
                 at += u * r.row_weights
                 for v in range(r.x_taps):
@@ -354,9 +368,19 @@ def _fill_sparse(real, itemsize, r, image, group, target, source, first, last, b
 
 @njit()
 def _place_of(r, item):
-    """Return the image and group of an item, together, and the rows of its results."""
-    first = item % r.blocks * r.block
-    return item // r.blocks, first, min(first + r.block, r.y_results)
+    """Return the image and group of an item, and the rows of its results."""
+    plane, first = item // r.blocks, item % r.blocks * r.block
+    return plane // r.groups, plane % r.groups, first, min(first + r.block, r.y_results)
+
+
+@njit()
+def _first_source(itemsize, r, image, group):
+    """Return the address of the first plane of a group's first channel, or 0 if there is none."""
+    source = 0
+    for tap in range(r.planes.taps):
+        if source == 0:
+            source = _source(itemsize, r, image, group, tap)
+    return source
 
 
 def _look(real):
@@ -364,13 +388,13 @@ def _look(real):
 
     def look_for_blank_windows(r, worker, begin, end):
         found = simd.pointer(np.uint8, r.found)
-        group_bytes = r.sources * r.y_samples * r.x_samples * itemsize
         for item in range(begin, end):
-            plane, first, last = _place_of(r, item)
-            source = r.source + plane * group_bytes
+            image, group, first, last = _place_of(r, item)
             if item + _AHEAD < end and r.blocks == 1:
-                _fetch_samples(real, itemsize, r, source + _AHEAD * group_bytes, first, last)
-            found[item] = _may_be_blank(real, itemsize, r, source, first, last)
+                later_image, later_group, _, _ = _place_of(r, item + _AHEAD)
+                _fetch_samples(real, itemsize, r, _first_source(itemsize, r, later_image, later_group), first, last)
+            source = _first_source(itemsize, r, image, group)
+            found[item] = source == 0 or _may_be_blank(real, itemsize, r, source, first, last)
 
     return look_for_blank_windows
 
@@ -383,13 +407,11 @@ def _write(real):
         found, items = simd.pointer(np.uint8, r.found), simd.pointer(np.int64, r.items)
         is_covered = _count(r.covered, r.x_results) == r.x_results
         for index in range(begin, end):
-            plane, first, last = _place_of(r, items[index])
-            image, group = plane // r.groups, plane % r.groups
-            source = r.source + plane * r.sources * r.y_samples * r.x_samples * itemsize
+            image, group, first, last = _place_of(r, items[index])
             if r.blank_results != 0:
                 _set(_blank_results(r, image, group, first), (last - first) * r.x_results, 0)
             if found[items[index]] != 0:
-                _fill_blank(real, itemsize, r, image, group, source, first, last, marks)
+                _fill_blank(real, itemsize, r, image, group, first, last, marks)
             if not is_covered:
                 for channel in range(group * r.targets, (group + 1) * r.targets):
                     for i in range(first, last):
@@ -406,14 +428,12 @@ def _write_sparse(real):
         for item in range(begin, end):
             part, index = item % r.parts, item // r.parts
             target, place = index % r.targets, index // r.targets
-            plane, first, last = _place_of(r, place)
-            image, group = plane // r.groups, plane % r.groups
+            image, group, first, last = _place_of(r, place)
             if has_zeros[group * r.targets + target] == 0:
                 continue
-            source = r.source + plane * r.sources * r.y_samples * r.x_samples * itemsize
             begin_row, end_row = share(last - first, part, r.parts)
             _fill_sparse(
-                real, itemsize, r, image, group, target, source, first + begin_row, first + end_row, marks + r.blank
+                real, itemsize, r, image, group, target, first + begin_row, first + end_row, marks + r.blank
             )  # fmt: skip
 
     return fill_sparse_windows
@@ -504,6 +524,10 @@ def _numbers(geometry: ConvGeometry, is_forward: bool) -> _Numbers:
     record["latest"] = at = at + row
     record["blank"] = at = at + 4 * row
     record["worker"] = round_up(at + x["results"], 64)
+    # gradients of volumes are looked at as images, or as inputs of the transposed problem
+    planes = input_planes(geometry) if is_forward else (filters * geometry.groups, *FLAT)
+    for field, value in zip(PLANES_FIELDS, planes, strict=True):
+        record[f"planes.{field}"] = value
     covered = _covered(**x)
     return _Numbers(record, covered, bool(covered.all()), record["groups"] * record["blocks"])
 
@@ -561,7 +585,7 @@ class BlankWindows:
             record["bias"] = context.address(bias)
         record["relu"], record["covered"] = relu, context.address(numbers.covered)
         record["source"], record["target"] = context.address(source), context.address(target)
-        self._images = target.shape[0]
+        self._images = geometry.input_size[0]
         items = self._images * numbers.image_items
         self._found = context.zeroed(items, np.uint8) if found is None else found[:items]
         record["found"] = context.address(self._found)

@@ -33,7 +33,7 @@ from nbfftconv.passes.to_spectra import (
     lane_block_to_spectrum,
     to_spectra_numbers,
 )
-from nbfftconv.passes.views import SPECTRA
+from nbfftconv.passes.views import SPECTRA, in_order_of_phases
 from nbfftconv.passes.workspace import WORKSPACE, memory_of
 from nbfftconv.program import NOTHING, Program
 from nbfftconv.records import Record, RecordType, fields
@@ -73,7 +73,8 @@ def _fused(kernel, blocking: Blocking):
                 lane_blocks = min(r.block_lane_blocks, r.lane_blocks - first)
                 pointed = -1
                 for i in range(lane_blocks):
-                    for c in range(r.channels):
+                    for at in range(r.channels):
+                        c = in_order_of_phases(r.input.source, r.channels, at)
                         spectrum = x + i * xs.lane_block + c * entry
                         index = group * r.channels + c
                         pointed = lane_block_to_spectrum(

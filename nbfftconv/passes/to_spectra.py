@@ -22,6 +22,7 @@ from nbfftconv.passes.views import (
     VIEW,
     channel_of,
     column_step,
+    in_order_of_phases,
     next_position,
     position_of,
     row_step,
@@ -197,10 +198,13 @@ def _stage(real):
         pointed = -1
         for item in range(begin, end):
             lane_block, index = item // channels, item % channels
-            if r.has_zeros != 0 and (item == begin or index % run == 0):
-                last = min(channels, (index // run + 1) * run, index + end - item)
-                first_channel, last_channel = index // v.channel_phases, cdiv(last, v.channel_phases)
-                _note_zeros(real, word, itemsize, r, worker, lane_block, first_channel, last_channel)
+            if r.has_zeros != 0:
+                if item == begin or index % run == 0:
+                    last = min(channels, (index // run + 1) * run, index + end - item)
+                    first_channel, last_channel = index // v.channel_phases, cdiv(last, v.channel_phases)
+                    _note_zeros(real, word, itemsize, r, worker, lane_block, first_channel, last_channel)
+            else:
+                index = in_order_of_phases(v, channels, index)
             target = s.address + lane_block * s.lane_block + index * entry
             spectrum, stride = target, s.bin
             if r.finished != 0:

@@ -139,22 +139,23 @@ class Tile(NamedTuple):
 NO_TILE = Tile(0, 0, 0, 0, 0)
 
 
-def _view(axes: list[AxisView], channels: int, tiles: int, lanes: int, itemsize: int) -> View:
+def _view(z: AxisView, axes: list[AxisView], channels: int, tiles: int, lanes: int, itemsize: int) -> View:
     """Return the view of a C-contiguous array, given its axes without strides."""
     height, width = (axis.size for axis in axes)
-    channel = height * width * itemsize
-    y, x = axes[0]._replace(stride=width * itemsize), axes[1]._replace(stride=itemsize)
+    plane = height * width * itemsize
+    channel = z.size * plane
+    z, y, x = z._replace(stride=plane), axes[0]._replace(stride=width * itemsize), axes[1]._replace(stride=itemsize)
     return View(
         address=0,
         image=channels * channel,
         channel=channel,
         channels=channels,
-        channel_phases=y.channel_phases * x.channel_phases,
-        image_tiles=y.phases * y.tiles * x.phases * x.tiles,
+        channel_phases=z.channel_phases * y.channel_phases * x.channel_phases,
+        image_tiles=z.tiles * y.phases * y.tiles * x.phases * x.tiles,
         tiles=tiles,
         lane_blocks=cdiv(tiles, lanes),
         ahead=channel,
-        z=AxisView(),
+        z=z,
         y=y,
         x=x,
     )
@@ -179,7 +180,16 @@ def input_view(geometry: ConvGeometry, grid: TileGrid, lanes: int, itemsize: int
                 sample_step=min(tiles.input_step, _LONGEST_STEP),
             )
         )
-    return _view(axes, geometry.input_size[1], grid.tiles, lanes, itemsize)
+    depth = geometry.depth  # planes are tiles of one sample, and every tap is a channel phase of its own
+    z = AxisView(
+        size=depth.planes,
+        origin=-depth.before,
+        channel_phases=depth.taps,
+        channel_phase_step=depth.dilation,
+        tiles=depth.outputs,
+        advance=depth.stride,
+    )
+    return _view(z, axes, geometry.input_shape[1], grid.tiles, lanes, itemsize)
 
 
 def output_view(geometry: ConvGeometry, grid: TileGrid, lanes: int, itemsize: int) -> View:
@@ -196,7 +206,8 @@ def output_view(geometry: ConvGeometry, grid: TileGrid, lanes: int, itemsize: in
         )
         for index, tiles in enumerate((grid.vertical, grid.horizontal))
     ]
-    return _view(axes, geometry.weight_size[0], grid.tiles, lanes, itemsize)
+    z = AxisView(size=geometry.depth.outputs, tiles=geometry.depth.outputs)
+    return _view(z, axes, geometry.weight_size[0], grid.tiles, lanes, itemsize)
 
 
 def weight_view(geometry: ConvGeometry, grid: TileGrid, lanes: int, itemsize: int) -> View:
@@ -211,8 +222,9 @@ def weight_view(geometry: ConvGeometry, grid: TileGrid, lanes: int, itemsize: in
         )
         for index, tiles in enumerate((grid.vertical, grid.horizontal))
     ]
-    filters, channels = geometry.weight_size[:2]
-    view = _view(axes, channels, filters // geometry.groups, lanes, itemsize)
+    (filters, channels), taps = geometry.weight_size[:2], geometry.depth.taps
+    z = AxisView(size=taps, channel_phases=taps, channel_phase_step=1)
+    view = _view(z, axes, channels // taps, filters // geometry.groups, lanes, itemsize)
     return view if lanes == 1 else view._replace(ahead=_FETCHED_AHEAD)
 
 
@@ -278,6 +290,18 @@ def channel_of(v, index):
     phase, x = _split(index % v.channel_phases, v.x.channel_phases)
     z, y = _split(phase, v.y.channel_phases)
     return index // v.channel_phases, (z, y, x)
+
+
+@njit()
+def in_order_of_phases(v, channels, at):
+    """Return the channel, of so many of the stride-1 problem, that comes as number `at` if a phase follows the other.
+
+    Which samples the tiles of a lane block have is found once a phase.
+    """
+    if v.channel_phases == 1:
+        return at
+    phase, channel = _split(at, channels // v.channel_phases)
+    return channel * v.channel_phases + phase
 
 
 @njit()
