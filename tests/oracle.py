@@ -180,3 +180,102 @@ def conv_transpose(
     if activation == "relu":
         result = np.where(result <= 0, 0.0, result)  # NaN stays
     return result
+
+
+def _volumes(stride, padding, dilation, kernel_size):
+    """Return the numbers along the depth, (stride, (before, after), dilation), and those of planes."""
+    strides, dilations = ((each,) * 3 if isinstance(each, int) else tuple(each) for each in (stride, dilation))
+    reach = [d * (k - 1) for d, k in zip(dilations, kernel_size, strict=True)]
+    if isinstance(padding, str):
+        pads = [{"valid": (0, 0), "same": (r // 2, r - r // 2), "full": (r, r)}[padding] for r in reach]
+    else:
+        pads = (padding,) * 3 if isinstance(padding, int) else tuple(padding)
+        pads = [(p, p) if isinstance(p, int) else tuple(p) for p in pads]
+    in_planes = {"stride": strides[1:], "padding": tuple(pads[1:]), "dilation": dilations[1:]}
+    return (strides[0], pads[0], dilations[0]), in_planes
+
+
+def conv3d(
+    input: ArrayLike,
+    weight: ArrayLike,
+    bias: ArrayLike | None = None,
+    stride=1,
+    padding=0,
+    dilation=1,
+    groups: int = 1,
+    padding_mode: str = "zeros",
+    activation: str | None = None,
+) -> Array:
+    """Forward pass of volumes: a plane of the output is a sum over the planes that it sees."""
+    x, w = np.asarray(input, np.float64), np.asarray(weight, np.float64)
+    (step, around, apart), in_planes = _volumes(stride, padding, dilation, w.shape[2:])
+    padded = np.pad(x, ((0, 0), (0, 0), around, (0, 0), (0, 0)), NUMPY_PAD_MODES[padding_mode])
+    planes = []
+    with np.errstate(invalid="ignore", over="ignore"):
+        for z in range(0, padded.shape[2] - apart * (w.shape[2] - 1), step):
+            each = [
+                conv2d(
+                    padded[:, :, z + t * apart], w[:, :, t], None, **in_planes, groups=groups, padding_mode=padding_mode
+                )
+                for t in range(w.shape[2])
+            ]
+            planes.append(np.sum(each, axis=0))
+        result = np.stack(planes, axis=2)
+        if bias is not None:
+            result = result + np.asarray(bias, np.float64)[:, None, None, None]
+    if activation == "relu":
+        result = np.where(result <= 0, 0.0, result)  # NaN stays
+    return result
+
+
+def conv3d_weight(
+    input: ArrayLike,
+    weight_size,
+    grad_output: ArrayLike,
+    stride=1,
+    padding=0,
+    dilation=1,
+    groups: int = 1,
+    padding_mode: str = "zeros",
+) -> Array:
+    """Gradient with respect to the weight of volumes, tap after tap in depth, plane after plane."""
+    x, g = np.asarray(input, np.float64), np.asarray(grad_output, np.float64)
+    (step, around, apart), in_planes = _volumes(stride, padding, dilation, weight_size[2:])
+    padded = np.pad(x, ((0, 0), (0, 0), around, (0, 0), (0, 0)), NUMPY_PAD_MODES[padding_mode])
+    of_plane = (*weight_size[:2], *weight_size[3:])
+    result = np.zeros(weight_size)
+    with np.errstate(invalid="ignore", over="ignore"):
+        for t in range(weight_size[2]):
+            for o in range(g.shape[2]):
+                plane, numbers = padded[:, :, o * step + t * apart], {"groups": groups, "padding_mode": padding_mode}
+                result[:, :, t] += conv2d_weight(plane, of_plane, g[:, :, o], **in_planes, **numbers)
+    return result
+
+
+def conv3d_input(
+    input_size,
+    weight: ArrayLike,
+    grad_output: ArrayLike,
+    stride=1,
+    padding=0,
+    dilation=1,
+    groups: int = 1,
+    padding_mode: str = "zeros",
+) -> Array:
+    """Gradient with respect to the input of volumes: planes of the padded input add up, and the padding is undone."""
+    w, g = np.asarray(weight, np.float64), np.asarray(grad_output, np.float64)
+    (step, around, apart), in_planes = _volumes(stride, padding, dilation, w.shape[2:])
+    batch, channels, depth, *plane = input_size
+    source = np.pad(np.arange(depth), around, NUMPY_PAD_MODES[padding_mode])
+    result = np.zeros((batch, channels, depth, *plane))
+    with np.errstate(invalid="ignore", over="ignore"):
+        for t in range(w.shape[2]):
+            for o in range(g.shape[2]):
+                z = o * step + t * apart
+                if padding_mode == "zeros" and not around[0] <= z < around[0] + depth:
+                    continue
+                numbers = {"groups": groups, "padding_mode": padding_mode}
+                result[:, :, source[z]] += conv2d_input(
+                    (batch, channels, *plane), w[:, :, t], g[:, :, o], **in_planes, **numbers
+                )
+    return result

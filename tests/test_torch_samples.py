@@ -19,7 +19,7 @@ def as_numpy(value):
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("name", ["conv1d", "conv2d", "conv_transpose1d", "conv_transpose2d"])
+@pytest.mark.parametrize("name", [f"{name}{axes}d" for name in ("conv", "conv_transpose") for axes in (1, 2, 3)])
 def test_samples(name, dtype):
     (operator,) = (each for each in invocations.op_db if each.name == f"nn.functional.{name}")
     samples = list(operator.sample_inputs("cpu", getattr(torch, dtype)))

@@ -25,7 +25,7 @@ def transposed(axes):
 @st.composite
 def geometries(draw, axes):
     """Sizes and options of a transposed convolution with an output."""
-    most = {1: (60, 30), 2: (14, 6)}[axes]
+    most = {1: (60, 30), 2: (14, 6), 3: (6, 3)}[axes]
     size = [draw(st.integers(1, most[0])) for _ in range(axes)]
     kernel = [draw(st.integers(1, most[1])) for _ in range(axes)]
     stride, dilation = ([draw(st.integers(1, 4)) for _ in range(axes)] for _ in range(2))
@@ -45,7 +45,7 @@ def geometries(draw, axes):
     return input_size, weight_size, options
 
 
-@pytest.mark.parametrize("axes", [1, 2])
+@pytest.mark.parametrize("axes", [1, 2, 3])
 @given(data=st.data(), dtype=st.sampled_from(DTYPES), activation=st.sampled_from((None, "relu")), rng=generators())
 def test_any_geometry(axes, data, dtype, activation, rng):
     input_size, weight_size, options = data.draw(geometries(axes))
@@ -124,7 +124,7 @@ def test_bad_input(arguments, options, error, words):
         nbfftconv.conv_transpose2d(*arguments, **options)
 
 
-@pytest.mark.parametrize("axes", [1, 2])
+@pytest.mark.parametrize("axes", [1, 2, 3])
 @given(data=st.data(), dtype=st.sampled_from(DTYPES), activation=st.sampled_from((None, "relu")), rng=generators())
 def test_a_layer(axes, data, dtype, activation, rng):
     """Its forward pass is the function's; its gradients are those of a convolution with roles exchanged."""

@@ -37,7 +37,7 @@ from nbfftconv.plan import Choices, ConvPlan, KernelForm, StepPlan
 from nbfftconv.tiling import axis_tiles, problem_sizes
 from nbfftconv.transforms import registry
 from nbfftconv.transpose import transpose
-from nbfftconv.volumes import fold_input, unfold_input, unfold_output, unfolded
+from nbfftconv.volumes import fold_input, unfold_output, unfolded
 
 # Worth measuring are the cheapest tiles of each transform.
 _MEASURED_TILES = 8
@@ -272,10 +272,6 @@ class Tiled(Implementation[TiledPlan, TiledKernels]):
         self, plan: TiledPlan, geometry: ConvGeometry, input: np.ndarray, grad_output: np.ndarray, result: np.ndarray
     ) -> None:
         """Compute the gradient with respect to the kernels into `result`."""
-        if geometry.depth != FLAT:
-            input, grad_output = unfold_input(geometry, input), unfold_output(geometry, grad_output)
-            geometry = unfolded(geometry)
-            plan = replace(plan, geometry=geometry)
         if grad_weight_pass(plan, geometry, input, grad_output, result):
             _correct_grad_weight(geometry, input, grad_output, result)
 
@@ -326,7 +322,7 @@ def _correct_grad_weight(
     geometry: ConvGeometry, input: np.ndarray, grad_output: np.ndarray, result: np.ndarray
 ) -> None:
     """Add the products of outliers, or convolve directly where these are many."""
-    corrections = outliers.of_grad_weight(geometry, input, grad_output)
+    corrections = outliers.of_grad_weight(geometry, input, grad_output) if geometry.depth == FLAT else None
     if corrections is None:
         direct.grad_weight(geometry, input, result, grad_output)
     else:

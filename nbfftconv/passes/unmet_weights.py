@@ -14,6 +14,7 @@ from nbfftconv import jit, simd
 from nbfftconv.geometry import AXIS_NUMBERS, ConvGeometry
 from nbfftconv.jit import njit
 from nbfftconv.passes.context import Context
+from nbfftconv.planes import PLANES, PLANES_FIELDS, input_planes, output_plane_of, plane_of
 from nbfftconv.records import Record, RecordType, fields
 from nbfftconv.rounding import cdiv, round_up
 from nbfftconv.threads import in_turns, share
@@ -40,6 +41,7 @@ _PAIRS = RecordType(
         # of a thread: bytes, and pixels of a row of sets of them
         "worker", "columns",
         *(f"{axis}_{name}" for axis in "yx" for name in AXIS_NUMBERS),
+        planes=PLANES,
     )
 )  # fmt: skip
 
@@ -55,13 +57,18 @@ def _meet_at_a_pixel(real, r, group, first, last):
         return False
     y, x = (y + y_last) // 2, (x + x_last) // 2
     gradient, pixels = simd.pointer(real, r.output), simd.pointer(real, r.input)
+    n = r.planes.outputs // 2  # of the first volume that with most planes
     for k in range(group * r.filters + first, group * r.filters + last):
-        if gradient[(k * r.y_output + y) * r.x_output + x] == real(0):
+        plane = output_plane_of(r.planes, r.groups * r.filters, n, k)
+        if gradient[(plane * r.y_output + y) * r.x_output + x] == real(0):
             return False
     y, x = y * r.y_stride - r.y_before, x * r.x_stride - r.x_before
     for c in range(group * r.channels, (group + 1) * r.channels):
+        plane = plane_of(r.planes, n, c)
+        if plane < 0:
+            return False
         for u in range(r.y_kernel):
-            row = (c * r.y_input + y + u * r.y_dilation) * r.x_input + x
+            row = (plane * r.y_input + y + u * r.y_dilation) * r.x_input + x
             zeros = np.uint8(0)  # no exit in between, for the loop to be one of vectors
             if r.x_dilation == 1:
                 for v in range(r.x_kernel):
@@ -88,7 +95,10 @@ def _gather_sets(real, r, n, group, y, x, count, pixels):
             sets[at + i] = np.uint64(0)
         for c in range(r.channels):
             word, bit = c // 64, np.uint64(1) << np.uint64(c % 64)
-            samples = (((n * r.groups + group) * r.channels + c) * r.y_input + row) * r.x_input + x
+            plane = plane_of(r.planes, n, group * r.channels + c)
+            if plane < 0:
+                continue
+            samples = (plane * r.y_input + row) * r.x_input + x
             for i in range(count):
                 if values[samples + i] != real(0):
                     sets[at + i * r.words + word] |= bit
@@ -106,7 +116,8 @@ def _meet(real, r, n, group, first, last, y, x, count, met, pixels):
     gradient, sets, found = simd.pointer(real, r.output), simd.pointer(np.uint64, pixels), simd.pointer(np.uint64, met)
     taps = r.y_kernel * r.x_kernel
     for k in range(first, last):
-        row = (((n * r.groups + group) * r.filters + k) * r.y_output + y) * r.x_output + x
+        plane = output_plane_of(r.planes, r.groups * r.filters, n, group * r.filters + k)
+        row = (plane * r.y_output + y) * r.x_output + x
         for i in range(count):
             if gradient[row + i] == real(0):
                 continue
@@ -195,10 +206,11 @@ def _meeting(real, r, group, k, c, u, v, hint):
     end = min(r.x_output, end)
     for i in range(r.images * r.y_output + 1):  # the first row twice: from the hint on, and whole
         y = row * r.y_stride + u * r.y_dilation - r.y_before
-        if y >= 0 and y < r.y_input:
-            plane = n * r.groups + group
-            g = ((plane * r.filters + k) * r.y_output + row) * r.x_output
-            x = ((plane * r.channels + c) * r.y_input + y) * r.x_input + offset
+        plane = plane_of(r.planes, n, group * r.channels + c)
+        if y >= 0 and y < r.y_input and plane >= 0:
+            of_output = output_plane_of(r.planes, r.groups * r.filters, n, group * r.filters + k)
+            g = (of_output * r.y_output + row) * r.x_output
+            x = (plane * r.y_input + y) * r.x_input + offset
             for at in range(max(begin, column) if i == 0 else begin, end):
                 if gradient[g + at] != real(0) and pixels[x + at * r.x_stride] != real(0):
                     return n, row, at
@@ -281,6 +293,8 @@ def _numbers(geometry: ConvGeometry) -> Record:
     for name, axis in (("y", 0), ("x", 1)):
         for field, value in geometry.axis_numbers(axis).items():
             record[f"{name}_{field}"] = value
+    for field, value in zip(PLANES_FIELDS, input_planes(geometry), strict=True):
+        record[f"planes.{field}"] = value
     filters, channels, *kernel = geometry.weight_size
     filters //= geometry.groups
     record["images"], record["groups"] = geometry.input_size[0], geometry.groups
