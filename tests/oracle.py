@@ -213,12 +213,8 @@ def conv3d(
     planes = []
     with np.errstate(invalid="ignore", over="ignore"):
         for z in range(0, padded.shape[2] - apart * (w.shape[2] - 1), step):
-            each = [
-                conv2d(
-                    padded[:, :, z + t * apart], w[:, :, t], None, **in_planes, groups=groups, padding_mode=padding_mode
-                )
-                for t in range(w.shape[2])
-            ]
+            numbers = in_planes | {"groups": groups, "padding_mode": padding_mode}
+            each = [conv2d(padded[:, :, z + t * apart], w[:, :, t], None, **numbers) for t in range(w.shape[2])]
             planes.append(np.sum(each, axis=0))
         result = np.stack(planes, axis=2)
         if bias is not None:
