@@ -22,9 +22,8 @@ ALGORITHMS = ("auto", "fft", "direct")
 @st.composite
 def volumes(draw):
     """Sizes and options of a convolution of volumes."""
-    kernel = [
-        draw(st.integers(1, most)) for most in draw(st.sampled_from(((4, 5, 5), (5, 1, 1), (1, 4, 4), (7, 2, 3))))
-    ]
+    largest = draw(st.sampled_from(((4, 5, 5), (5, 1, 1), (1, 4, 4), (7, 2, 3))))
+    kernel = [draw(st.integers(1, most)) for most in largest]
     dilation = [draw(st.integers(1, 3)) for _ in range(3)]
     stride = [draw(st.integers(1, 3)) for _ in range(3)]
     mode = draw(st.sampled_from(PADDING_MODES))
@@ -35,12 +34,7 @@ def volumes(draw):
         stride = [1, 1, 1]
     if form in ("valid", "full", "same"):
         padding = form
-        amounts = {
-            "valid": [(0, 0)] * 3,
-            "full": [(r, r) for r in reach],
-            "same": [(r // 2, r - r // 2) for r in reach],
-        }
-        pads = amounts[form]
+        pads = [{"valid": (0, 0), "full": (r, r), "same": (r // 2, r - r // 2)}[form] for r in reach]
     elif form == "pairs":
         padding = tuple(pads)
     elif form == "one each":
@@ -148,7 +142,7 @@ def test_threads_do_not_change_bits(input_size, weight_size, options, algorithm,
             np.testing.assert_array_equal(one.view(np.uint32), another.view(np.uint32))
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf, 1e30])
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e18])
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 @pytest.mark.parametrize(("input_size", "weight_size", "options"), LARGE, ids=str)
 def test_values_that_are_not_finite(input_size, weight_size, options, algorithm, value, rng):
@@ -177,15 +171,14 @@ def test_zeros_are_exact(input_size, weight_size, options, algorithm, rng):
     w[1], w[2, 0], w[3, :, :, 0] = 0, 0, 0
     g = rng.standard_normal(nbfftconv.conv3d(x, w, **options).shape, np.float32)
     g[:, :, 1:, :6], g[:, 4] = 0, 0
-    counted = {name: value for name, value in options.items()}
-    seen = oracle.conv3d(x != 0, w != 0, **counted)
+    seen = oracle.conv3d(x != 0, w != 0, **options)
     y = nbfftconv.conv3d(x, w, bias, **options, algorithm=algorithm)
     assert (seen == 0).any() and (seen != 0).any()
     np.testing.assert_array_equal(y[seen == 0], np.broadcast_to(bias[:, None, None, None], y.shape)[seen == 0])
     dw = nbfftconv.conv3d_weight(x, weight_size, g, **options, algorithm=algorithm)
-    assert not dw[oracle.conv3d_weight(x != 0, weight_size, g != 0, **counted) == 0].any()
+    assert not dw[oracle.conv3d_weight(x != 0, weight_size, g != 0, **options) == 0].any()
     dx = nbfftconv.conv3d_input(input_size, w, g, **options, algorithm=algorithm)
-    assert not dx[oracle.conv3d_input(input_size, w != 0, g != 0, **counted) == 0].any()
+    assert not dx[oracle.conv3d_input(input_size, w != 0, g != 0, **options) == 0].any()
 
 
 def test_planes_of_padding_alone(rng):
