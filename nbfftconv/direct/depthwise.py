@@ -4,7 +4,7 @@ A work item is a tile of an image's output, for filters of one group. The pixels
 memory, with zeros for the padding, channel by channel as many as fit. With a horizontal stride s, a row is s rows of
 every s-th pixel, so that all loads are of neighbours. Vertically, output rows that are dilation / gcd apart under taps
 that are stride / gcd apart share their pixels: a block of R such rows under U such taps loads R + U - 1 rows for R·U
-multiplications.
+multiplications. Of images of one row, parts of it, its segments, are the rows of a block.
 
 What a tap needs, its place in the window and in the kernel, is in a table: first all runs of U = 4 taps, then those of
 3, 2 and 1.
@@ -71,6 +71,8 @@ _RECORD = RecordType(
         # bytes between window rows of neighbouring output rows, and weights of neighbouring taps, of a block
         "row_step", "tap_step", "y_phases",
         "y_core", "x_core", "y_count", "x_count",
+        # columns of a segment, 0 if rows are not cut
+        "segment",
         *(f"{axis}_{name}" for axis in "yx" for name in AXIS_FIELDS),
         planes=PLANES,
     )
@@ -123,6 +125,34 @@ def _block(rows: int, vectors: int):
 _windows = block_kernel(_block, _ROWS, _VECTORS, "windows", 24)
 
 
+@jit.njit()
+def _add_row(real, itemsize, lanes, r, window, w, depth, bias, begun, is_last, relu, ahead, lines, output, columns):
+    """Add products to a row of outputs, cut into segments, of so many columns; return up to where pixels are fetched.
+
+    `ahead` and `lines` are as of `_windows`.
+    """
+    rows = columns // r.segment
+    rest = columns - rows * r.segment
+    w_channel, width = r.x_kernel * itemsize, _VECTORS * lanes
+    runs = (r.runs4 + r.runs3 + r.runs2 + r.runs1) * depth
+    for part in range(2):  # whole segments, and the last one
+        count, first, end = (rows, 0, r.segment) if part == 0 else (1, rows, rest)
+        if count == 0:
+            continue
+        for x in range(0, end, width):
+            inside = min(width, end - x)
+            _windows(real, (
+                window + first * r.row + x * itemsize, r.window, r.row, w, w_channel, 0, depth,
+                r.table, r.runs4, r.runs3, r.runs2, r.runs1,
+                bias, relu, ahead, lines,
+                output + (first * r.segment + x) * itemsize, r.segment * itemsize, begun, inside,
+                count, mode_of(r, is_last, inside % lanes == 0),
+                _ROWS // 2 if count <= _ROWS // 2 else _ROWS, cdiv(inside, lanes),
+            ))  # fmt: skip
+            ahead += lines * runs * VECTOR_BYTES
+    return ahead
+
+
 def _forward(real):
     itemsize, lanes = np.dtype(real).itemsize, simd.lanes(real)
 
@@ -137,11 +167,16 @@ def _forward(real):
             for c in range(first_depth * r.depth, min(last_depth * r.depth, r.channels), r.depth):
                 depth = min(r.depth, r.channels - c)
                 for i in range(depth):
-                    gather_plane(
-                        real, itemsize, lanes, r, plane_of(r.planes, n, group * r.channels + c + i),
-                        y0 * r.y_stride - r.y_before, x0 * r.x_stride - r.x_before, r.rows, r.vectors,
-                        window + i * r.window,
-                    )  # fmt: skip
+                    plane, rows = plane_of(r.planes, n, group * r.channels + c + i), r.rows
+                    segments = 1
+                    if r.segment != 0:
+                        rows, segments = 1, cdiv(x1 - x0, r.segment)
+                    for j in range(segments):
+                        gather_plane(
+                            real, itemsize, lanes, r, plane, y0 * r.y_stride - r.y_before,
+                            (x0 + j * r.segment) * r.x_stride - r.x_before, rows, r.vectors,
+                            window + i * r.window + j * r.row,
+                        )  # fmt: skip
                 # meanwhile what follows in memory is fetched, which comes next: other rows, or another channel
                 plane = max(0, plane_of(r.planes, n, group * r.channels + c + depth - 1))
                 below = min(r.y_input, max(0, y0 * r.y_stride - r.y_before + r.rows))
@@ -158,6 +193,12 @@ def _forward(real):
                     bias = (r.bias if c == 0 else r.zeros) + k * itemsize
                     plane = output_plane_of(r.planes, r.groups * r.filters, n, k)
                     output = r.output + plane * r.y_output * width * itemsize
+                    if r.segment != 0:
+                        ahead = _add_row(
+                            real, itemsize, lanes, r, window, w, depth, bias, 0 if c == 0 else 1, is_last, relu,
+                            ahead, lines if ahead < ahead_end else 0, output + x0 * itemsize, x1 - x0,
+                        )  # fmt: skip
+                        continue
                     for phase in range(min(r.y_phases, y1 - y0)):
                         rows = cdiv(y1 - y0 - phase, r.y_phases)
                         for i in range(0, rows, _ROWS):
@@ -202,9 +243,17 @@ def _record(geometry: ConvGeometry, dtype: np.dtype) -> Any:
     common = math.gcd(y["stride"], y["dilation"])
     y_phases, tap_phases = y["dilation"] // common, y["stride"] // common
 
-    x_count = cdiv(x["output"], _COLUMNS)
-    x_core = round_up(cdiv(x["output"], x_count), lanes)
-    vectors = cdiv(x_core + (x["kernel"] - 1) * x["dilation"] // x["stride"], lanes)
+    x_reach, segment = (x["kernel"] - 1) * x["dilation"] // x["stride"], 0
+    if y["output"] == y["kernel"] == 1:
+        fitting = _WINDOW_BYTES // (_ROWS * x["stride"] * itemsize) - x_reach - lanes
+        x_count = cdiv(x["output"], _ROWS * min(_COLUMNS, max(fitting, x_reach, lanes)))
+        segment = round_up(cdiv(cdiv(x["output"], x_count), _ROWS), lanes)
+        x_core = _ROWS * segment
+        x_count = cdiv(x["output"], x_core)
+    else:
+        x_count = cdiv(x["output"], _COLUMNS)
+        x_core = round_up(cdiv(x["output"], x_count), lanes)
+    vectors = cdiv((segment or x_core) + x_reach, lanes)
     if vectors % 8 == 0:  # rows of a window shall use all sets of a cache
         vectors += 1
     phase = vectors * VECTOR_BYTES
@@ -217,7 +266,7 @@ def _record(geometry: ConvGeometry, dtype: np.dtype) -> Any:
     y_count = max(cdiv(y["output"], max(1, fitting) * block), min(cdiv(_ITEMS, others), cdiv(y["output"], block)))
     y_core = round_up(cdiv(y["output"], y_count), block)
     y_count = cdiv(y["output"], y_core)
-    rows = (y_core - 1) * y["stride"] + reach + 1
+    rows = _ROWS if segment else (y_core - 1) * y["stride"] + reach + 1
     window = rows * row
     if window > _MOST_BYTES:
         return None
@@ -235,7 +284,7 @@ def _record(geometry: ConvGeometry, dtype: np.dtype) -> Any:
         "rows": rows, "vectors": vectors, "phase": phase, "row": row, "window": window,
         "row_step": y["stride"] * y_phases * row, "tap_step": tap_phases * x["kernel"] * itemsize,
         "y_phases": y_phases, "y_core": y_core, "x_core": x_core, "y_count": y_count, "x_count": x_count,
-        "phases": x["stride"], "interleave": x["stride"], "y_step": 1, "x_step": 1,
+        "segment": segment, "phases": x["stride"], "interleave": x["stride"], "y_step": 1, "x_step": 1,
         "worker": depth * window, "turns": turns,
     }  # fmt: skip
     numbers |= {f"planes.{name}": value for name, value in zip(PLANES_FIELDS, input_planes(geometry), strict=True)}
