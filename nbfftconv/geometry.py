@@ -455,8 +455,10 @@ class ConvGeometry:
     def transposed(self) -> "ConvGeometry | None":
         """Return the convolution that takes the output's gradient to the input's, None if there is none.
 
-        Its kernels are these with filters and channels of each group exchanged and all axes reversed. With a stride
-        there is none, nor with so much padding that its own would be negative.
+        Its kernels are these with filters and channels of each group exchanged and all axes reversed. With strides,
+        each of its channels has a filter for every phase of the input's pixels, and kernels of the taps that meet one:
+        what it returns is to be interleaved (see `nbfftconv.transpose`). There is none with so much padding that its
+        own would be negative, nor with a stride that does not divide the kernel, or beside a dilation.
 
         Returns
         -------
@@ -464,15 +466,38 @@ class ConvGeometry:
             The transposed problem.
         """
         filters, channels, *kernel = self.weight_size
-        reach = (d * (k - 1) for k, d in zip(kernel, self.dilation, strict=True))
-        padding = tuple((r - before, r - after) for r, (before, after) in zip(reach, self.padding, strict=True))
-        if max(*self.stride, self.depth.stride) > 1 or min(map(min, padding)) < 0:
-            return None
         planes, outputs, taps, stride, dilation, before = self.depth
-        weight_size = channels // taps * self.groups, filters // self.groups * taps, *kernel
-        input_size = self.input_size[0] // outputs * planes, filters * taps, *self.output_size[2:]
-        depth = Depth(outputs, planes, taps, stride, dilation, dilation * (taps - 1) - before)
-        return replace(self, input_size=input_size, weight_size=weight_size, padding=padding, depth=depth)
+        across = zip(kernel, self.stride, self.dilation, strict=True)
+        if any(s > 1 and (k % s > 0 or d > 1) for k, s, d in ((taps, stride, dilation), *across)):
+            return None
+        padding, sizes = [], zip(self.input_size[2:], self.output_size[2:], strict=True)
+        for (size, output), k, s, d, pads in zip(sizes, kernel, self.stride, self.dilation, self.padding, strict=True):
+            first, last = pads[0] // s, (pads[0] + size - 1) // s  # of every s-th pixel, those that are there
+            padding.append((d * (k // s - 1) - first, last - output + 1))
+        if min(map(min, padding)) < 0:
+            return None
+        first, last = before // stride, (before + planes - 1) // stride
+        of_phase = taps // stride
+        depth = Depth(outputs, last - first + 1, of_phase, 1, dilation, dilation * (of_phase - 1) - first)
+        images = self.input_size[0] // outputs * depth.outputs
+        phases = stride * math.prod(self.stride)
+        return replace(
+            self,
+            input_size=(images, filters * of_phase, *self.output_size[2:]),
+            weight_size=(
+                channels // taps * self.groups * phases,
+                filters // self.groups * of_phase,
+                *(k // s for k, s in zip(kernel, self.stride, strict=True)),
+            ),
+            stride=(1,) * len(kernel),
+            padding=tuple(padding),
+            depth=depth,
+        )
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """Strides in depth and across planes."""
+        return self.depth.stride, *self.stride
 
     @cached_property
     def multiply_adds(self) -> int:

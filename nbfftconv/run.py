@@ -58,6 +58,17 @@ def run_grad_input(plan: ConvPlan, kernels: Kernels, g: np.ndarray, padding_mode
     return padding_modes.fold(result, plan.geometry, padding_mode)
 
 
+def run_conv_transpose(
+    plan: ConvPlan, kernels: Kernels, x: np.ndarray, bias: np.ndarray | None, activation: str | None
+) -> np.ndarray:
+    """Run a transposed convolution, a gradient at the input with a bias, on validated arguments."""
+    geometry, dtype = plan.geometry, plan.dtype
+    result = scratch.result(geometry.input_shape, dtype)
+    b, relu = None if bias is None else compact(bias, dtype), activation == "relu"
+    registry.get(plan.algorithm).conv_transpose(plan, geometry, kernels, compact(x, dtype), b, relu, result)
+    return result
+
+
 def run_backward(
     plan: ConvPlan,
     x: np.ndarray,

@@ -1,11 +1,19 @@
-"""The kernels of the transposed problem (see `ConvGeometry.transposed`): filters for channels, all axes reversed."""
+"""The transposed problem (see `ConvGeometry.transposed`): its kernels, and its results in their places.
 
+Filters take the place of channels, and all axes are reversed. Along an axis with stride s, tap r + s·v of a kernel is
+tap v of the kernel of phase r. A phase is every s-th of the input's pixels, padding included; of a channel, the phases
+are filters that follow each other, in depth slowest. Their results are interleaved.
+"""
+
+import itertools
 import math
+from collections.abc import Callable
 
 import numpy as np
 
-from nbfftconv import jit, scratch, threads
+from nbfftconv import jit, scratch, simd, threads
 from nbfftconv.geometry import ConvGeometry
+from nbfftconv.jit import njit
 from nbfftconv.passes.tiles import reverse
 from nbfftconv.records import RecordType, fields
 from nbfftconv.rounding import cdiv
@@ -14,6 +22,9 @@ from nbfftconv.target import TARGET
 #: Filters and channels of a work item, whose kernels share the cache lines that are read and written: of 3×3 taps in
 #: float32, three quarters of the first-level cache.
 _BLOCK = math.isqrt(TARGET.l1_bytes * 3 // 4 // (9 * 4))
+
+#: Bytes that a core is taken to interleave in a second.
+_BYTES_PER_SECOND = 1e10
 
 # filters and channels are those of a group, in blocks
 _RECORD = RecordType(
@@ -48,6 +59,8 @@ def transpose(weight: np.ndarray, geometry: ConvGeometry) -> np.ndarray:
     filters, channels, height, width = weight.shape
     groups, planes = geometry.groups, geometry.depth.taps  # of a kernel; they are channels, one after the other
     filters, channels = filters // groups, channels // planes
+    if max(geometry.strides) > 1:
+        return _transpose_phases(weight, geometry)
     result = scratch.result((groups * channels, filters * planes, height, width), weight.dtype)
     record = _RECORD.zeros()
     record["weight"], record["transposed"] = weight.ctypes.data, result.ctypes.data
@@ -57,3 +70,104 @@ def transpose(weight: np.ndarray, geometry: ConvGeometry) -> np.ndarray:
     stage = _transpose_kernels.address(weight.dtype.type)
     threads.run(threads.Task(stage, record, items, threads.get_workers()[0]))
     return result
+
+
+def _transpose_phases(weight: np.ndarray, geometry: ConvGeometry) -> np.ndarray:
+    """Return kernels transposed, of every phase its own."""
+    groups, strides = geometry.groups, geometry.strides
+    taps = (geometry.depth.taps, *weight.shape[2:])
+    of_phase = [k // s for k, s in zip(taps, strides, strict=True)]
+    channels = weight.shape[1] // taps[0]
+    phased = itertools.chain(*zip(of_phase, strides, strict=True))
+    reversed = weight.reshape(groups, -1, channels, *phased)[:, :, :, ::-1, :, ::-1, :, ::-1]
+    ordered = np.ascontiguousarray(reversed.transpose(0, 2, 4, 6, 8, 1, 3, 5, 7))
+    return ordered.reshape(groups * channels * math.prod(strides), -1, *of_phase[1:])
+
+
+def bias_of_phases(geometry: ConvGeometry, bias: np.ndarray | None) -> np.ndarray | None:
+    """Return the bias of the transposed problem's filters."""
+    phases = math.prod(geometry.strides)
+    return bias if bias is None or phases == 1 else np.repeat(bias, phases)
+
+
+# Of each axis, the input's pixels, the stride, the pixels of a phase, and where among the phases' pixels, interleaved,
+# the input's first one is.
+_AXIS = ("pixels", "stride", "of_phase", "offset")
+_INTERLEAVING = RecordType(fields("phases", "result", *(f"{axis}_{name}" for axis in "zyx" for name in _AXIS)))
+
+
+@njit()
+def _interleave_row(real, itemsize, r, source, plane, target):
+    """Write a row; of phase 0 it is at `source`, of the following ones `plane` bytes apart."""
+    row = simd.pointer(real, target)
+    if r.x_stride == 2:
+        even = simd.pointer(real, source + r.x_offset * plane)
+        odd = simd.pointer(real, source + (1 - r.x_offset) * plane + r.x_offset * itemsize)
+        for i in range(r.x_pixels // 2):
+            row[2 * i], row[2 * i + 1] = even[i], odd[i]
+        if r.x_pixels % 2 == 1:
+            row[r.x_pixels - 1] = even[r.x_pixels // 2]
+        return
+    for phase in range(r.x_stride):
+        pixels = simd.pointer(real, source + phase * plane)
+        first = (phase - r.x_offset) % r.x_stride
+        begin = (first + r.x_offset) // r.x_stride
+        for i in range(cdiv(r.x_pixels - first, r.x_stride)):
+            row[first + i * r.x_stride] = pixels[begin + i]
+
+
+def _interleave(real):
+    itemsize = np.dtype(real).itemsize
+
+    def interleave_phases(r, worker, begin, end):
+        line = r.x_of_phase * itemsize
+        plane = r.z_of_phase * r.y_of_phase * line
+        for item in range(begin, end):  # a plane
+            channel, z = item // r.z_pixels, item % r.z_pixels + r.z_offset
+            of_channel = channel * r.z_stride + z % r.z_stride
+            for y in range(r.y_pixels):
+                at = y + r.y_offset
+                first = (of_channel * r.y_stride + at % r.y_stride) * r.x_stride
+                source = r.phases + first * plane + (z // r.z_stride * r.y_of_phase + at // r.y_stride) * line
+                target = r.result + (item * r.y_pixels + y) * r.x_pixels * itemsize
+                _interleave_row(real, itemsize, r, source, plane, target)
+
+    return interleave_phases
+
+
+_interleave_phases = jit.stage(_INTERLEAVING)(_interleave)
+
+
+def by_transposed_problem(
+    geometry: ConvGeometry, run: ConvGeometry, forward: Callable[[np.ndarray], None], result: np.ndarray
+) -> None:
+    """Let the gradient at the input be computed by the transposed problem.
+
+    Parameters
+    ----------
+    geometry : ConvGeometry
+        The convolution.
+    run : ConvGeometry
+        Its transposed problem.
+    forward : callable
+        ``forward(output)`` runs that on the gradient at the output.
+    result : numpy.ndarray
+        Takes the gradient at the input.
+    """
+    if max(geometry.strides) == 1:
+        forward(result)
+        return
+    phases = scratch.result(run.output_shape, result.dtype)
+    forward(phases)
+    record = _INTERLEAVING.zeros()
+    record["phases"], record["result"] = phases.ctypes.data, result.ctypes.data
+    sizes = geometry.depth.planes, *geometry.input_size[2:]
+    of_phases = run.depth.outputs, *run.output_size[2:]
+    before = geometry.depth.before, *(pads[0] for pads in geometry.padding)
+    for axis, *numbers in zip("zyx", sizes, geometry.strides, of_phases, before, strict=True):
+        pixels, stride, of_phase, pad = numbers
+        for name, value in zip(_AXIS, (pixels, stride, of_phase, pad % stride), strict=True):
+            record[f"{axis}_{name}"] = value
+    items = geometry.input_shape[0] * geometry.input_shape[1] * geometry.depth.planes
+    stage = _interleave_phases.address(result.dtype.type)
+    threads.run(threads.Task(stage, record, items, threads.get_workers(result.nbytes / _BYTES_PER_SECOND)[0]))

@@ -15,7 +15,7 @@ from nbfftconv.geometry import Numbers, Padding, TransposedGeometry
 from nbfftconv.implementations import Kernels, registry
 from nbfftconv.plan import ConvPlan
 from nbfftconv.planner import make_plan
-from nbfftconv.run import run_grad_input
+from nbfftconv.run import run_conv_transpose
 
 
 def _conv_transpose(
@@ -61,16 +61,15 @@ def run_transposed(
 ) -> np.ndarray:
     """Run the forward pass, a gradient at the input, on validated arguments."""
     x = x.reshape(geometry.convolution.of_images.output_shape)
-    result = run_grad_input(plan, kernels, x, "zeros").reshape(geometry.convolution.input_size)
+    result = run_conv_transpose(plan, kernels, x, bias, activation).reshape(geometry.convolution.input_size)
     if any(geometry.beyond):  # where there is nothing but the bias
         reached, result = result, scratch.result(geometry.output_size, plan.dtype)
         result[...] = 0
-        result[tuple(map(slice, reached.shape))] = reached
-    with np.errstate(all="ignore"):  # inf - inf is NaN here as everywhere
         if bias is not None:
             result += bias.astype(plan.dtype).reshape(-1, *[1] * (result.ndim - 2))
         if activation == "relu":
             np.maximum(result, 0, out=result)
+        result[tuple(map(slice, reached.shape))] = reached
     return result
 
 

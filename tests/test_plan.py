@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import math
 import tracemalloc
 
 import numpy as np
@@ -150,13 +151,26 @@ def test_one_plan_serves_every_padding_mode_and_activation(rng):
 def test_a_transposed_problem_goes_back(case):
     geometry = ConvGeometry.from_arguments(case.input_size, case.weight_size, **case.options)
     transposed = geometry.transposed()
-    extent = [d * (k - 1) for d, k in zip(geometry.dilation, case.weight_size[2:], strict=True)]
+    numbers = list(zip(geometry.weight_size[2:], geometry.stride, geometry.dilation, strict=True))
+    extent = [d * (k - 1) for k, _, d in numbers]
     fits = all(max(pads) <= e for pads, e in zip(geometry.padding, extent, strict=True))
-    assert (transposed is not None) == (geometry.stride == (1, 1) and fits)
-    if transposed is not None:
-        assert (transposed.input_size, transposed.output_size) == (geometry.output_size, geometry.input_size)
+    divides = all(s == 1 or (d == 1 and k % s == 0) for k, s, d in numbers)
+    if max(geometry.stride) == 1 or not divides:
+        assert (transposed is not None) == (divides and fits)
+    elif fits and all(max(pads) <= k - s for pads, (k, s, _) in zip(geometry.padding, numbers, strict=True)):
+        assert transposed is not None
+    if transposed is None:
+        return
+    assert transposed.input_size == geometry.output_size
+    assert geometry.with_padding_applied().transposed() is not None
+    if max(geometry.stride) == 1:
+        assert transposed.output_size == geometry.input_size
         assert transposed.transposed() == geometry
-        assert geometry.with_padding_applied().transposed() is not None
+    else:  # every s-th pixel of the padded input, as far as it is in the input
+        sides = zip(case.input_size[2:], geometry.padding, geometry.stride, strict=True)
+        phases = tuple(-(-(size + pads[0] % s) // s) for size, pads, s in sides)
+        assert transposed.output_size[1] == case.input_size[1] * math.prod(geometry.stride)
+        assert transposed.output_size[2:] == phases
 
 
 @pytest.mark.parametrize("algorithm", ["auto", "fft", "direct"])

@@ -184,6 +184,24 @@ class Implementation(ABC, Generic[_Plan, _Kernels]):
     ) -> None:
         """Compute the gradient with respect to the input into `result`."""
 
+    def conv_transpose(
+        self,
+        plan: _Plan,
+        geometry: ConvGeometry,
+        kernels: _Kernels,
+        input: np.ndarray,
+        bias: np.ndarray | None,
+        relu: bool,
+        output: np.ndarray,
+    ) -> None:
+        """Compute a transposed convolution: what `grad_input` does, then add a bias, and clip negative values."""
+        self.grad_input(plan, geometry, kernels, input, output)
+        with np.errstate(all="ignore"):  # inf - inf is NaN here as everywhere
+            if bias is not None:
+                output += bias.reshape(-1, *[1] * (output.ndim - 2))
+            if relu:
+                np.maximum(output, 0, out=output)
+
     @abstractmethod
     def grad_weight(
         self, plan: _Plan, geometry: ConvGeometry, input: np.ndarray, grad_output: np.ndarray, result: np.ndarray

@@ -19,11 +19,12 @@ from nbfftconv import direct, rates, simd
 from nbfftconv.direct import dense, dense_grad_weight, depthwise
 from nbfftconv.geometry import ConvGeometry
 from nbfftconv.implementations import Candidates, Implementation, Kernels, Request
+from nbfftconv.implementations.tiled_costs import interleaving_cost
 from nbfftconv.machine import Machine
 from nbfftconv.plan import ConvPlan
 from nbfftconv.rounding import round_up
 from nbfftconv.scratch import Memory
-from nbfftconv.transpose import transpose
+from nbfftconv.transpose import bias_of_phases, by_transposed_problem, transpose
 
 # Fractions of the machine's `flops`: of products for groups of many filters (`dense`), for depthwise windows and in
 # gradients, and of scalars that are gathered or packed. Fractions of its `bandwidth`: of
@@ -120,6 +121,9 @@ class Direct(Implementation[DirectPlan, DirectKernels]):
             scratch, weight = direct.scratch_bytes(run, dtype), direct.packed_bytes(run, dtype)
         elif direction == "grad_weight":
             scratch, weight = direct.grad_weight_bytes(geometry, dtype)
+        seconds = cost(run, direction, dtype, request.weight_is_transformed, request.machine)
+        if transposed is not None:
+            seconds += interleaving_cost(geometry, dtype, request.machine)
         plan = DirectPlan(
             geometry=geometry,
             direction=request.direction,
@@ -127,7 +131,7 @@ class Direct(Implementation[DirectPlan, DirectKernels]):
             scratch_bytes=scratch,
             weight_bytes=weight,
             reason="",
-            seconds=cost(run, direction, dtype, request.weight_is_transformed, request.machine),
+            seconds=seconds,
             is_transposed=transposed is not None,
         )
         return Candidates(plan)
@@ -168,10 +172,30 @@ class Direct(Implementation[DirectPlan, DirectKernels]):
     ) -> None:
         """Compute the gradient with respect to the input into `result`."""
         if kernels.is_transposed:
-            run = plan.run_geometry(geometry)
-            direct.forward(run, grad_output, kernels.source, kernels.packed, None, False, result)
+            self.conv_transpose(plan, geometry, kernels, grad_output, None, False, result)
         else:
             direct.grad_input(geometry, result, kernels.weight, grad_output)
+
+    def conv_transpose(
+        self,
+        plan: DirectPlan,
+        geometry: ConvGeometry,
+        kernels: DirectKernels,
+        input: np.ndarray,
+        bias: np.ndarray | None,
+        relu: bool,
+        output: np.ndarray,
+    ) -> None:
+        """Compute a transposed convolution; bias and clipping are the transposed problem's, if it is run."""
+        if not kernels.is_transposed:
+            super().conv_transpose(plan, geometry, kernels, input, bias, relu, output)
+            return
+        run, of_phases = plan.run_geometry(geometry), bias_of_phases(geometry, bias)
+
+        def forward(result: np.ndarray) -> None:
+            direct.forward(run, input, kernels.source, kernels.packed, of_phases, relu, result)
+
+        by_transposed_problem(geometry, run, forward, output)
 
     def grad_weight(
         self, plan: DirectPlan, geometry: ConvGeometry, input: np.ndarray, grad_output: np.ndarray, result: np.ndarray

@@ -23,6 +23,7 @@ from nbfftconv.implementations.tiled_costs import (
     blocked,
     choices_for,
     choices_of,
+    interleaving_cost,
     tiled_cost,
     transposition_cost,
 )
@@ -36,7 +37,7 @@ from nbfftconv.passes.to_spectra import TransformedWeight, transform_weight
 from nbfftconv.plan import Choices, ConvPlan, KernelForm, StepPlan
 from nbfftconv.tiling import axis_tiles, problem_sizes
 from nbfftconv.transforms import registry
-from nbfftconv.transpose import transpose
+from nbfftconv.transpose import bias_of_phases, by_transposed_problem, transpose
 from nbfftconv.volumes import fold_input, unfold_output, unfolded
 
 # Worth measuring are the cheapest tiles of each transform.
@@ -73,6 +74,7 @@ def costed_choices(request: Request, algorithm: str) -> list[CostedChoices]:
     if (transposed := request.transposed()) is not None:
         is_free = request.weight_is_transformed
         fixed = 0.0 if is_free else transposition_cost(request.geometry, request.dtype, request.machine)
+        fixed += interleaving_cost(request.geometry, request.dtype, request.machine)
         passes.insert(0, (transposed, "forward", fixed))
     return [
         CostedChoices.of(choices, fixed, request)
@@ -261,12 +263,49 @@ class Tiled(Implementation[TiledPlan, TiledKernels]):
             fold_input(geometry, of_images, result)
             return
         if plan.is_transposed:
-            run = plan.run_as.resized(plan.run_geometry(geometry))
-            has_outliers, _ = forward_pass(run, run.geometry, grad_output, transformed, None, False, result)
+            has_outliers = self._run_transposed(plan, geometry, kernels, grad_output, None, False, result)
         else:
             has_outliers = grad_input_pass(plan, geometry, transformed, grad_output, result)
         if has_outliers or transformed.has_outliers:
             _correct_grad_input(geometry, kernels.weight, grad_output, result)
+
+    def conv_transpose(
+        self,
+        plan: TiledPlan,
+        geometry: ConvGeometry,
+        kernels: TiledKernels,
+        input: np.ndarray,
+        bias: np.ndarray | None,
+        relu: bool,
+        output: np.ndarray,
+    ) -> None:
+        """Compute a transposed convolution; bias and clipping are the transposed problem's, if that does it all."""
+        is_done = False
+        if plan.is_transposed and not kernels.transformed.has_outliers:
+            is_done = not self._run_transposed(plan, geometry, kernels, input, bias, relu, output)
+        if not is_done:
+            super().conv_transpose(plan, geometry, kernels, input, bias, relu, output)
+
+    @staticmethod
+    def _run_transposed(
+        plan: TiledPlan,
+        geometry: ConvGeometry,
+        kernels: TiledKernels,
+        input: np.ndarray,
+        bias: np.ndarray | None,
+        relu: bool,
+        output: np.ndarray,
+    ) -> bool:
+        """Run the transposed problem; tell whether there were outliers, taken as zero."""
+        run, of_phases = plan.run_as.resized(plan.run_geometry(geometry)), bias_of_phases(geometry, bias)
+        has_outliers = False
+
+        def forward(result: np.ndarray) -> None:
+            nonlocal has_outliers
+            has_outliers, _ = forward_pass(run, run.geometry, input, kernels.transformed, of_phases, relu, result)
+
+        by_transposed_problem(geometry, run.geometry, forward, output)
+        return has_outliers
 
     def grad_weight(
         self, plan: TiledPlan, geometry: ConvGeometry, input: np.ndarray, grad_output: np.ndarray, result: np.ndarray
@@ -313,7 +352,12 @@ def _correct_grad_input(
     if corrections is not None:
         corrections.add_to(result)
     elif transposed is not None and np.isfinite(weight).all():
-        direct.forward(transposed, grad_output, transpose(weight, geometry), None, None, False, result)
+        source = transpose(weight, geometry)
+
+        def forward(output: np.ndarray) -> None:
+            direct.forward(transposed, grad_output, source, None, None, False, output)
+
+        by_transposed_problem(geometry, transposed, forward, result)
     else:
         direct.grad_input(geometry, result, weight, grad_output)
 

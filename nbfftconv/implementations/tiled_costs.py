@@ -434,6 +434,13 @@ def transposition_cost(geometry: ConvGeometry, dtype: np.dtype, machine: Machine
     return 2 * dtype.itemsize * math.prod(geometry.weight_size) / (machine.bandwidth * _RATES["transposed"])
 
 
+def interleaving_cost(geometry: ConvGeometry, dtype: np.dtype, machine: Machine) -> float:
+    """Return the seconds of interleaving the phases of a gradient at the input, as far as it has some."""
+    if max(geometry.strides) == 1:
+        return 0.0
+    return 2 * dtype.itemsize * math.prod(geometry.input_shape) / (machine.bandwidth * _RATES["transposed"])
+
+
 class TiledCost(NamedTuple):
     """Seconds of choices: the input, output and kernels to spectra or back, the products, and what is fixed."""
 
