@@ -55,7 +55,7 @@ def operations(engine: str, layer: Layer, dtype: str, threads: int) -> dict[str,
 def measure_stages(layer: Layer, dtype: str, threads: int) -> dict[str, Any]:
     """Return the plan, seconds, operations and bytes of each stage of this engine, and the machine's rates now."""
     from nbfftconv import planner
-    from nbfftconv.geometry import ConvGeometry
+    from nbfftconv.geometry import ConvGeometry, TransposedGeometry
 
     call_seconds = clock_stages()
     convolve = this_engine(layer, *layer.arrays(dtype), threads)
@@ -68,12 +68,17 @@ def measure_stages(layer: Layer, dtype: str, threads: int) -> dict[str, Any]:
         for name, seconds in {**call_seconds, "outside the stages": rest, "whole call": whole}.items():
             samples[name].append(seconds)
 
-    geometry = ConvGeometry.from_arguments(
-        layer.input_size, layer.weight_size, layer.stride, layer.padding, groups=layer.groups
-    )
-    plan = planner.make_plan(geometry, "forward", np.dtype(dtype), weight_is_transformed=True)
-    work = stage_work(plan)
-    work["whole call"] = tuple(map(sum, zip(*work.values(), strict=True)))
+    sizes, axes = (layer.input_size, layer.weight_size), len(layer.space)
+    numbers = {"stride": layer.stride, "padding": layer.pads, "dilation": layer.dilation, "groups": layer.groups}
+    if layer.is_transposed:
+        of_input = TransposedGeometry.from_arguments(*sizes, **numbers, output_padding=0, axes=axes).convolution
+        direction, geometry = "grad_input", of_input.of_images
+    else:
+        direction, geometry = "forward", ConvGeometry.from_arguments(*sizes, **numbers, axes=axes).of_images
+    plan = planner.make_plan(geometry, direction, np.dtype(dtype), weight_is_transformed=True)
+    work = stage_work(plan.run_as) if plan.run_as.direction == "forward" else {}
+    if work:
+        work["whole call"] = tuple(map(sum, zip(*work.values(), strict=True)))
     stages = {
         name: dict(zip(("seconds", "flops", "bytes"), (statistics.median(times), *work.get(name, (0, 0))), strict=True))
         for name, times in samples.items()
@@ -121,7 +126,15 @@ def measure_machine(dtype: str, threads: int) -> dict[str, float]:
 
 def engines_for(layer: Layer, engines: list[str]) -> list[str]:
     """Return the engines that take part on a layer."""
-    return [name for name in engines if name != "scipy" or layer.channels == layer.filters == 1]
+    axes = len(layer.space)
+    is_of_images = axes == 2 and not layer.is_transposed
+    takes_part = {
+        "scipy": layer.channels == layer.filters == 1 and not layer.is_transposed,
+        "torch-nhwc": axes > 1,
+        "torch-fft": axes == 1 and not layer.is_transposed,
+        **dict.fromkeys(("openvino", "ncnn", "mnn"), is_of_images),
+    }
+    return [name for name in engines if takes_part.get(name, True)]
 
 
 def compare(layer: Layer, engines: list[str], dtype: str, threads: int, rounds: int) -> dict[str, Any]:

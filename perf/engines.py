@@ -21,39 +21,81 @@ Convolution = Callable[[], Any]
 
 
 def this_engine(layer: Layer, x: np.ndarray, weight: np.ndarray, threads: int) -> Convolution:
-    """A `Conv2d` layer in inference, its kernels transformed."""
+    """A layer in inference, its kernels transformed."""
     import nbfftconv
 
     nbfftconv.set_num_threads(threads)
-    convolution = nbfftconv.Conv2d(weight, stride=layer.stride, padding=layer.padding, groups=layer.groups)
-    convolution.training = False
+    kind = getattr(nbfftconv, f"Conv{'Transpose' * layer.is_transposed}{len(layer.space)}d")
+    options = {"stride": layer.stride, "padding": layer.pads, "dilation": layer.dilation, "groups": layer.groups}
+    convolution = kind(weight, **options, training=False)
     convolution(x)
     return lambda: convolution(x)
 
 
-def pytorch(
-    layer: Layer, x: np.ndarray, weight: np.ndarray, threads: int, memory_format: str = "contiguous_format"
-) -> Convolution:
-    """PyTorch in inference mode; in "channels_last" its arrays, the result among them, are in NHWC order."""
+def pytorch(layer: Layer, x: np.ndarray, weight: np.ndarray, threads: int, channels_last: bool = False) -> Convolution:
+    """PyTorch in inference mode; with `channels_last` its arrays, the result among them, are in that order."""
     import torch
 
     torch.set_num_threads(threads)
-    tensors = [torch.from_numpy(each).to(memory_format=getattr(torch, memory_format)) for each in (x, weight)]
+    formats = {2: torch.channels_last, 3: torch.channels_last_3d}
+    order = formats[len(layer.space)] if channels_last else torch.contiguous_format
+    tensors = [torch.from_numpy(each).to(memory_format=order) for each in (x, weight)]
+    convolution = getattr(torch.nn.functional, layer.operator)
+    options = {"stride": layer.stride, "dilation": layer.dilation, "groups": layer.groups}
+    if all(before == after for before, after in layer.pads):
+        options["padding"], around = tuple(before for before, _ in layer.pads), None
+    else:
+        around = [amount for pads in reversed(layer.pads) for amount in pads]
 
     @torch.inference_mode()
     def convolve() -> Any:
-        return torch.nn.functional.conv2d(*tensors, stride=layer.stride, padding=layer.padding, groups=layer.groups)
+        input, kernels = tensors
+        if around is not None:  # it knows no other way
+            input = torch.nn.functional.pad(input, around)
+        return convolution(input, kernels, **options)
+
+    return convolve
+
+
+def torch_fft(layer: Layer, x: np.ndarray, weight: np.ndarray, threads: int) -> Convolution:
+    """Transforms of whole sequences by PyTorch, with the kernels' spectra kept, and their products."""
+    import torch
+    from scipy import fft
+
+    torch.set_num_threads(threads)
+    (length,), (kernel,) = layer.space, layer.along(layer.kernel)
+    (before, after), (stride,), (dilation,) = layer.pads[0], layer.along(layer.stride), layer.along(layer.dilation)
+    reach = dilation * (kernel - 1)
+    size = fft.next_fast_len(length + before + after, real=True)
+    dilated = np.zeros((*weight.shape[:2], reach + 1), weight.dtype)
+    dilated[..., ::dilation] = weight
+    outputs = length + before + after - reach
+    input, spectra = torch.from_numpy(x), torch.fft.rfft(torch.from_numpy(dilated), size).conj()
+
+    @torch.inference_mode()
+    def convolve() -> Any:
+        of_input = torch.fft.rfft(torch.nn.functional.pad(input, (before, after)), size)
+        if layer.groups > 1 or layer.channels == 1:
+            product = of_input * spectra[:, 0]
+        else:
+            product = torch.einsum("ncf,kcf->nkf", of_input, spectra)
+        return torch.fft.irfft(product, size)[..., :outputs:stride].contiguous()
 
     return convolve
 
 
 def onnx_model(layer: Layer, x: np.ndarray, weight: np.ndarray) -> bytes:
-    """Return a model of one Conv node."""
+    """Return a model of one node."""
     from onnx import TensorProto, helper, numpy_helper
 
-    attributes = {"strides": [layer.stride] * 2, "pads": [layer.padding] * 4, "group": layer.groups}
+    attributes = {
+        "strides": layer.along(layer.stride),
+        "dilations": layer.along(layer.dilation),
+        "pads": [amount for end in zip(*layer.pads, strict=True) for amount in end],
+        "group": layer.groups,
+    }
     graph = helper.make_graph(
-        [helper.make_node("Conv", ["x", "weight"], ["y"], **attributes)],
+        [helper.make_node("ConvTranspose" if layer.is_transposed else "Conv", ["x", "weight"], ["y"], **attributes)],
         layer.name,
         [helper.make_tensor_value_info("x", TensorProto.FLOAT, x.shape)],
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
@@ -94,7 +136,7 @@ def ncnn(layer: Layer, x: np.ndarray, weight: np.ndarray, threads: int) -> Convo
     """A net of ncnn, which takes one image at a time."""
     import ncnn
 
-    net, (height, width) = ncnn.Net(), layer.image
+    net, (height, width) = ncnn.Net(), layer.space
     net.opt.num_threads = threads
     net.opt.use_fp16_packed = net.opt.use_fp16_storage = net.opt.use_fp16_arithmetic = False
     allocators = ncnn.PoolAllocator(), ncnn.PoolAllocator()  # with the net's own, each result would be copied
@@ -146,14 +188,18 @@ def mnn(layer: Layer, x: np.ndarray, weight: np.ndarray, threads: int) -> Convol
 
 
 def scipy_oaconvolve(layer: Layer, x: np.ndarray, weight: np.ndarray, threads: int) -> Convolution:
-    """SciPy's overlap-add convolution of one plane."""
+    """SciPy's overlap-add convolution, of one channel."""
     from scipy import fft, signal
 
-    plane, kernel = x[0, 0], weight[0, 0, ::-1, ::-1].copy()
+    axes = tuple(range(1, 1 + len(layer.space)))
+    arrays, kernel = x[:, 0], np.flip(weight[:, 0], axes).copy()
+    kept = []
+    for size, (before, after), taps in zip(layer.space, layer.pads, kernel.shape[1:], strict=True):
+        kept.append(slice(taps - 1 - before, size + after))
 
     def convolve() -> np.ndarray:
         with fft.set_workers(threads):
-            return signal.oaconvolve(plane, kernel, mode="same")
+            return signal.oaconvolve(arrays, kernel, axes=axes)[(slice(None), *kept)][:, None]
 
     return convolve
 
@@ -163,7 +209,8 @@ ENGINES: dict[str, Callable[[Layer, np.ndarray, np.ndarray, int], Convolution]] 
     "torch": pytorch,
     "onnxruntime": onnx_runtime,
     "scipy": scipy_oaconvolve,
-    "torch-nhwc": functools.partial(pytorch, memory_format="channels_last"),
+    "torch-nhwc": functools.partial(pytorch, channels_last=True),
+    "torch-fft": torch_fft,
     "openvino": openvino,
     "ncnn": ncnn,
     "mnn": mnn,
@@ -174,6 +221,7 @@ REQUIRES = {
     "onnxruntime": ["onnxruntime", "onnx"],
     "scipy": ["scipy"],
     "torch-nhwc": ["torch"],
+    "torch-fft": ["torch", "scipy"],
     "openvino": ["openvino", "onnx"],
     "ncnn": ["ncnn"],
     "mnn": ["MNN", "onnx"],

@@ -1,5 +1,6 @@
-"""The 18 layers of the benchmarks and two more sets, with kinds of layers and the ratios aimed at for them."""
+"""The 18 layers of the benchmarks and other sets, with kinds of layers and the ratios aimed at for them."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,44 +18,74 @@ KINDS: dict[str, float | None] = {
     "1x1": None,
     "small depthwise": None,
     "strided": None,
+    "sequences": 4.0,
+    "volumes": 2.0,
+    "transposed": 2.0,
 }
+
+
+Sizes = int | tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class Layer:
-    """A layer with square kernels and no bias; `size` is the side of square images, or their height and width."""
+    """A layer without a bias. Sizes are those of square images, or a tuple of all spatial axes.
+
+    `kernel`, `padding`, `stride` and `dilation` are a number for all axes or one for each; padding may be a pair.
+    """
 
     name: str
     kind: str
     batch: int
     channels: int
     filters: int
-    size: int | tuple[int, int]
-    kernel: int
-    padding: int
+    size: Sizes
+    kernel: Sizes
+    padding: int | tuple
     groups: int = 1
-    stride: int = 1
+    stride: Sizes = 1
+    dilation: Sizes = 1
+    is_transposed: bool = False
 
     @property
-    def image(self) -> tuple[int, int]:
-        """(height, width)."""
+    def space(self) -> tuple[int, ...]:
+        """The input's spatial axes."""
         return (self.size, self.size) if isinstance(self.size, int) else self.size
 
-    @property
-    def input_size(self) -> tuple[int, int, int, int]:
-        """(batch, channels, height, width)."""
-        return self.batch, self.channels, *self.image
+    def along(self, value: Sizes) -> tuple[int, ...]:
+        """Return a number for each spatial axis."""
+        return (value,) * len(self.space) if isinstance(value, int) else value
 
     @property
-    def weight_size(self) -> tuple[int, int, int, int]:
-        """(out channels, channels / groups, kernel height, kernel width)."""
-        return self.filters, self.channels // self.groups, self.kernel, self.kernel
+    def pads(self) -> tuple[tuple[int, int], ...]:
+        """Padding before and after each spatial axis."""
+        return tuple((each, each) if isinstance(each, int) else each for each in self.along(self.padding))
+
+    @property
+    def operator(self) -> str:
+        """The name of its function, such as "conv2d" or "conv_transpose1d"."""
+        return f"conv{'_transpose' * self.is_transposed}{len(self.space)}d"
+
+    @property
+    def input_size(self) -> tuple[int, ...]:
+        """(batch, channels, height, width), or other spatial axes."""
+        return self.batch, self.channels, *self.space
+
+    @property
+    def weight_size(self) -> tuple[int, ...]:
+        """(out channels, channels / groups, kernel height, kernel width); of a transposed one, channels come first."""
+        kernel = self.along(self.kernel)
+        if self.is_transposed:
+            return self.channels, self.filters // self.groups, *kernel
+        return self.filters, self.channels // self.groups, *kernel
 
     @property
     def flops(self) -> int:
         """Operations of direct convolution, padding included."""
-        height, width = ((side + 2 * self.padding - self.kernel) // self.stride + 1 for side in self.image)
-        return 2 * self.batch * height * width * int(np.prod(self.weight_size))
+        numbers = zip(self.space, self.pads, *map(self.along, (self.kernel, self.stride, self.dilation)), strict=True)
+        outputs = [(size + sum(pads) - d * (k - 1) - 1) // s + 1 for size, pads, k, s, d in numbers]
+        places = self.space if self.is_transposed else outputs
+        return 2 * self.batch * math.prod(places) * math.prod(self.weight_size)
 
     def arrays(self, dtype: str) -> tuple[np.ndarray, np.ndarray]:
         """Return input and weight, the same for all engines, so that outputs are about 1."""
@@ -64,10 +95,17 @@ class Layer:
         return x, weight.astype(dtype)
 
     def __str__(self) -> str:
-        channels = f"{self.channels} depthwise" if self.groups > 1 else f"{self.channels}→{self.filters}"
-        image, kernel = "×".join(map(str, self.image)), f"{self.kernel}×{self.kernel}"
-        stride = f", stride {self.stride}" if self.stride > 1 else ""
-        return f"{self.batch}, {channels}, {image}, {kernel}, {self.padding}{stride}"
+        depthwise = self.groups > 1
+        channels = f"{self.channels} depthwise" if depthwise else f"{self.channels}→{self.filters}"
+        space, kernel = ("×".join(map(str, each)) for each in (self.space, self.along(self.kernel)))
+        pads = {str(before) if before == after else f"({before}, {after})" for before, after in self.pads}
+        around = pads.pop() if len(pads) == 1 else str(self.padding)
+        rest = "".join(
+            f", {name} {value if isinstance(value, int) else '×'.join(map(str, value))}"
+            for name, value in (("stride", self.stride), ("dilation", self.dilation))
+            if value != 1
+        )
+        return f"{self.batch}, {channels}, {space}, {kernel}, {around}{rest}{', transposed' * self.is_transposed}"
 
 
 DW7 = Layer("dw7", "small batch or kernel", 8, 96, 96, 56, 7, 3, 96)
@@ -121,5 +159,45 @@ SMALL = [
     Layer("mb-stem", "strided", 1, 3, 32, (448, 640), 3, 1, stride=2),
 ]
 
-SETS = {"layers": LAYERS, "networks": NETWORKS, "small": SMALL}
+# Of audio (a reverb, a filter, CREPE's pitch), language and genomics; dilated and depthwise ones.
+SEQUENCES = [
+    Layer("reverb", "sequences", 2, 1, 1, (480_000,), 48_000, ((47_999, 0),)),
+    Layer("fir", "sequences", 1, 1, 1, (1_000_000,), 255, 127),
+    Layer("seq-k31", "sequences", 8, 64, 64, (16_384,), 31, 15),
+    Layer("seq-k3", "sequences", 4, 128, 128, (16_000,), 3, 1),
+    Layer("crepe1", "sequences", 32, 1, 1024, (1024,), 512, 254, stride=4),
+    Layer("crepe2", "sequences", 32, 1024, 128, (128,), 64, ((31, 32),)),
+    Layer("dw-long", "sequences", 4, 256, 256, (8192,), 8192, ((8191, 0),), 256),
+    Layer("dw-k31", "sequences", 16, 256, 256, (1024,), 31, 15, 256),
+    Layer("seq-k5", "sequences", 16, 256, 256, (512,), 5, 2),
+    Layer("dna-k11", "sequences", 1, 32, 32, (12_000,), 11, 5),
+    Layer("dna-k35", "sequences", 1, 32, 32, (12_000,), 35, 340, dilation=20),
+]
+
+VOLUMES = [
+    Layer("vol64", "volumes", 1, 32, 32, (64, 64, 64), 3, 1),
+    Layer("vol32", "volumes", 1, 48, 96, (32, 32, 32), 3, 1),
+    Layer("vol-k7", "volumes", 1, 1, 48, (64, 64, 64), 7, 3),
+    Layer("vol-k5", "volumes", 2, 16, 16, (96, 96, 96), 5, 2),
+    Layer("video-133", "volumes", 1, 64, 64, (16, 56, 56), (1, 3, 3), (0, 1, 1)),
+    Layer("video-311", "volumes", 1, 64, 64, (16, 56, 56), (3, 1, 1), (4, 0, 0), dilation=(4, 1, 1)),
+]
+
+# Of decoders; istft is an inverse short-time transform, of 782 frames, from one of its channels.
+TRANSPOSED = [
+    Layer("up28", "transposed", 8, 256, 128, 28, 2, 0, stride=2, is_transposed=True),
+    Layer("up256", "transposed", 1, 64, 32, 256, 2, 0, stride=2, is_transposed=True),
+    Layer("up-k4", "transposed", 1, 256, 3, 64, 4, 3, stride=2, is_transposed=True),
+    Layer("istft", "transposed", 1, 1, 1, (782,), 4096, 2048, stride=256, is_transposed=True),
+    Layer("up-vol", "transposed", 1, 32, 16, (32, 32, 32), 3, 0, stride=2, is_transposed=True),
+]
+
+SETS = {
+    "layers": LAYERS,
+    "networks": NETWORKS,
+    "small": SMALL,
+    "sequences": SEQUENCES,
+    "volumes": VOLUMES,
+    "transposed": TRANSPOSED,
+}
 BY_NAME = {layer.name: layer for layers in SETS.values() for layer in layers}
