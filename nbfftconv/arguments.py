@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from nbfftconv.arrays import as_float, as_weak_float, check_shape
+from nbfftconv.channels_last import to_channels_first, to_channels_last
 from nbfftconv.geometry import ConvGeometry, one_of
 from nbfftconv.implementations import registry
 from nbfftconv.plan import ConvPlan
@@ -33,16 +34,41 @@ def check_bias(bias: ArrayLike | None, filters: int, dtype: np.dtype) -> np.ndar
     return array
 
 
-def as_batch(name: str, value: ArrayLike, axes: int) -> tuple[np.ndarray, bool]:
-    """Return an array of `axes` spatial axes with a batch, of 1 if it had none, and whether it had one."""
+def as_batch(name: str, value: ArrayLike, axes: int, channels_last: bool = False) -> tuple[np.ndarray, bool]:
+    """Return an array of `axes` spatial axes with a batch, of 1 if it had none, and whether it had one.
+
+    Its channels come before the spatial axes, also if they came last.
+    """
     array = as_float(name, value)
-    if array.ndim == axes + 1:
-        return array[None], False
-    if array.ndim != axes + 2:
+    is_batch = array.ndim == axes + 2
+    if not is_batch and array.ndim != axes + 1:
         raise ValueError(
             f"{name} must have {axes + 2} dimensions, or {axes + 1} without a batch, got shape {array.shape}"
         )
-    return array, True
+    if not is_batch:
+        array = array[None]
+    return to_channels_first(array) if channels_last else array, is_batch
+
+
+def check_flag(name: str, value: Any) -> bool:
+    """Return a flag as a bool, or raise TypeError."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name} must be True or False, got {value!r}")
+    return bool(value)
+
+
+def size_of(shape: tuple[int, ...], is_batch: bool, channels_last: bool) -> tuple[int, ...]:
+    """Return the shape of an array as its user sees it, given (batch, channels, height, width)."""
+    batch, channels, *space = shape
+    of_image = (*space, channels) if channels_last else (channels, *space)
+    return (batch, *of_image) if is_batch else of_image
+
+
+def as_given(array: np.ndarray, is_batch: bool, channels_last: bool) -> np.ndarray:
+    """Return an array (batch, channels, height, width) as its user sees it."""
+    if channels_last:
+        array = to_channels_last(array)
+    return array if is_batch else array[0]
 
 
 def as_kernels(name: str, value: ArrayLike, axes: int) -> np.ndarray:

@@ -6,7 +6,16 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from nbfftconv import padding as padding_modes
-from nbfftconv.arguments import as_batch, as_kernels, check_activation, check_bias, plan_for
+from nbfftconv.arguments import (
+    as_batch,
+    as_given,
+    as_kernels,
+    check_activation,
+    check_bias,
+    check_flag,
+    plan_for,
+    size_of,
+)
 from nbfftconv.arrays import check_out, compact, result_type
 from nbfftconv.geometry import ConvGeometry, Padding
 from nbfftconv.implementations import registry
@@ -26,29 +35,35 @@ def _conv(
     padding_mode: str,
     activation: str | None,
     algorithm: str,
+    channels_last: bool,
     out: np.ndarray | None,
     plan: ConvPlan | None,
 ) -> np.ndarray:
     """Convolve what has so many spatial axes."""
-    (x, is_batch), w = as_batch("input", input, axes), as_kernels("weight", weight, axes)
+    is_last = check_flag("channels_last", channels_last)
+    (x, is_batch), w = as_batch("input", input, axes, is_last), as_kernels("weight", weight, axes)
     geometry = ConvGeometry.from_arguments(x.shape, w.shape, stride, padding, dilation, groups, axes)
     b = check_bias(bias, w.shape[0], result_type(x, w))
     padding_modes.check(geometry, padding_mode)
     check_activation(activation)
     dtype = result_type(x, w) if b is None else result_type(x, w, b)
-    shape, target = geometry.output_size[0 if is_batch else 1 :], None
+    target = None
     if out is not None:
-        check_out(out, shape, dtype)
+        check_out(out, size_of(geometry.output_size, is_batch, is_last), dtype)
         target = np.asarray(out)  # of a subclass, its memory
     images = geometry.of_images
     plan = plan_for(plan, algorithm, images, "forward", dtype)
     kernels = registry.get(plan.algorithm).prepare(plan, compact(w, dtype).reshape(images.weight_size))
-    at_once = None if target is None or not target.flags.c_contiguous else target.reshape(images.output_shape)
+    at_once = None
+    if target is not None and target.flags.c_contiguous and not is_last:
+        at_once = target.reshape(images.output_shape)
     result, _ = run_forward(plan, x.reshape(images.input_shape), kernels, b, padding_mode, activation, at_once)
+    if out is not None and at_once is not None:
+        return out
+    result = as_given(result.reshape(geometry.output_size), is_batch, is_last)
     if out is None:
-        return result.reshape(shape)
-    if target is not None and at_once is None:
-        target[...] = result.reshape(shape)
+        return result
+    np.asarray(out)[...] = result
     return out
 
 
@@ -64,6 +79,7 @@ def conv1d(
     padding_mode: str = "zeros",
     activation: str | None = None,
     algorithm: str = "auto",
+    channels_last: bool = False,
     out: np.ndarray | None = None,
     plan: ConvPlan | None = None,
 ) -> np.ndarray:
@@ -94,6 +110,8 @@ def conv1d(
         As in `conv2d`.
     algorithm : {"auto", "fft", "winograd", "direct"}, default "auto"
         As in `conv2d`.
+    channels_last : bool, default False
+        As in `conv2d`: whether channels are the last dimension of input, result and `out`.
     out : numpy.ndarray, optional
         As in `conv2d`.
     plan : ConvPlan, optional
@@ -123,7 +141,7 @@ def conv1d(
     >>> nbfftconv.conv1d(x, w, padding=(2, 0))  # causal: no output sees what comes after it
     array([[[ 0.,  1.,  3.,  6.,  9., 12.]]], dtype=float32)
     """
-    arguments = stride, padding, dilation, groups, padding_mode, activation, algorithm, out, plan
+    arguments = stride, padding, dilation, groups, padding_mode, activation, algorithm, channels_last, out, plan
     return _conv(1, input, weight, bias, *arguments)
 
 
@@ -139,6 +157,7 @@ def conv2d(
     padding_mode: str = "zeros",
     activation: str | None = None,
     algorithm: str = "auto",
+    channels_last: bool = False,
     out: np.ndarray | None = None,
     plan: ConvPlan | None = None,
 ) -> np.ndarray:
@@ -174,6 +193,8 @@ def conv2d(
     algorithm : {"auto", "fft", "winograd", "direct"}, default "auto"
         What computes it; "auto" leaves that to the planner. An FFT's errors are relative to the largest values near
         by, those of "direct" to each value's own products: docs/accuracy.md.
+    channels_last : bool, default False
+        Whether input, result and `out` are (batch, height, width, channels) instead, with or without the batch.
     out : numpy.ndarray, optional
         Takes the result; of its shape and dtype, without a mask. It may overlap the other arrays.
     plan : ConvPlan, optional
@@ -214,7 +235,7 @@ def conv2d(
     >>> y[0, :, 4, 4]  # 3 channels × 9 taps, and the bias, clipped
     array([27., 28., 29.,  0.], dtype=float32)
     """
-    arguments = stride, padding, dilation, groups, padding_mode, activation, algorithm, out, plan
+    arguments = stride, padding, dilation, groups, padding_mode, activation, algorithm, channels_last, out, plan
     return _conv(2, input, weight, bias, *arguments)
 
 
@@ -230,6 +251,7 @@ def conv3d(
     padding_mode: str = "zeros",
     activation: str | None = None,
     algorithm: str = "auto",
+    channels_last: bool = False,
     out: np.ndarray | None = None,
     plan: ConvPlan | None = None,
 ) -> np.ndarray:
@@ -260,6 +282,8 @@ def conv3d(
         As in `conv2d`.
     algorithm : {"auto", "fft", "winograd", "direct"}, default "auto"
         As in `conv2d`.
+    channels_last : bool, default False
+        As in `conv2d`: whether channels are the last dimension of input, result and `out`.
     out : numpy.ndarray, optional
         As in `conv2d`.
     plan : ConvPlan, optional
@@ -290,5 +314,5 @@ def conv3d(
     >>> float(y[0, 0, 2, 2, 2]), float(y[0, 0, 0, 0, 0])  # 2 channels × 27 taps; in a corner, 8 of them
     (54.0, 16.0)
     """
-    arguments = stride, padding, dilation, groups, padding_mode, activation, algorithm, out, plan
+    arguments = stride, padding, dilation, groups, padding_mode, activation, algorithm, channels_last, out, plan
     return _conv(3, input, weight, bias, *arguments)

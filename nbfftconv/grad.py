@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from nbfftconv import padding as padding_modes
-from nbfftconv.arguments import as_batch, as_kernels, plan_for
+from nbfftconv.arguments import as_batch, as_given, as_kernels, check_flag, plan_for, size_of
 from nbfftconv.arrays import check_shape, compact, result_type
 from nbfftconv.geometry import ConvGeometry, Padding
 from nbfftconv.implementations import registry
@@ -25,12 +25,16 @@ def _grad_weight(
     groups: int,
     padding_mode: str,
     algorithm: str,
+    channels_last: bool,
     plan: ConvPlan | None,
 ) -> np.ndarray:
     """Compute the gradient at kernels of so many spatial axes."""
-    (x, is_batch), (g, _) = as_batch("input", input, axes), as_batch("grad_output", grad_output, axes)
+    is_last = check_flag("channels_last", channels_last)
+    x, is_batch = as_batch("input", input, axes, is_last)
+    g, _ = as_batch("grad_output", grad_output, axes, is_last)
     geometry = ConvGeometry.from_arguments(x.shape, weight_size, stride, padding, dilation, groups, axes)
-    _check_gradient(grad_output, geometry, is_batch, f"input {np.shape(input)} and weight {geometry.weight_size}")
+    why = f"input {np.shape(input)} and weight {geometry.weight_size}"
+    _check_gradient(grad_output, geometry, is_batch, is_last, why)
     padding_modes.check(geometry, padding_mode)
     images = geometry.of_images
     plan = plan_for(plan, algorithm, images, "grad_weight", result_type(x, g))
@@ -49,27 +53,36 @@ def _grad_input(
     groups: int,
     padding_mode: str,
     algorithm: str,
+    channels_last: bool,
     plan: ConvPlan | None,
 ) -> np.ndarray:
     """Compute the gradient at an input of so many spatial axes."""
-    w, (g, is_batch) = as_kernels("weight", weight, axes), as_batch("grad_output", grad_output, axes)
-    if not is_batch and hasattr(input_size, "__len__") and len(input_size) == axes + 1:
+    is_last = check_flag("channels_last", channels_last)
+    w, (g, is_batch) = as_kernels("weight", weight, axes), as_batch("grad_output", grad_output, axes, is_last)
+    has_length = hasattr(input_size, "__len__")
+    if not is_batch and has_length and len(input_size) == axes + 1:
         input_size = (1, *input_size)
     else:
         is_batch = True
+    if is_last and has_length and len(input_size) == axes + 2:
+        input_size = (input_size[0], input_size[-1], *input_size[1:-1])
     geometry = ConvGeometry.from_arguments(input_size, w.shape, stride, padding, dilation, groups, axes)
-    size = geometry.input_size[0 if is_batch else 1 :]
-    _check_gradient(grad_output, geometry, is_batch, f"input {size} and weight {w.shape}")
+    why = f"input {size_of(geometry.input_size, is_batch, is_last)} and weight {w.shape}"
+    _check_gradient(grad_output, geometry, is_batch, is_last, why)
     padding_modes.check(geometry, padding_mode)
     dtype, images = result_type(w, g), geometry.of_images
     plan = plan_for(plan, algorithm, images, "grad_input", dtype)
     kernels = registry.get(plan.algorithm).prepare(plan, compact(w, dtype).reshape(images.weight_size))
-    return run_grad_input(plan, kernels, g.reshape(images.output_shape), padding_mode).reshape(size)
+    result = run_grad_input(plan, kernels, g.reshape(images.output_shape), padding_mode)
+    return as_given(result.reshape(geometry.input_size), is_batch, is_last)
 
 
-def _check_gradient(grad_output: ArrayLike, geometry: ConvGeometry, is_batch: bool, why: str) -> None:
+def _check_gradient(
+    grad_output: ArrayLike, geometry: ConvGeometry, is_batch: bool, channels_last: bool, why: str
+) -> None:
     """Raise ValueError if a gradient has not the shape of the output."""
-    check_shape("grad_output", np.asarray(grad_output), geometry.output_size[0 if is_batch else 1 :], why)
+    size = size_of(geometry.output_size, is_batch, channels_last)
+    check_shape("grad_output", np.asarray(grad_output), size, why)
 
 
 def conv1d_weight(
@@ -83,6 +96,7 @@ def conv1d_weight(
     *,
     padding_mode: str = "zeros",
     algorithm: str = "auto",
+    channels_last: bool = False,
     plan: ConvPlan | None = None,
 ) -> np.ndarray:
     """Compute a loss's gradient with respect to the kernels of `conv1d`, as `torch.nn.grad.conv1d_weight` does.
@@ -108,6 +122,8 @@ def conv1d_weight(
         As in `conv1d`.
     algorithm : {"auto", "fft", "winograd", "direct"}, default "auto"
         As in `conv1d`.
+    channels_last : bool, default False
+        As in `conv2d`: whether channels are the last dimension of the input and of `grad_output`.
     plan : ConvPlan, optional
         From `plan_conv1d` for the same geometry, dtype and direction "grad_weight"; `algorithm` is then "auto".
 
@@ -136,9 +152,8 @@ def conv1d_weight(
     >>> float(dw[0, 0, 1])  # 2 sequences × 6 samples
     12.0
     """
-    return _grad_weight(
-        1, input, weight_size, grad_output, stride, padding, dilation, groups, padding_mode, algorithm, plan
-    )
+    arguments = stride, padding, dilation, groups, padding_mode, algorithm, channels_last, plan
+    return _grad_weight(1, input, weight_size, grad_output, *arguments)
 
 
 def conv1d_input(
@@ -152,6 +167,7 @@ def conv1d_input(
     *,
     padding_mode: str = "zeros",
     algorithm: str = "auto",
+    channels_last: bool = False,
     plan: ConvPlan | None = None,
 ) -> np.ndarray:
     """Compute a loss's gradient with respect to the input of `conv1d`, as `torch.nn.grad.conv1d_input` does.
@@ -177,6 +193,8 @@ def conv1d_input(
         As in `conv1d`.
     algorithm : {"auto", "fft", "winograd", "direct"}, default "auto"
         As in `conv1d`.
+    channels_last : bool, default False
+        As in `conv2d`: whether channels are the last dimension of the input and of `grad_output`.
     plan : ConvPlan, optional
         From `plan_conv1d` for the same geometry, dtype and direction "grad_input"; `algorithm` is then "auto".
 
@@ -205,9 +223,8 @@ def conv1d_input(
     >>> float(dx[0, 0, 4]), float(dx[0, 0, 0])  # 4 filters × 3 taps; at the end, one tap
     (12.0, 4.0)
     """
-    return _grad_input(
-        1, input_size, weight, grad_output, stride, padding, dilation, groups, padding_mode, algorithm, plan
-    )
+    arguments = stride, padding, dilation, groups, padding_mode, algorithm, channels_last, plan
+    return _grad_input(1, input_size, weight, grad_output, *arguments)
 
 
 def conv2d_weight(
@@ -221,6 +238,7 @@ def conv2d_weight(
     *,
     padding_mode: str = "zeros",
     algorithm: str = "auto",
+    channels_last: bool = False,
     plan: ConvPlan | None = None,
 ) -> np.ndarray:
     """Compute a loss's gradient with respect to the kernels of `conv2d`, as `torch.nn.grad.conv2d_weight` does.
@@ -246,6 +264,8 @@ def conv2d_weight(
         As in `conv2d`.
     algorithm : {"auto", "fft", "winograd", "direct"}, default "auto"
         As in `conv2d`.
+    channels_last : bool, default False
+        As in `conv2d`: whether channels are the last dimension of the input and of `grad_output`.
     plan : ConvPlan, optional
         From `plan_conv2d` for the same geometry, dtype and direction "grad_weight"; `algorithm` is then "auto".
 
@@ -274,9 +294,8 @@ def conv2d_weight(
     >>> float(dw[0, 0, 1, 1])  # 2 images × 36 pixels
     72.0
     """
-    return _grad_weight(
-        2, input, weight_size, grad_output, stride, padding, dilation, groups, padding_mode, algorithm, plan
-    )
+    arguments = stride, padding, dilation, groups, padding_mode, algorithm, channels_last, plan
+    return _grad_weight(2, input, weight_size, grad_output, *arguments)
 
 
 def conv2d_input(
@@ -290,6 +309,7 @@ def conv2d_input(
     *,
     padding_mode: str = "zeros",
     algorithm: str = "auto",
+    channels_last: bool = False,
     plan: ConvPlan | None = None,
 ) -> np.ndarray:
     """Compute a loss's gradient with respect to the input of `conv2d`, as `torch.nn.grad.conv2d_input` does.
@@ -315,6 +335,8 @@ def conv2d_input(
         As in `conv2d`.
     algorithm : {"auto", "fft", "winograd", "direct"}, default "auto"
         As in `conv2d`.
+    channels_last : bool, default False
+        As in `conv2d`: whether channels are the last dimension of the input and of `grad_output`.
     plan : ConvPlan, optional
         From `plan_conv2d` for the same geometry, dtype and direction "grad_input"; `algorithm` is then "auto".
 
@@ -343,9 +365,8 @@ def conv2d_input(
     >>> float(dx[0, 0, 4, 4]), float(dx[0, 0, 0, 0])  # 4 filters × 9 taps; in the corner, one tap
     (36.0, 4.0)
     """
-    return _grad_input(
-        2, input_size, weight, grad_output, stride, padding, dilation, groups, padding_mode, algorithm, plan
-    )
+    arguments = stride, padding, dilation, groups, padding_mode, algorithm, channels_last, plan
+    return _grad_input(2, input_size, weight, grad_output, *arguments)
 
 
 def conv3d_weight(
@@ -359,6 +380,7 @@ def conv3d_weight(
     *,
     padding_mode: str = "zeros",
     algorithm: str = "auto",
+    channels_last: bool = False,
     plan: ConvPlan | None = None,
 ) -> np.ndarray:
     """Compute a loss's gradient with respect to the kernels of `conv3d`, as `torch.nn.grad.conv3d_weight` does.
@@ -384,6 +406,8 @@ def conv3d_weight(
         As in `conv3d`.
     algorithm : {"auto", "fft", "winograd", "direct"}, default "auto"
         As in `conv3d`.
+    channels_last : bool, default False
+        As in `conv2d`: whether channels are the last dimension of the input and of `grad_output`.
     plan : ConvPlan, optional
         From `plan_conv3d` for the same geometry, dtype and direction "grad_weight"; `algorithm` is then "auto".
 
@@ -412,9 +436,8 @@ def conv3d_weight(
     >>> float(dw[0, 0, 1, 1, 1])  # 2 volumes × 72 voxels
     144.0
     """
-    return _grad_weight(
-        3, input, weight_size, grad_output, stride, padding, dilation, groups, padding_mode, algorithm, plan
-    )
+    arguments = stride, padding, dilation, groups, padding_mode, algorithm, channels_last, plan
+    return _grad_weight(3, input, weight_size, grad_output, *arguments)
 
 
 def conv3d_input(
@@ -428,6 +451,7 @@ def conv3d_input(
     *,
     padding_mode: str = "zeros",
     algorithm: str = "auto",
+    channels_last: bool = False,
     plan: ConvPlan | None = None,
 ) -> np.ndarray:
     """Compute a loss's gradient with respect to the input of `conv3d`, as `torch.nn.grad.conv3d_input` does.
@@ -453,6 +477,8 @@ def conv3d_input(
         As in `conv3d`.
     algorithm : {"auto", "fft", "winograd", "direct"}, default "auto"
         As in `conv3d`.
+    channels_last : bool, default False
+        As in `conv2d`: whether channels are the last dimension of the input and of `grad_output`.
     plan : ConvPlan, optional
         From `plan_conv3d` for the same geometry, dtype and direction "grad_input"; `algorithm` is then "auto".
 
@@ -481,6 +507,5 @@ def conv3d_input(
     >>> float(dx[0, 0, 2, 4, 4]), float(dx[0, 0, 0, 0, 0])  # 4 filters × 27 taps; in a corner, one tap
     (108.0, 4.0)
     """
-    return _grad_input(
-        3, input_size, weight, grad_output, stride, padding, dilation, groups, padding_mode, algorithm, plan
-    )
+    arguments = stride, padding, dilation, groups, padding_mode, algorithm, channels_last, plan
+    return _grad_input(3, input_size, weight, grad_output, *arguments)

@@ -12,7 +12,16 @@ from numpy.typing import ArrayLike
 
 from nbfftconv import padding as padding_modes
 from nbfftconv import scratch
-from nbfftconv.arguments import as_batch, as_kernels, check_activation, check_algorithm, check_bias
+from nbfftconv.arguments import (
+    as_batch,
+    as_given,
+    as_kernels,
+    check_activation,
+    check_algorithm,
+    check_bias,
+    check_flag,
+    size_of,
+)
 from nbfftconv.arrays import as_float, check_shape, compact, result_type
 from nbfftconv.geometry import ConvGeometry, Padding, layer_numbers, unchanging
 from nbfftconv.kept_kernels import KeptKernels
@@ -64,9 +73,7 @@ def _algorithm(layer: "Layer", name: str, value: Any) -> Any:
 
 
 def _flag(layer: "Layer", name: str, value: Any) -> bool:
-    if not isinstance(value, (bool, np.bool_)):
-        raise TypeError(f"{name} must be True or False, got {value!r}")
-    return bool(value)
+    return check_flag(name, value)
 
 
 def _bytes(layer: "Layer", name: str, value: Any) -> int:
@@ -84,8 +91,10 @@ class Layer:
 
     activation = Setting(_known_activation)
     training = Setting(_flag)
+    channels_last = Setting(_flag)
     _activation: str | None
     _training: bool
+    _channels_last: bool
     _bias: np.ndarray | None = None
 
     def _begin(self, weight: ArrayLike, bias: ArrayLike | None, **numbers: Any) -> None:
@@ -204,7 +213,7 @@ class ConvLayer(Layer):
     """What layers of convolutions have in common."""
 
     _names = "stride", "padding", "dilation", "groups"
-    _modes = "padding_mode", "activation", "algorithm", "training", "spectra_limit"
+    _modes = "padding_mode", "activation", "algorithm", "training", "spectra_limit", "channels_last"
 
     stride = Setting(with_the_others)
     padding = Setting(with_the_others)
@@ -234,9 +243,10 @@ class ConvLayer(Layer):
         algorithm: str = "auto",
         training: bool = True,
         spectra_limit: int = 2**28,
+        channels_last: bool = False,
     ) -> None:
         self.padding_mode, self.activation, self.algorithm = padding_mode, activation, algorithm
-        self.training, self.spectra_limit = training, spectra_limit
+        self.training, self.spectra_limit, self.channels_last = training, spectra_limit, channels_last
         self._begin(weight, bias, stride=stride, padding=padding, dilation=dilation, groups=groups)
 
     def _check_numbers(self, weight_size: tuple[int, ...], **numbers: Any) -> None:
@@ -273,7 +283,8 @@ class ConvLayer(Layer):
         >>> layer(np.ones((2, 3, 8, 8), np.float32)).shape
         (2, 4, 6, 6)
         """
-        x, is_batch = as_batch("input", input, self._axes)
+        is_last = self._channels_last
+        x, is_batch = as_batch("input", input, self._axes, is_last)
         bias, kernels = self._bias, self._kernels
         weight, padding_mode, activation = kernels.weight, self._padding_mode, self._activation
         numbers = self._stride, self._padding, self._dilation, self._groups
@@ -297,10 +308,9 @@ class ConvLayer(Layer):
         )
         if step:
             passed = passed_by_relu(result) if activation == "relu" else None
-            has_bias = bias is not None
-            first = 0 if is_batch else 1
-            self._last.forward = given, dtype, x, step, kept, passed, kernels, padding_mode, has_bias, first
-        return result.reshape(given.output_size) if is_batch else result.reshape(given.output_size[1:])
+            settings = padding_mode, bias is not None, is_batch, is_last
+            self._last.forward = given, dtype, x, step, kept, passed, kernels, *settings
+        return as_given(result.reshape(given.output_size), is_batch, is_last)
 
     def backward(self, grad_output: ArrayLike) -> np.ndarray:
         """Set `weight_grad` and `bias_grad`, at the last input, and return the gradient of the input.
@@ -341,9 +351,10 @@ class ConvLayer(Layer):
         last = getattr(self._last, "forward", None)
         if last is None:
             raise RuntimeError("backward needs a forward pass of the same thread, made with training = True")
-        given, dtype, x, forward_step, kept, passed, kernels, padding_mode, has_bias, first = last
+        given, dtype, x, forward_step, kept, passed, kernels, padding_mode, has_bias, is_batch, is_last = last
         g, geometry = as_float("grad_output", grad_output), given.of_images
-        check_shape("grad_output", g, given.output_size[first:], "the last forward pass")
+        check_shape("grad_output", g, size_of(given.output_size, is_batch, is_last), "the last forward pass")
+        g, _ = as_batch("grad_output", g, self._axes, is_last)
         result_dtype = np.promote_types(dtype, result_type(g))
         g = compact(g, result_dtype).reshape(geometry.output_shape)
         if passed is not None:
@@ -361,7 +372,7 @@ class ConvLayer(Layer):
             with np.errstate(all="ignore"):  # inf - inf is NaN
                 self.bias_grad = g.sum(axis=(0, *range(2, g.ndim))) if has_bias else None
         self.weight_grad = grad_weight.reshape(given.weight_size)
-        return grad_input.reshape(given.input_size[first:])
+        return as_given(grad_input.reshape(given.input_size), is_batch, is_last)
 
     def _step(self, geometry: ConvGeometry, dtype: np.dtype) -> StepPlan:
         return make_step_plan(geometry, dtype, self._algorithm, self.spectra_limit)
@@ -398,6 +409,8 @@ class Conv1d(ConvLayer):
     spectra_limit : int, default 2**28
         Bytes that the spectra of an input may take between a forward pass and `backward`. If they would take more,
         or with 0, only the input itself is kept, and transformed again.
+    channels_last : bool, default False
+        As in `nbfftconv.conv2d`: whether channels are the last dimension of what goes in and comes out.
 
     Attributes
     ----------
@@ -411,8 +424,8 @@ class Conv1d(ConvLayer):
         they hold for forward passes to come.
     padding_mode, activation, algorithm : str or None
         As above. They may be set at any time, and hold for forward passes to come; `algorithm` for `backward`, too.
-    training : bool
-        As above. It may be set at any time, and holds for forward passes to come.
+    training, channels_last : bool
+        As above. They may be set at any time, and hold for forward passes to come.
     spectra_limit : int
         As above. It may be set at any time, and holds for forward passes to come and for `backward`.
     weight_grad : numpy.ndarray or None
@@ -490,6 +503,8 @@ class Conv2d(ConvLayer):
     spectra_limit : int, default 2**28
         Bytes that the spectra of an input may take between a forward pass and `backward`. If they would take more,
         or with 0, only the input itself is kept, and transformed again.
+    channels_last : bool, default False
+        As in `nbfftconv.conv2d`: whether channels are the last dimension of what goes in and comes out.
 
     Attributes
     ----------
@@ -503,8 +518,8 @@ class Conv2d(ConvLayer):
         they hold for forward passes to come.
     padding_mode, activation, algorithm : str or None
         As above. They may be set at any time, and hold for forward passes to come; `algorithm` for `backward`, too.
-    training : bool
-        As above. It may be set at any time, and holds for forward passes to come.
+    training, channels_last : bool
+        As above. They may be set at any time, and hold for forward passes to come.
     spectra_limit : int
         As above. It may be set at any time, and holds for forward passes to come and for `backward`.
     weight_grad : numpy.ndarray or None
@@ -582,6 +597,8 @@ class Conv3d(ConvLayer):
     spectra_limit : int, default 2**28
         Bytes that the spectra of an input may take between a forward pass and `backward`. If they would take more,
         or with 0, only the input itself is kept, and transformed again.
+    channels_last : bool, default False
+        As in `nbfftconv.conv2d`: whether channels are the last dimension of what goes in and comes out.
 
     Attributes
     ----------
@@ -595,8 +612,8 @@ class Conv3d(ConvLayer):
         they hold for forward passes to come.
     padding_mode, activation, algorithm : str or None
         As above. They may be set at any time, and hold for forward passes to come; `algorithm` for `backward`, too.
-    training : bool
-        As above. It may be set at any time, and holds for forward passes to come.
+    training, channels_last : bool
+        As above. They may be set at any time, and hold for forward passes to come.
     spectra_limit : int
         As above. It may be set at any time, and holds for forward passes to come and for `backward`.
     weight_grad : numpy.ndarray or None

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from nbfftconv import scratch
-from nbfftconv.arguments import as_batch, as_kernels, check_activation, check_bias
+from nbfftconv.arguments import as_batch, as_given, as_kernels, check_activation, check_bias, check_flag, size_of
 from nbfftconv.arrays import check_out, compact, result_type
 from nbfftconv.geometry import Numbers, Padding, TransposedGeometry
 from nbfftconv.implementations import Kernels, registry
@@ -29,25 +29,26 @@ def _conv_transpose(
     groups: int,
     dilation: Any,
     activation: str | None,
+    channels_last: bool,
     out: np.ndarray | None,
 ) -> np.ndarray:
     """Convolve what has so many spatial axes, transposed."""
-    (x, is_batch), w = as_batch("input", input, axes), as_kernels("weight", weight, axes)
+    is_last = check_flag("channels_last", channels_last)
+    (x, is_batch), w = as_batch("input", input, axes, is_last), as_kernels("weight", weight, axes)
     numbers = stride, padding, output_padding, groups, dilation
     geometry = TransposedGeometry.from_arguments(x.shape, w.shape, *numbers, axes)
     b = check_bias(bias, geometry.output_size[1], result_type(x, w))
     check_activation(activation)
     dtype = result_type(x, w) if b is None else result_type(x, w, b)
-    shape = geometry.output_size[0 if is_batch else 1 :]
     if out is not None:
-        check_out(out, shape, dtype)
+        check_out(out, size_of(geometry.output_size, is_batch, is_last), dtype)
     images = geometry.convolution.of_images
     plan = make_plan(images, "grad_input", dtype)
     kernels = registry.get(plan.algorithm).prepare(plan, compact(w, dtype).reshape(images.weight_size))
-    result = run_transposed(geometry, plan, kernels, x, b, activation)
+    result = as_given(run_transposed(geometry, plan, kernels, x, b, activation), is_batch, is_last)
     if out is None:
-        return result.reshape(shape)
-    np.asarray(out)[...] = result.reshape(shape)
+        return result
+    np.asarray(out)[...] = result
     return out
 
 
@@ -84,6 +85,7 @@ def conv_transpose1d(
     dilation: Numbers = 1,
     *,
     activation: str | None = None,
+    channels_last: bool = False,
     out: np.ndarray | None = None,
 ) -> np.ndarray:
     """Convolve sequences with kernels, transposed, as `torch.nn.functional.conv_transpose1d` does; on NumPy arrays.
@@ -111,6 +113,8 @@ def conv_transpose1d(
         As in `conv1d`.
     activation : {None, "relu"}, default None
         As in `conv2d`.
+    channels_last : bool, default False
+        As in `conv2d`: whether channels are the last dimension of input, result and `out`.
     out : numpy.ndarray, optional
         As in `conv2d`.
 
@@ -137,7 +141,7 @@ def conv_transpose1d(
     >>> nbfftconv.conv_transpose1d(x, w, stride=2)
     array([[[  1.,  10., 102.,  20., 203.,  30., 300.]]], dtype=float32)
     """
-    arguments = stride, padding, output_padding, groups, dilation, activation, out
+    arguments = stride, padding, output_padding, groups, dilation, activation, channels_last, out
     return _conv_transpose(1, input, weight, bias, *arguments)
 
 
@@ -152,6 +156,7 @@ def conv_transpose2d(
     dilation: Numbers = 1,
     *,
     activation: str | None = None,
+    channels_last: bool = False,
     out: np.ndarray | None = None,
 ) -> np.ndarray:
     """Convolve images with kernels, transposed, as `torch.nn.functional.conv_transpose2d` does; on NumPy arrays.
@@ -180,6 +185,8 @@ def conv_transpose2d(
         As in `conv2d`.
     activation : {None, "relu"}, default None
         As in `conv2d`.
+    channels_last : bool, default False
+        As in `conv2d`: whether channels are the last dimension of input, result and `out`.
     out : numpy.ndarray, optional
         As in `conv2d`.
 
@@ -206,7 +213,7 @@ def conv_transpose2d(
     >>> y.shape, float(y[0, 0, 3, 5]), float(y[0, 1, 3, 5])  # 3 channels, one tap each, and the bias
     ((1, 2, 16, 16), 3.0, 4.0)
     """
-    arguments = stride, padding, output_padding, groups, dilation, activation, out
+    arguments = stride, padding, output_padding, groups, dilation, activation, channels_last, out
     return _conv_transpose(2, input, weight, bias, *arguments)
 
 
@@ -221,6 +228,7 @@ def conv_transpose3d(
     dilation: Numbers = 1,
     *,
     activation: str | None = None,
+    channels_last: bool = False,
     out: np.ndarray | None = None,
 ) -> np.ndarray:
     """Convolve volumes with kernels, transposed, as `torch.nn.functional.conv_transpose3d` does; on NumPy arrays.
@@ -250,6 +258,8 @@ def conv_transpose3d(
         As in `conv3d`.
     activation : {None, "relu"}, default None
         As in `conv2d`.
+    channels_last : bool, default False
+        As in `conv2d`: whether channels are the last dimension of input, result and `out`.
     out : numpy.ndarray, optional
         As in `conv2d`.
 
@@ -276,5 +286,5 @@ def conv_transpose3d(
     >>> nbfftconv.conv_transpose3d(x, w, stride=2).shape
     (1, 2, 6, 10, 12)
     """
-    arguments = stride, padding, output_padding, groups, dilation, activation, out
+    arguments = stride, padding, output_padding, groups, dilation, activation, channels_last, out
     return _conv_transpose(3, input, weight, bias, *arguments)

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from nbfftconv.arguments import as_batch
+from nbfftconv.arguments import as_batch, as_given, size_of
 from nbfftconv.arrays import as_float, check_shape, compact, result_type
 from nbfftconv.geometry import Numbers, Padding, TransposedGeometry, transposed_numbers
 from nbfftconv.layer import Layer, Setting, masked, passed_by_relu, with_the_others
@@ -22,7 +22,7 @@ class ConvTransposeLayer(Layer):
     """What layers of transposed convolutions have in common."""
 
     _names = "stride", "padding", "output_padding", "groups", "dilation"
-    _modes = "activation", "training"
+    _modes = "activation", "training", "channels_last"
 
     stride = Setting(with_the_others)
     padding = Setting(with_the_others)
@@ -45,8 +45,9 @@ class ConvTransposeLayer(Layer):
         *,
         activation: str | None = None,
         training: bool = True,
+        channels_last: bool = False,
     ) -> None:
-        self.activation, self.training = activation, training
+        self.activation, self.training, self.channels_last = activation, training, channels_last
         # groups before the bias, whose size depends on it; stride and dilation before what is to be smaller
         numbers = {"padding": padding, "output_padding": output_padding, "groups": groups}
         self._begin(weight, None, stride=stride, dilation=dilation, **numbers)
@@ -94,18 +95,18 @@ class ConvTransposeLayer(Layer):
         >>> layer(np.ones((2, 4, 5, 6), np.float32)).shape
         (2, 3, 10, 12)
         """
-        x, is_batch = as_batch("input", input, self._axes)
+        is_last = self._channels_last
+        x, is_batch = as_batch("input", input, self._axes, is_last)
         bias, kernels, activation, training = self._bias, self._kernels, self._activation, self.training
         geometry = _geometry(x.shape, kernels.weight.shape, **self._geometry_numbers(), axes=self._axes)
         dtype = result_type(x, kernels.weight) if bias is None else result_type(x, kernels.weight, bias)
         self._last.forward = None  # before there is more to keep
         plan = make_plan(geometry.convolution.of_images, "grad_input", dtype, weight_is_transformed=not training)
         result = run_transposed(geometry, plan, kernels.of(plan), compact(x, dtype), bias, activation)
-        first = 0 if is_batch else 1
         if training:
             passed = passed_by_relu(result) if activation == "relu" else None
-            self._last.forward = geometry, dtype, x, passed, kernels, bias is not None, first
-        return result.reshape(geometry.output_size[first:])
+            self._last.forward = geometry, dtype, x, passed, kernels, bias is not None, is_batch, is_last
+        return as_given(result, is_batch, is_last)
 
     def backward(self, grad_output: ArrayLike) -> np.ndarray:
         """Set `weight_grad` and `bias_grad`, at the last input, and return the gradient of the input.
@@ -143,9 +144,10 @@ class ConvTransposeLayer(Layer):
         last = getattr(self._last, "forward", None)
         if last is None:
             raise RuntimeError("backward needs a forward pass of the same thread, made with training = True")
-        geometry, dtype, x, passed, kernels, has_bias, first = last
+        geometry, dtype, x, passed, kernels, has_bias, is_batch, is_last = last
         g = as_float("grad_output", grad_output)
-        check_shape("grad_output", g, geometry.output_size[first:], "the last forward pass")
+        check_shape("grad_output", g, size_of(geometry.output_size, is_batch, is_last), "the last forward pass")
+        g, _ = as_batch("grad_output", g, self._axes, is_last)
         dtype = np.promote_types(dtype, result_type(g))
         g = compact(g, dtype).reshape(geometry.output_size)
         if passed is not None:
@@ -160,7 +162,7 @@ class ConvTransposeLayer(Layer):
             make_plan(of_images, "grad_weight", dtype), g, x.reshape(of_images.output_shape), "zeros"
         )
         self.weight_grad = grad_weight.reshape(geometry.convolution.weight_size)
-        return grad_input.reshape(geometry.convolution.output_size[first:])
+        return as_given(grad_input.reshape(geometry.convolution.output_size), is_batch, is_last)
 
 
 class ConvTranspose1d(ConvTransposeLayer):
@@ -189,6 +191,8 @@ class ConvTranspose1d(ConvTransposeLayer):
         As in `nbfftconv.conv2d`.
     training : bool, default True
         If False, a forward pass keeps nothing for `backward`. `train` and `eval` set it, too.
+    channels_last : bool, default False
+        As in `nbfftconv.conv2d`: whether channels are the last dimension of what goes in and comes out.
 
     Attributes
     ----------
@@ -201,8 +205,8 @@ class ConvTranspose1d(ConvTransposeLayer):
         they hold for forward passes to come.
     activation : str or None
         As above. It may be set at any time, and holds for forward passes to come.
-    training : bool
-        As above. It may be set at any time, and holds for forward passes to come.
+    training, channels_last : bool
+        As above. They may be set at any time, and hold for forward passes to come.
     weight_grad : numpy.ndarray or None
         Gradient with respect to the weight, of the last `backward`; None before.
     bias_grad : numpy.ndarray or None
@@ -263,6 +267,8 @@ class ConvTranspose2d(ConvTransposeLayer):
         As in `nbfftconv.conv2d`.
     training : bool, default True
         If False, a forward pass keeps nothing for `backward`. `train` and `eval` set it, too.
+    channels_last : bool, default False
+        As in `nbfftconv.conv2d`: whether channels are the last dimension of what goes in and comes out.
 
     Attributes
     ----------
@@ -275,8 +281,8 @@ class ConvTranspose2d(ConvTransposeLayer):
         they hold for forward passes to come.
     activation : str or None
         As above. It may be set at any time, and holds for forward passes to come.
-    training : bool
-        As above. It may be set at any time, and holds for forward passes to come.
+    training, channels_last : bool
+        As above. They may be set at any time, and hold for forward passes to come.
     weight_grad : numpy.ndarray or None
         Gradient with respect to the weight, of the last `backward`; None before.
     bias_grad : numpy.ndarray or None
@@ -337,6 +343,8 @@ class ConvTranspose3d(ConvTransposeLayer):
         As in `nbfftconv.conv2d`.
     training : bool, default True
         If False, a forward pass keeps nothing for `backward`. `train` and `eval` set it, too.
+    channels_last : bool, default False
+        As in `nbfftconv.conv2d`: whether channels are the last dimension of what goes in and comes out.
 
     Attributes
     ----------
@@ -349,8 +357,8 @@ class ConvTranspose3d(ConvTransposeLayer):
         they hold for forward passes to come.
     activation : str or None
         As above. It may be set at any time, and holds for forward passes to come.
-    training : bool
-        As above. It may be set at any time, and holds for forward passes to come.
+    training, channels_last : bool
+        As above. They may be set at any time, and hold for forward passes to come.
     weight_grad : numpy.ndarray or None
         Gradient with respect to the weight, of the last `backward`; None before.
     bias_grad : numpy.ndarray or None
