@@ -96,7 +96,7 @@ def operands_of(plan: ConvPlan) -> Operands:
     """Return operands of a plan's sizes."""
     rng = np.random.default_rng(0)
     geometry = plan.geometry
-    sizes = geometry.input_size, geometry.weight_size, geometry.output_size
+    sizes = geometry.input_shape, geometry.weight_size, geometry.output_shape
     return Operands(*(rng.random(size, dtype=plan.dtype) - plan.dtype.type(0.5) for size in sizes))
 
 

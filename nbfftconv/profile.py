@@ -1,7 +1,7 @@
 """The profile: what was measured on a machine and is used from then on, the fastest plans and the thread counts."""
 
 import os
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,7 @@ import numpy as np
 
 from nbfftconv import environment
 from nbfftconv.forking import fork_safe_lock
-from nbfftconv.geometry import ConvGeometry, integer
+from nbfftconv.geometry import FLAT, ConvGeometry, Depth, integer
 from nbfftconv.implementations import registry
 from nbfftconv.paths import absolute
 from nbfftconv.plan import DIRECTIONS, Choices
@@ -19,6 +19,8 @@ from nbfftconv.threads import begin_with
 
 _FORMAT = "nbfftconv profile 1"
 _DTYPES = ("float32", "float64")
+#: Of the numbers of a `Depth`.
+_LEAST = 1, 1, 1, 1, 1, -(2**31)
 
 
 @dataclass(frozen=True)
@@ -219,11 +221,22 @@ def _read(document: Document) -> Profile:
 
 
 def _problem(entry: dict[str, Any]) -> Problem:
-    geometry = ConvGeometry.from_arguments(**{name: entry[name] for name in ConvGeometry.__dataclass_fields__})
+    names = [name for name in ConvGeometry.__dataclass_fields__ if name != "depth"]
+    geometry = ConvGeometry.from_arguments(**{name: entry[name] for name in names})
+    if "depth" in entry:
+        geometry = _of_volumes(geometry, entry["depth"])
     kept = entry["weight_is_transformed"]
     if entry["direction"] not in DIRECTIONS or entry["dtype"] not in _DTYPES or not isinstance(kept, bool):
         raise ValueError("direction, dtype or weight_is_transformed is unknown")
     return Problem.of(geometry, entry["direction"], np.dtype(entry["dtype"]), kept)
+
+
+def _of_volumes(geometry: ConvGeometry, numbers: Any) -> ConvGeometry:
+    """Return the geometry with the third axis of volumes, which is written as its numbers."""
+    depth = Depth(*(integer("depth", number, least) for number, least in zip(numbers, _LEAST, strict=True)))
+    if geometry.input_size[0] % depth.outputs or geometry.weight_size[1] % depth.taps:
+        raise ValueError(f"depth {numbers!r} does not go with {geometry}")
+    return replace(geometry, depth=depth)
 
 
 def _winner(entry: dict[str, Any]) -> Winner:
@@ -242,7 +255,10 @@ def _to_json(profile: Profile) -> dict[str, Any]:
     winners = []
     for problem, winner in profile.winners.items():
         entry, found = asdict(problem), asdict(winner)
-        winners.append(entry.pop("geometry") | entry | dict(found.pop("choices")) | found)
+        geometry = entry.pop("geometry")
+        if problem.geometry.depth == FLAT:
+            del geometry["depth"]
+        winners.append(geometry | entry | dict(found.pop("choices")) | found)
     return {"threads": threads, "winners": winners}
 
 

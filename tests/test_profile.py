@@ -509,3 +509,18 @@ def test_the_cost_model_follows_the_figures(figure):
     finally:
         machine.set_machine(machine.DEFAULT)
     assert expected == sorted(expected) and len(set(expected)) == 3
+
+
+def test_a_winner_of_volumes(tmp_path, monkeypatch):
+    """Their planes are images and channels; how is kept, too."""
+    monkeypatch.setattr(profile, "_profiles", {})
+    profile.set_profile_file(tmp_path / "profile.json")
+    try:
+        plan = nbfftconv.plan_conv3d((1, 2, 6, 20, 20), (3, 2, 3, 5, 5), padding=1, algorithm="fft")
+        problem = profile.Problem.of(plan.geometry, "forward", plan.dtype, False)
+        profile.remember(winners={problem: profile.Winner("fft", plan.choices, 1e-3, 1e-3, 2)})
+        monkeypatch.setattr(profile, "_profiles", {})
+        assert list(profile.get_profile().winners) == [problem]
+        assert nbfftconv.plan_conv3d((1, 2, 6, 20, 20), (3, 2, 3, 5, 5), padding=1).algorithm == "fft"
+    finally:
+        profile.set_profile_file(None)

@@ -23,7 +23,7 @@ from nbfftconv.geometry import ConvGeometry
 from nbfftconv.passes import backward as backward_pass
 from nbfftconv.passes.context import Context
 from nbfftconv.passes.forward import recorded_program
-from nbfftconv.passes.program import Recorder
+from nbfftconv.passes.recorder import Recorder
 from nbfftconv.planner import make_step_plan
 
 HUGE = "huge"
