@@ -422,7 +422,7 @@ def _cut(geometry: ConvGeometry, dtype: np.dtype) -> _Cut:
     if is_flat:
         x |= {"input": pixels, "output": pixels}
         y |= {"input": images * geometry.groups * channels, "output": 1}
-    wanted = min(_ITEMS, cdiv(geometry.multiply_adds, _ITEM_PRODUCTS))
+    wanted = max(1, min(_ITEMS, cdiv(geometry.multiply_adds, _ITEM_PRODUCTS)))  # also of an empty batch
     tiles = _gathered(channels, y, x, lanes, cdiv(wanted, max(1, images * geometry.groups)))
     in_windows = _in_windows(geometry, y, x, dtype, wanted)
     if in_windows is not None and _effort(in_windows, filters * taps) <= _effort(tiles, filters * taps):
