@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import doctest
+import importlib
 from pathlib import Path
 
 import pytest
 
-PAGES = sorted((Path(__file__).parents[1] / "docs").glob("*.md"))
+ROOT = Path(__file__).parents[1]
+PAGES = sorted((ROOT / "docs").glob("*.md"))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -20,3 +22,15 @@ def test_accuracy_has_examples():
     examples = doctest.DocTestParser().get_examples(page.read_text())
     assert len(examples) > 20
     assert sum(example.want == "True\n" for example in examples) >= 8
+
+
+@pytest.mark.parametrize("name", ["reverb", "edges_of_a_volume"])
+def test_programs_that_draw(name, tmp_path, monkeypatch, capsys):
+    """They run, and their picture is in the pages."""
+    pytest.importorskip("matplotlib").use("agg")
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    picture = tmp_path / f"{name}.png"
+    importlib.import_module(name).main(str(picture))
+    assert picture.stat().st_size > 20_000 and " ms" in capsys.readouterr().out
+    assert f"({name}.png)" in (ROOT / "docs" / "guide.md").read_text()
+    assert (ROOT / "docs" / f"{name}.png").is_file()
