@@ -457,7 +457,7 @@ class ConvGeometry:
 
         Its kernels are these with filters and channels of each group exchanged and all axes reversed. With strides,
         each of its channels has a filter for every phase of the input's pixels, and kernels of the taps that meet one:
-        what it returns is to be interleaved (see `nbfftconv.transpose`). There is none with so much padding that its
+        what it returns is to be interleaved (see ``transpose.py``). There is none with so much padding that its
         own would be negative, nor with a stride that does not divide the kernel, or beside a dilation.
 
         Returns
