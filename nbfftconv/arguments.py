@@ -79,6 +79,18 @@ def as_kernels(name: str, value: ArrayLike, axes: int) -> np.ndarray:
     return array
 
 
+def has_no_channels(input_size: Any, weight_size: Any, axes: int) -> bool:
+    """Whether shapes of so many spatial axes agree that there is no channel."""
+    sizes = input_size, weight_size
+    return all(hasattr(size, "__getitem__") and len(size) == axes + 2 and size[1] == 0 for size in sizes)
+
+
+def with_one_channel(input_size: Any, weight_size: Any, groups: Any) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    """Return the shapes as if every group had a channel, to check all other numbers by."""
+    (batch, _, *space), (filters, _, *kernel) = input_size, weight_size
+    return (batch, groups, *space), (filters, 1, *kernel)
+
+
 def plan_for(
     plan: ConvPlan | None, algorithm: str, geometry: ConvGeometry, direction: str, dtype: np.dtype
 ) -> ConvPlan:

@@ -13,8 +13,10 @@ from nbfftconv.arguments import (
     check_activation,
     check_bias,
     check_flag,
+    has_no_channels,
     plan_for,
     size_of,
+    with_one_channel,
 )
 from nbfftconv.arrays import check_out, compact, result_type
 from nbfftconv.geometry import ConvGeometry, Padding
@@ -42,15 +44,21 @@ def _conv(
     """Convolve what has so many spatial axes."""
     is_last = check_flag("channels_last", channels_last)
     (x, is_batch), w = as_batch("input", input, axes, is_last), as_kernels("weight", weight, axes)
-    geometry = ConvGeometry.from_arguments(x.shape, w.shape, stride, padding, dilation, groups, axes)
+    sizes, is_empty = (x.shape, w.shape), has_no_channels(x.shape, w.shape, axes)
+    if is_empty:
+        sizes = with_one_channel(*sizes, groups)
+    geometry = ConvGeometry.from_arguments(*sizes, stride, padding, dilation, groups, axes)
     b = check_bias(bias, w.shape[0], result_type(x, w))
     padding_modes.check(geometry, padding_mode)
     check_activation(activation)
     dtype = result_type(x, w) if b is None else result_type(x, w, b)
-    target = None
+    batch, filters, *space = geometry.output_size
+    size, target = (batch, 0 if is_empty else filters, *space), None  # as PyTorch has it
     if out is not None:
-        check_out(out, size_of(geometry.output_size, is_batch, is_last), dtype)
+        check_out(out, size_of(size, is_batch, is_last), dtype)
         target = np.asarray(out)  # of a subclass, its memory
+    if is_empty:
+        return as_given(np.empty(size, dtype), is_batch, is_last) if out is None else out
     images = geometry.of_images
     plan = plan_for(plan, algorithm, images, "forward", dtype)
     kernels = registry.get(plan.algorithm).prepare(plan, compact(w, dtype).reshape(images.weight_size))
@@ -170,7 +178,8 @@ def conv2d(
     Parameters
     ----------
     input : array_like, shape (batch, channels, height, width) or (channels, height, width)
-        Images of float32 or float64, in any memory layout and byte order. The batch may be empty.
+        Images of float32 or float64, in any memory layout and byte order. The batch may be empty. Without channels the
+        result has none, as in PyTorch.
     weight : array_like, shape (out channels, channels / groups, kernel height, kernel width)
         Kernels of float32 or float64.
     bias : array_like, shape (out channels,), optional

@@ -6,7 +6,16 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from nbfftconv import padding as padding_modes
-from nbfftconv.arguments import as_batch, as_given, as_kernels, check_flag, plan_for, size_of
+from nbfftconv.arguments import (
+    as_batch,
+    as_given,
+    as_kernels,
+    check_flag,
+    has_no_channels,
+    plan_for,
+    size_of,
+    with_one_channel,
+)
 from nbfftconv.arrays import check_shape, compact, result_type
 from nbfftconv.geometry import ConvGeometry, Padding
 from nbfftconv.implementations import registry
@@ -32,10 +41,15 @@ def _grad_weight(
     is_last = check_flag("channels_last", channels_last)
     x, is_batch = as_batch("input", input, axes, is_last)
     g, _ = as_batch("grad_output", grad_output, axes, is_last)
-    geometry = ConvGeometry.from_arguments(x.shape, weight_size, stride, padding, dilation, groups, axes)
+    sizes, is_empty = (x.shape, weight_size), has_no_channels(x.shape, weight_size, axes)
+    if is_empty:
+        sizes = with_one_channel(*sizes, groups)
+    geometry = ConvGeometry.from_arguments(*sizes, stride, padding, dilation, groups, axes)
     why = f"input {np.shape(input)} and weight {geometry.weight_size}"
     _check_gradient(grad_output, geometry, is_batch, is_last, why)
     padding_modes.check(geometry, padding_mode)
+    if is_empty:
+        return np.empty(weight_size, result_type(x, g))
     images = geometry.of_images
     plan = plan_for(plan, algorithm, images, "grad_weight", result_type(x, g))
     x, g = x.reshape(images.input_shape), g.reshape(images.output_shape)
@@ -66,11 +80,16 @@ def _grad_input(
         is_batch = True
     if is_last and has_length and len(input_size) == axes + 2:
         input_size = (input_size[0], input_size[-1], *input_size[1:-1])
-    geometry = ConvGeometry.from_arguments(input_size, w.shape, stride, padding, dilation, groups, axes)
+    sizes, is_empty = (input_size, w.shape), has_no_channels(input_size, w.shape, axes)
+    if is_empty:
+        sizes = with_one_channel(*sizes, groups)
+    geometry = ConvGeometry.from_arguments(*sizes, stride, padding, dilation, groups, axes)
     why = f"input {size_of(geometry.input_size, is_batch, is_last)} and weight {w.shape}"
     _check_gradient(grad_output, geometry, is_batch, is_last, why)
     padding_modes.check(geometry, padding_mode)
     dtype, images = result_type(w, g), geometry.of_images
+    if is_empty:
+        return as_given(np.empty(input_size, dtype), is_batch, is_last)
     plan = plan_for(plan, algorithm, images, "grad_input", dtype)
     kernels = registry.get(plan.algorithm).prepare(plan, compact(w, dtype).reshape(images.weight_size))
     result = run_grad_input(plan, kernels, g.reshape(images.output_shape), padding_mode)

@@ -184,3 +184,26 @@ def test_bad_gradients():
     layer(X)
     with pytest.raises(ValueError, match=re.escape("grad_output has shape (6, 18)")):
         layer.backward(np.ones((6, 18), np.float32))
+
+
+@pytest.mark.parametrize("axes", [1, 2, 3])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_what_has_no_channels(axes, groups):
+    """Results of PyTorch's shapes: without channels, too."""
+    conv, conv_weight, conv_input = (getattr(nbfftconv, f"conv{axes}d{name}") for name in ("", "_weight", "_input"))
+    x, w = np.zeros((2, 0, *[6] * axes), np.float32), np.zeros((4, 0, *[3] * axes))
+    y = conv(x, w, np.ones(4), padding=1, groups=groups)
+    assert y.shape == (2, 0, *[6] * axes) and y.dtype == np.float64
+    assert conv(x[0], w, groups=groups).shape == (0, *[4] * axes)
+    out = np.zeros((2, 0, *[4] * axes))
+    assert conv(x, w, groups=groups, out=out) is out
+    assert conv(np.moveaxis(x, 1, -1), w, groups=groups, channels_last=True).shape == (2, *[4] * axes, 0)
+    g = np.ones((2, 4, *[4] * axes), np.float32)
+    assert conv_weight(x, w.shape, g, groups=groups).shape == w.shape
+    assert conv_input(x.shape, w, g, groups=groups).shape == x.shape
+    with pytest.raises(ValueError, match="channels must be at least 1"):
+        conv(x, np.zeros((4, 2, *[3] * axes)))
+    with pytest.raises(ValueError, match="more than the padded input"):
+        conv(x[:, :, :2], w)
+    with pytest.raises(ValueError, match=re.escape("grad_output has shape")):
+        conv_weight(x, w.shape, g[:, :, :3])
