@@ -82,7 +82,7 @@ def as_kernels(name: str, value: ArrayLike, axes: int) -> np.ndarray:
 def has_no_channels(input_size: Any, weight_size: Any, axes: int) -> bool:
     """Whether shapes of so many spatial axes agree that there is no channel."""
     sizes = input_size, weight_size
-    return all(hasattr(size, "__getitem__") and len(size) == axes + 2 and size[1] == 0 for size in sizes)
+    return all(isinstance(size, (tuple, list)) and len(size) == axes + 2 and size[1] == 0 for size in sizes)
 
 
 def with_one_channel(input_size: Any, weight_size: Any, groups: Any) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
