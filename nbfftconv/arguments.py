@@ -50,13 +50,6 @@ def as_batch(name: str, value: ArrayLike, axes: int, channels_last: bool = False
     return to_channels_first(array) if channels_last else array, is_batch
 
 
-def check_flag(name: str, value: Any) -> bool:
-    """Return a flag as a bool, or raise TypeError."""
-    if not isinstance(value, (bool, np.bool_)):
-        raise TypeError(f"{name} must be True or False, got {value!r}")
-    return bool(value)
-
-
 def size_of(shape: tuple[int, ...], is_batch: bool, channels_last: bool) -> tuple[int, ...]:
     """Return the shape of an array as its user sees it, given (batch, channels, height, width)."""
     batch, channels, *space = shape
@@ -79,16 +72,19 @@ def as_kernels(name: str, value: ArrayLike, axes: int) -> np.ndarray:
     return array
 
 
-def has_no_channels(input_size: Any, weight_size: Any, axes: int) -> bool:
-    """Whether shapes of so many spatial axes agree that there is no channel."""
+def geometry_for(
+    input_size: Any, weight_size: Any, stride: Any, padding: Any, dilation: Any, groups: Any, axes: int
+) -> tuple[ConvGeometry, bool]:
+    """Return the geometry of arguments, and whether they agree that there is no channel.
+
+    Then it is that of one channel a group, by which all other numbers are checked.
+    """
     sizes = input_size, weight_size
-    return all(isinstance(size, (tuple, list)) and len(size) == axes + 2 and size[1] == 0 for size in sizes)
-
-
-def with_one_channel(input_size: Any, weight_size: Any, groups: Any) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-    """Return the shapes as if every group had a channel, to check all other numbers by."""
-    (batch, _, *space), (filters, _, *kernel) = input_size, weight_size
-    return (batch, groups, *space), (filters, 1, *kernel)
+    is_empty = all(isinstance(size, (tuple, list)) and len(size) == axes + 2 and size[1] == 0 for size in sizes)
+    if is_empty:
+        (batch, _, *space), (filters, _, *kernel) = sizes
+        sizes = (batch, groups, *space), (filters, 1, *kernel)
+    return ConvGeometry.from_arguments(*sizes, stride, padding, dilation, groups, axes), is_empty
 
 
 def plan_for(

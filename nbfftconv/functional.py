@@ -12,14 +12,12 @@ from nbfftconv.arguments import (
     as_kernels,
     check_activation,
     check_bias,
-    check_flag,
-    has_no_channels,
+    geometry_for,
     plan_for,
     size_of,
-    with_one_channel,
 )
 from nbfftconv.arrays import check_out, compact, result_type
-from nbfftconv.geometry import ConvGeometry, Padding
+from nbfftconv.geometry import Padding, check_flag
 from nbfftconv.implementations import registry
 from nbfftconv.plan import ConvPlan
 from nbfftconv.run import run_forward
@@ -44,27 +42,23 @@ def _conv(
     """Convolve what has so many spatial axes."""
     is_last = check_flag("channels_last", channels_last)
     (x, is_batch), w = as_batch("input", input, axes, is_last), as_kernels("weight", weight, axes)
-    sizes, is_empty = (x.shape, w.shape), has_no_channels(x.shape, w.shape, axes)
-    if is_empty:
-        sizes = with_one_channel(*sizes, groups)
-    geometry = ConvGeometry.from_arguments(*sizes, stride, padding, dilation, groups, axes)
+    geometry, is_empty = geometry_for(x.shape, w.shape, stride, padding, dilation, groups, axes)
     b = check_bias(bias, w.shape[0], result_type(x, w))
     padding_modes.check(geometry, padding_mode)
     check_activation(activation)
     dtype = result_type(x, w) if b is None else result_type(x, w, b)
     batch, filters, *space = geometry.output_size
-    size, target = (batch, 0 if is_empty else filters, *space), None  # as PyTorch has it
+    size = batch, 0 if is_empty else filters, *space  # as PyTorch has it
     if out is not None:
         check_out(out, size_of(size, is_batch, is_last), dtype)
-        target = np.asarray(out)  # of a subclass, its memory
     if is_empty:
         return as_given(np.empty(size, dtype), is_batch, is_last) if out is None else out
     images = geometry.of_images
     plan = plan_for(plan, algorithm, images, "forward", dtype)
     kernels = registry.get(plan.algorithm).prepare(plan, compact(w, dtype).reshape(images.weight_size))
     at_once = None
-    if target is not None and target.flags.c_contiguous and not is_last:
-        at_once = target.reshape(images.output_shape)
+    if out is not None and out.flags.c_contiguous and not is_last:
+        at_once = np.asarray(out).reshape(images.output_shape)  # of a subclass, its memory
     result, _ = run_forward(plan, x.reshape(images.input_shape), kernels, b, padding_mode, activation, at_once)
     if out is not None and at_once is not None:
         return out

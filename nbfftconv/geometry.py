@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from nbfftconv.forking import cached_property
 
 #: A size, stride, dilation or padding is below this, so that sums and products of two of them fit 64 bits.
@@ -90,6 +92,13 @@ def one_of(name: str, value: Any, known: Sequence[str | None]) -> None:
     if not (value is None or isinstance(value, str)) or value not in known:
         names = ", ".join("None" if each is None else each for each in known)
         raise ValueError(f"{name} must be one of {names}, got {value!r}")
+
+
+def check_flag(name: str, value: Any) -> bool:
+    """Return a flag as a bool, or raise TypeError."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name} must be True or False, got {value!r}")
+    return bool(value)
 
 
 def integer(name: str, value: Any, minimum: int) -> int:

@@ -10,14 +10,12 @@ from nbfftconv.arguments import (
     as_batch,
     as_given,
     as_kernels,
-    check_flag,
-    has_no_channels,
+    geometry_for,
     plan_for,
     size_of,
-    with_one_channel,
 )
 from nbfftconv.arrays import check_shape, compact, result_type
-from nbfftconv.geometry import ConvGeometry, Padding
+from nbfftconv.geometry import ConvGeometry, Padding, check_flag
 from nbfftconv.implementations import registry
 from nbfftconv.plan import ConvPlan
 from nbfftconv.run import run_grad_input, run_grad_weight
@@ -41,10 +39,7 @@ def _grad_weight(
     is_last = check_flag("channels_last", channels_last)
     x, is_batch = as_batch("input", input, axes, is_last)
     g, _ = as_batch("grad_output", grad_output, axes, is_last)
-    sizes, is_empty = (x.shape, weight_size), has_no_channels(x.shape, weight_size, axes)
-    if is_empty:
-        sizes = with_one_channel(*sizes, groups)
-    geometry = ConvGeometry.from_arguments(*sizes, stride, padding, dilation, groups, axes)
+    geometry, is_empty = geometry_for(x.shape, weight_size, stride, padding, dilation, groups, axes)
     why = f"input {np.shape(input)} and weight {geometry.weight_size}"
     _check_gradient(grad_output, geometry, is_batch, is_last, why)
     padding_modes.check(geometry, padding_mode)
@@ -80,10 +75,7 @@ def _grad_input(
         is_batch = True
     if is_last and has_length and len(input_size) == axes + 2:
         input_size = (input_size[0], input_size[-1], *input_size[1:-1])
-    sizes, is_empty = (input_size, w.shape), has_no_channels(input_size, w.shape, axes)
-    if is_empty:
-        sizes = with_one_channel(*sizes, groups)
-    geometry = ConvGeometry.from_arguments(*sizes, stride, padding, dilation, groups, axes)
+    geometry, is_empty = geometry_for(input_size, w.shape, stride, padding, dilation, groups, axes)
     why = f"input {size_of(geometry.input_size, is_batch, is_last)} and weight {w.shape}"
     _check_gradient(grad_output, geometry, is_batch, is_last, why)
     padding_modes.check(geometry, padding_mode)

@@ -19,11 +19,10 @@ from nbfftconv.arguments import (
     check_activation,
     check_algorithm,
     check_bias,
-    check_flag,
     size_of,
 )
 from nbfftconv.arrays import as_float, check_shape, compact, result_type
-from nbfftconv.geometry import ConvGeometry, Padding, layer_numbers, unchanging
+from nbfftconv.geometry import ConvGeometry, Padding, check_flag, layer_numbers, unchanging
 from nbfftconv.kept_kernels import KeptKernels
 from nbfftconv.plan import StepPlan
 from nbfftconv.planner import make_step_plan

@@ -2,7 +2,7 @@
 
 from nbfftconv.geometry import ConvGeometry, Depth
 from nbfftconv.jit import njit
-from nbfftconv.records import fields
+from nbfftconv.records import Record, fields
 
 #: Channels of an image or volume of the array, and the numbers of its `Depth`.
 PLANES_FIELDS = ("channels", *Depth._fields)
@@ -12,6 +12,12 @@ PLANES = fields(*PLANES_FIELDS)
 def input_planes(geometry: ConvGeometry) -> tuple[int, ...]:
     """Return the numbers of `PLANES` for the input."""
     return geometry.input_shape[1], *geometry.depth
+
+
+def put_planes(record: Record, planes: tuple[int, ...]) -> None:
+    """Set the field `planes` of a record."""
+    for name, value in zip(PLANES_FIELDS, planes, strict=True):
+        record[f"planes.{name}"] = value
 
 
 @njit()

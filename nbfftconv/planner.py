@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from nbfftconv import autotune, profile
-from nbfftconv.geometry import ConvGeometry, Padding, numbers, pair
+from nbfftconv.geometry import ConvGeometry, Padding, check_flag, numbers, pair
 from nbfftconv.implementations import WEIGHT_LIMIT, Candidates, Implementation, Inapplicable, Request, registry
 from nbfftconv.machine import get_machine
 from nbfftconv.plan import DIRECTIONS, Choices, ConvPlan, KernelForm, StepPlan
@@ -303,8 +303,7 @@ def _plan(
                 value = {"transform": transform, "tile": tile}[name]
                 raise ValueError(f"{algorithm} convolution has no {name}s, got {name}={value!r}")
     for name, flag in (("weight_is_transformed", weight_is_transformed), ("measure", measure)):
-        if not isinstance(flag, (bool, np.bool_)):
-            raise TypeError(f"{name} must be True or False, got {flag!r}")
+        check_flag(name, flag)
     dtype = kind.newbyteorder("=")
     if measure:
         if algorithm != "auto" or choices:

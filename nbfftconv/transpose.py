@@ -7,7 +7,6 @@ are filters that follow each other, in depth slowest. Their results are interlea
 
 import itertools
 import math
-from collections.abc import Callable
 
 import numpy as np
 
@@ -138,27 +137,15 @@ def _interleave(real):
 _interleave_phases = jit.stage(_INTERLEAVING)(_interleave)
 
 
-def by_transposed_problem(
-    geometry: ConvGeometry, run: ConvGeometry, forward: Callable[[np.ndarray], None], result: np.ndarray
-) -> None:
-    """Let the gradient at the input be computed by the transposed problem.
+def room_for_phases(geometry: ConvGeometry, run: ConvGeometry, result: np.ndarray) -> np.ndarray:
+    """Return where the transposed problem `run` is to write: `result` itself, or, of phases, what is interleaved."""
+    return result if max(geometry.strides) == 1 else scratch.result(run.output_shape, result.dtype)
 
-    Parameters
-    ----------
-    geometry : ConvGeometry
-        The convolution.
-    run : ConvGeometry
-        Its transposed problem.
-    forward : callable
-        ``forward(output)`` runs that on the gradient at the output.
-    result : numpy.ndarray
-        Takes the gradient at the input.
-    """
-    if max(geometry.strides) == 1:
-        forward(result)
+
+def interleave(geometry: ConvGeometry, run: ConvGeometry, phases: np.ndarray, result: np.ndarray) -> None:
+    """Write what the transposed problem `run` has written to where it belongs, if it is not there."""
+    if phases is result:
         return
-    phases = scratch.result(run.output_shape, result.dtype)
-    forward(phases)
     record = _INTERLEAVING.zeros()
     record["phases"], record["result"] = phases.ctypes.data, result.ctypes.data
     sizes = geometry.depth.planes, *geometry.input_size[2:]

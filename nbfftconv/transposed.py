@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from nbfftconv import scratch
-from nbfftconv.arguments import as_batch, as_given, as_kernels, check_activation, check_bias, check_flag, size_of
+from nbfftconv.arguments import as_batch, as_given, as_kernels, check_activation, check_bias, size_of
 from nbfftconv.arrays import check_out, compact, result_type
-from nbfftconv.geometry import Numbers, Padding, TransposedGeometry
-from nbfftconv.implementations import Kernels, registry
+from nbfftconv.geometry import Numbers, Padding, TransposedGeometry, check_flag
+from nbfftconv.implementations import Kernels, add_bias, registry
 from nbfftconv.plan import ConvPlan
 from nbfftconv.planner import make_plan
 from nbfftconv.run import run_conv_transpose
@@ -66,10 +66,7 @@ def run_transposed(
     if any(geometry.beyond):  # where there is nothing but the bias
         reached, result = result, scratch.result(geometry.output_size, plan.dtype)
         result[...] = 0
-        if bias is not None:
-            result += bias.astype(plan.dtype).reshape(-1, *[1] * (result.ndim - 2))
-        if activation == "relu":
-            np.maximum(result, 0, out=result)
+        add_bias(result, None if bias is None else bias.astype(plan.dtype), activation == "relu")
         result[tuple(map(slice, reached.shape))] = reached
     return result
 

@@ -31,7 +31,7 @@ from nbfftconv.direct.block import (
 )
 from nbfftconv.direct.window import AXIS_FIELDS, gather_plane
 from nbfftconv.geometry import ConvGeometry
-from nbfftconv.planes import PLANES, PLANES_FIELDS, input_planes, output_plane_of, plane_of
+from nbfftconv.planes import PLANES, input_planes, output_plane_of, plane_of, put_planes
 from nbfftconv.program import Program
 from nbfftconv.records import RecordType, fields
 from nbfftconv.rounding import cdiv, round_up
@@ -287,7 +287,7 @@ def _record(geometry: ConvGeometry, dtype: np.dtype) -> Any:
         "segment": segment, "phases": x["stride"], "interleave": x["stride"], "y_step": 1, "x_step": 1,
         "worker": depth * window, "turns": turns,
     }  # fmt: skip
-    numbers |= {f"planes.{name}": value for name, value in zip(PLANES_FIELDS, input_planes(geometry), strict=True)}
+    put_planes(record, input_planes(geometry))
     for name, value in numbers.items():
         record[name] = value
     return record

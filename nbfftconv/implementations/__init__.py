@@ -89,6 +89,15 @@ class Candidates:
         return [self.best("")] if self.seconds <= most else []
 
 
+def add_bias(output: np.ndarray, bias: np.ndarray | None, relu: bool) -> None:
+    """Add a bias of the filters to an output, and clip negative values if `relu`."""
+    with np.errstate(all="ignore"):  # inf - inf is NaN here as everywhere
+        if bias is not None:
+            output += bias.reshape(-1, *[1] * (output.ndim - 2))
+        if relu:
+            np.maximum(output, 0, out=output)
+
+
 @dataclass(frozen=True)
 class Kernels:
     """Kernels as an implementation reads them.
@@ -196,11 +205,7 @@ class Implementation(ABC, Generic[_Plan, _Kernels]):
     ) -> None:
         """Compute a transposed convolution: what `grad_input` does, then add a bias, and clip negative values."""
         self.grad_input(plan, geometry, kernels, input, output)
-        with np.errstate(all="ignore"):  # inf - inf is NaN here as everywhere
-            if bias is not None:
-                output += bias.reshape(-1, *[1] * (output.ndim - 2))
-            if relu:
-                np.maximum(output, 0, out=output)
+        add_bias(output, bias, relu)
 
     @abstractmethod
     def grad_weight(

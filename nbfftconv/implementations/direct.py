@@ -24,7 +24,7 @@ from nbfftconv.machine import Machine
 from nbfftconv.plan import ConvPlan
 from nbfftconv.rounding import round_up
 from nbfftconv.scratch import Memory
-from nbfftconv.transpose import bias_of_phases, by_transposed_problem, transpose
+from nbfftconv.transpose import bias_of_phases, interleave, room_for_phases, transpose
 
 # Fractions of the machine's `flops`: of products for groups of many filters (`dense`), for depthwise windows and in
 # gradients, and of scalars that are gathered or packed. Fractions of its `bandwidth`: of
@@ -191,11 +191,9 @@ class Direct(Implementation[DirectPlan, DirectKernels]):
             super().conv_transpose(plan, geometry, kernels, input, bias, relu, output)
             return
         run, of_phases = plan.run_geometry(geometry), bias_of_phases(geometry, bias)
-
-        def forward(result: np.ndarray) -> None:
-            direct.forward(run, input, kernels.source, kernels.packed, of_phases, relu, result)
-
-        by_transposed_problem(geometry, run, forward, output)
+        phases = room_for_phases(geometry, run, output)
+        direct.forward(run, input, kernels.source, kernels.packed, of_phases, relu, phases)
+        interleave(geometry, run, phases, output)
 
     def grad_weight(
         self, plan: DirectPlan, geometry: ConvGeometry, input: np.ndarray, grad_output: np.ndarray, result: np.ndarray

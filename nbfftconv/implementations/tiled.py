@@ -37,7 +37,7 @@ from nbfftconv.passes.to_spectra import TransformedWeight, transform_weight
 from nbfftconv.plan import Choices, ConvPlan, KernelForm, StepPlan
 from nbfftconv.tiling import axis_tiles, problem_sizes
 from nbfftconv.transforms import registry
-from nbfftconv.transpose import bias_of_phases, by_transposed_problem, transpose
+from nbfftconv.transpose import bias_of_phases, interleave, room_for_phases, transpose
 from nbfftconv.volumes import fold_input, unfold_output, unfolded
 
 # Worth measuring are the cheapest tiles of each transform.
@@ -298,13 +298,9 @@ class Tiled(Implementation[TiledPlan, TiledKernels]):
     ) -> bool:
         """Run the transposed problem; tell whether there were outliers, taken as zero."""
         run, of_phases = plan.run_as.resized(plan.run_geometry(geometry)), bias_of_phases(geometry, bias)
-        has_outliers = False
-
-        def forward(result: np.ndarray) -> None:
-            nonlocal has_outliers
-            has_outliers, _ = forward_pass(run, run.geometry, input, kernels.transformed, of_phases, relu, result)
-
-        by_transposed_problem(geometry, run.geometry, forward, output)
+        phases = room_for_phases(geometry, run.geometry, output)
+        has_outliers, _ = forward_pass(run, run.geometry, input, kernels.transformed, of_phases, relu, phases)
+        interleave(geometry, run.geometry, phases, output)
         return has_outliers
 
     def grad_weight(
@@ -352,12 +348,9 @@ def _correct_grad_input(
     if corrections is not None:
         corrections.add_to(result)
     elif transposed is not None and np.isfinite(weight).all():
-        source = transpose(weight, geometry)
-
-        def forward(output: np.ndarray) -> None:
-            direct.forward(transposed, grad_output, source, None, None, False, output)
-
-        by_transposed_problem(geometry, transposed, forward, result)
+        phases = room_for_phases(geometry, transposed, result)
+        direct.forward(transposed, grad_output, transpose(weight, geometry), None, None, False, phases)
+        interleave(geometry, transposed, phases, result)
     else:
         direct.grad_input(geometry, result, weight, grad_output)
 

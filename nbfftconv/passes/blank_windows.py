@@ -16,7 +16,7 @@ from nbfftconv import jit, simd, threads
 from nbfftconv.geometry import FLAT, ConvGeometry
 from nbfftconv.jit import njit
 from nbfftconv.passes.context import Array, Context
-from nbfftconv.planes import PLANES, PLANES_FIELDS, input_planes, output_plane_of, plane_of
+from nbfftconv.planes import PLANES, input_planes, output_plane_of, plane_of, put_planes
 from nbfftconv.records import Record, RecordType, fields
 from nbfftconv.rounding import cdiv, round_up
 from nbfftconv.threads import share
@@ -525,9 +525,7 @@ def _numbers(geometry: ConvGeometry, is_forward: bool) -> _Numbers:
     record["blank"] = at = at + 4 * row
     record["worker"] = round_up(at + x["results"], 64)
     # gradients of volumes are looked at as images, or as inputs of the transposed problem
-    planes = input_planes(geometry) if is_forward else (filters * geometry.groups, *FLAT)
-    for field, value in zip(PLANES_FIELDS, planes, strict=True):
-        record[f"planes.{field}"] = value
+    put_planes(record, input_planes(geometry) if is_forward else (filters * geometry.groups, *FLAT))
     covered = _covered(**x)
     return _Numbers(record, covered, bool(covered.all()), record["groups"] * record["blocks"])
 

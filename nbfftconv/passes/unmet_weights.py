@@ -14,7 +14,7 @@ from nbfftconv import jit, simd
 from nbfftconv.geometry import AXIS_NUMBERS, ConvGeometry
 from nbfftconv.jit import njit
 from nbfftconv.passes.context import Context
-from nbfftconv.planes import PLANES, PLANES_FIELDS, input_planes, output_plane_of, plane_of
+from nbfftconv.planes import PLANES, input_planes, output_plane_of, plane_of, put_planes
 from nbfftconv.records import Record, RecordType, fields
 from nbfftconv.rounding import cdiv, round_up
 from nbfftconv.threads import in_turns, share
@@ -293,8 +293,7 @@ def _numbers(geometry: ConvGeometry) -> Record:
     for name, axis in (("y", 0), ("x", 1)):
         for field, value in geometry.axis_numbers(axis).items():
             record[f"{name}_{field}"] = value
-    for field, value in zip(PLANES_FIELDS, input_planes(geometry), strict=True):
-        record[f"planes.{field}"] = value
+    put_planes(record, input_planes(geometry))
     filters, channels, *kernel = geometry.weight_size
     filters //= geometry.groups
     record["images"], record["groups"] = geometry.input_size[0], geometry.groups
