@@ -120,7 +120,7 @@ COMPLEX, REAL = Blocking.of(2), Blocking.of(1)
 _NUMBERS = "address", "group", "row", "rows", "column", "columns", "bin"
 _OPERAND = fields(*_NUMBERS)
 # `few` rows of `few_b` are multiplied as well, with vectors of A, to `few_c`.
-_RECORD = RecordType(
+RECORD = RecordType(
     fields(
         "groups", "rows", "columns", "depth", "bins", "add", "a_lines", "panels", "few",
         a=_OPERAND, b=_OPERAND, c=_OPERAND, few_b=_OPERAND, few_c=_OPERAND,
@@ -374,7 +374,7 @@ def _stage(variant: _Variant):
 
         return product
 
-    return jit.stage(_RECORD)(factory)
+    return jit.stage(RECORD)(factory)
 
 
 def _transposition(blocking: Blocking):
@@ -479,7 +479,7 @@ def _panel_stage(variant: _Variant):
 
         return panel_product
 
-    return jit.stage(_RECORD)(factory)
+    return jit.stage(RECORD)(factory)
 
 
 #: B and C of a few more rows, and how many these are, at most the rows of a block in registers.
@@ -496,15 +496,16 @@ def _operand(m: Matrix) -> tuple[int, ...]:
     return m.address, m.group, m.row, rows, m.column, columns, m.bin
 
 
-def _record(
+def record_of(
     a: Matrix, b: Matrix, c: Matrix, shape: tuple[int, ...], add: bool, panels: int = 0, few: Few | None = None
 ) -> Record:
+    """Return the record of a product; `shape` has its first numbers."""
     # Along r, the entries of a row of A fill cache lines of each of their parts, or share them with other rows.
     vectors = a.blocking.vectors
     a_lines = {None: vectors * simd.lanes(a.real), "row": vectors, "column": 0}[a.lane_axis]
     few_b, few_c = ((0,) * len(_NUMBERS),) * 2 if few is None else map(_operand, few[:2])
     numbers = *shape, add, a_lines, panels, 0 if few is None else few[2]
-    return _RECORD.make((*numbers, *map(_operand, (a, b, c)), few_b, few_c))
+    return RECORD.make((*numbers, *map(_operand, (a, b, c)), few_b, few_c))
 
 
 def _task(
@@ -519,7 +520,7 @@ def _task(
 ) -> threads.Task:
     groups, rows, _, _, bins = shape
     items = groups * cdiv(rows, a.blocking.item_rows) * bins
-    return threads.Task(_STAGES[name].address(c.real), _record(a, b, c, shape, add, few=few), items, workers)
+    return threads.Task(_STAGES[name].address(c.real), record_of(a, b, c, shape, add, few=few), items, workers)
 
 
 def product(a: Matrix, b: Matrix, c: Matrix, shape: tuple[int, ...], workers: int) -> threads.Task:
@@ -568,5 +569,5 @@ def panel_product(
     real, blocking = c.real, a.blocking
     vectors = cdiv(rows, simd.lanes(real))
     items = groups * cdiv(columns, blocking.item_rows) * cdiv(vectors, blocking.panel_vectors) * bins
-    record = _record(a, b, c, shape, add, panels.address)
+    record = record_of(a, b, c, shape, add, panels.address)
     return threads.Task(_PANEL_STAGES[blocking].address(real), record, items, workers)

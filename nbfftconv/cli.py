@@ -116,13 +116,14 @@ def _info(args: argparse.Namespace) -> int:
     import platform
     from importlib.metadata import version
 
-    from nbfftconv import __version__, config, threads
+    from nbfftconv import __version__, config, matrix_unit, threads
     from nbfftconv.store import fingerprint
     from nbfftconv.target import TARGET
 
     packages = (f"{name} {version(name)}" for name in ("numpy", "numba", "llvmlite", "pyfftw"))
     masked = "with" if TARGET.has_masked_loads else "without"
-    vectors = f"vectors of {8 * TARGET.vector_bytes} bits, {TARGET.registers} registers, {masked} masked loads"
+    unit = ", a matrix unit" if matrix_unit.is_available() else ""
+    vectors = f"vectors of {8 * TARGET.vector_bytes} bits, {TARGET.registers} registers, {masked} masked loads{unit}"
     rows = [
         ("nbfftconv", f"{__version__}, {Path(__file__).parent}"),
         ("python", f"{platform.python_version()}, {platform.platform()}"),

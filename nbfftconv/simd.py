@@ -207,6 +207,10 @@ class Emitter:
         """The int64 at an address."""
         return Integer(self._builder, self._builder.load(self._pointer(address, _WORD)))
 
+    def store_integer(self, value: Operand, address: Operand) -> None:
+        """Write an int64 to an address."""
+        self._builder.store(self._integer(value), self._pointer(address, _WORD))
+
     def load_mask(self, address: Operand) -> Mask:
         """Mask of the lanes whose bits are set in the 16 bits at an address."""
         bits = self._builder.load(self._pointer(address, ir.IntType(16)))
@@ -339,6 +343,61 @@ class Emitter:
         halves = order[: self.lanes], order[self.lanes :]
         return [Vector(self._builder, self._shuffle(a.llvm, b.llvm, half)) for half in halves]
 
+    # Parts of float32 numbers, as bfloat16
+
+    def to_bfloat16(self, value: Vector) -> Vector:
+        """The nearest numbers of 8 significant bits, from the middle away from zero; what is not finite stays so."""
+        bits = self._builder.bitcast(value.llvm, self._magnitude)
+        half, kept = (ir.Constant(self._magnitude, [number] * self.lanes) for number in (0x8000, 0xFFFF0000))
+        rounded = self._builder.and_(self._builder.add(bits, half), kept)
+        return Vector(self._builder, self._builder.bitcast(rounded, self._vector))
+
+    def high_halves(self, a: Vector, b: Vector, in_turns: bool) -> Vector:
+        """The upper halves of all lanes of two vectors, as bits: a lane of each in turns, or those of `a` first."""
+        halves = ir.VectorType(ir.IntType(16), 2 * self.lanes)
+        parts = [range(first, first + 2 * self.lanes, 2) for first in (1, 1 + 2 * self.lanes)]
+        order = [lane for pair in zip(*parts, strict=True) for lane in pair] if in_turns else [*parts[0], *parts[1]]
+        low, high = (self._builder.bitcast(value.llvm, halves) for value in (a, b))
+        shuffled = self._shuffle(low, high, order)
+        return Vector(self._builder, self._builder.bitcast(shuffled, self._vector))
+
+    # The matrix unit (AMX): eight registers, of 16 rows of 64 bytes
+
+    def _matrix_unit(self, instruction: str, *operands: ir.Value) -> None:
+        self._call(f"llvm.x86.{instruction}", ir.VoidType(), list(operands))
+
+    def _matrix_register(self, number: int) -> ir.Value:
+        return ir.Constant(ir.IntType(8), number)
+
+    def begin_matrices(self, configuration: Operand) -> None:
+        """Give the registers the shapes that the 64 bytes at an address say, and zeros."""
+        self._matrix_unit("ldtilecfg", self._pointer(configuration, ir.IntType(8)))
+
+    def end_matrices(self) -> None:
+        """Leave the registers to others."""
+        self._matrix_unit("tilerelease")
+
+    def matrix_zero(self, register: int) -> None:
+        """Set a register to zero."""
+        self._matrix_unit("tilezero", self._matrix_register(register))
+
+    def matrix_load(self, register: int, address: Operand, row: Operand) -> None:
+        """Read rows, `row` bytes apart."""
+        pointer = self._pointer(address, ir.IntType(8))
+        self._matrix_unit("tileloadd64", self._matrix_register(register), pointer, self._integer(row))
+
+    def matrix_store(self, register: int, address: Operand, row: Operand) -> None:
+        """Write rows, `row` bytes apart."""
+        pointer = self._pointer(address, ir.IntType(8))
+        self._matrix_unit("tilestored64", self._matrix_register(register), pointer, self._integer(row))
+
+    def matrix_fma(self, c: int, a: int, b: int) -> None:
+        """Add the product of two registers of bfloat16 to one of float32: C[i, j] += sum over r of A[i, r] · B[r, j].
+
+        A row of A has 32 entries; one of B has two of each column, next to each other.
+        """
+        self._matrix_unit("tdpbf16ps", *map(self._matrix_register, (c, a, b)))
+
     # Control flow
 
     def repeat(self, count: Operand, state: Sequence[Operand], body: Callable[..., Sequence[Operand]]) -> list[Value]:
@@ -401,7 +460,7 @@ def kernel(emit: Callable[..., None], name: str, arity: int | None = None) -> An
         arity = emit.__code__.co_argcount - 1
 
     def typed(typingctx: Any, real: Any, arguments: Any) -> Any:
-        if not isinstance(real, types.NumberClass) or arguments != types.UniTuple(types.int64, arity):
+        if not isinstance(real, types.NumberClass) or arguments != types.Tuple([types.int64] * arity):
             return None
         scalar = np.float32 if real.dtype == types.float32 else np.float64
 

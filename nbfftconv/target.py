@@ -45,6 +45,8 @@ class Target:
         Vector registers.
     has_masked_loads : bool
         Whether a load or store of some lanes of a vector is one instruction; else it is a branch for every lane.
+    has_matrix_unit : bool
+        Whether there are instructions that multiply matrices of bfloat16 (AMX), beside vectors of 64 bytes.
     l1_bytes, l2_bytes : int
         Caches of a core, of data.
     last_level_bytes : int
@@ -54,6 +56,7 @@ class Target:
     vector_bytes: int
     registers: int
     has_masked_loads: bool
+    has_matrix_unit: bool = False
     l1_bytes: int = 48 * 2**10
     l2_bytes: int = 2 * 2**20
     last_level_bytes: int = 32 * 2**20
@@ -71,7 +74,9 @@ class Target:
         else:
             vector_bytes = 32 if features.get("avx2") else 16
         registers = 32 if vector_bytes == 64 or is_arm else 16
-        return cls(vector_bytes, registers, has_masked_loads=vector_bytes > 16)
+        # of another processor, whose name Numba is told, the features are its own
+        has_matrix_unit = name is None and all(map(features.get, ("avx512bw", "amx-tile", "amx-bf16")))
+        return cls(vector_bytes, registers, vector_bytes > 16, vector_bytes == 64 and has_matrix_unit)
 
 
 TARGET = Target.of_process()

@@ -122,6 +122,9 @@ class NumpyEmitter:
     def load_integer(self, address):
         return int(self._at(address, np.int64, 1)[0])
 
+    def store_integer(self, value, address):
+        self._at(address, np.int64, 1)[:] = value
+
     def load_mask(self, address):
         return self._at(address, np.uint16, 1)[0] >> np.arange(self.lanes) & 1 == 1
 
@@ -191,6 +194,44 @@ class NumpyEmitter:
     def zip_lanes(self, a, b):
         lanes = np.stack([a.lanes, b.lanes], axis=1).reshape(2, -1)
         return [Vector(half, "shuffle", [a, b]) for half in lanes]
+
+    def to_bfloat16(self, value):
+        bits = value.lanes.view(np.uint32).astype(np.uint64)
+        rounded = ((bits + 0x8000) & 0xFFFF0000).astype(np.uint32)
+        return Vector(rounded.view(np.float32), "to_bfloat16", [value])
+
+    def high_halves(self, a, b, in_turns):
+        high = np.stack([value.lanes.view(np.uint16)[1::2] for value in (a, b)], axis=int(in_turns))
+        return Vector(high.reshape(-1).view(np.float32), "shuffle", [a, b])
+
+    def begin_matrices(self, configuration):
+        words = self._at(configuration, np.uint8, 64)
+        assert words[0] == 1
+        assert (words[16:32].view(np.uint16) == 64).all()
+        assert (words[48:56] == 16).all()
+        self._registers = np.zeros((8, 16, 64), np.uint8)
+
+    def end_matrices(self):
+        del self._registers
+
+    def matrix_zero(self, register):
+        self._registers[register] = 0
+
+    def _rows(self, address, row):
+        return [self._at(address + row * i, np.uint8, 64) for i in range(16)]
+
+    def matrix_load(self, register, address, row):
+        self._registers[register] = self._rows(address, row)
+
+    def matrix_store(self, register, address, row):
+        for i, place in enumerate(self._rows(address, row)):
+            place[:] = self._registers[register, i]
+
+    def matrix_fma(self, c, a, b):
+        halves = [self._registers[register].view(np.uint16).astype(np.uint32) << 16 for register in (a, b)]
+        of_a, of_b = (each.view(np.float32).astype(np.float64) for each in halves)
+        of_b = of_b.reshape(16, 16, 2).transpose(0, 2, 1).reshape(32, 16)
+        self._registers[c] = (self._registers[c].view(np.float32) + of_a @ of_b).astype(np.float32).view(np.uint8)
 
     def repeat(self, count, state, body):
         for _ in range(0 if self._is_skipping else count):

@@ -86,7 +86,7 @@ def test_what_lanes_are(case, lanes, rng):
     """In float32 with vectors of 16 lanes; other widths have the same results."""
     check(case, np.float32, rng)
     plan = case.plan("forward", np.float32, algorithm="direct")
-    record = dense._cut(plan.geometry, plan.dtype).record
+    record = dense.cut(plan.geometry, plan.dtype).record
     kinds = {"is_flat": "of a plane", "phases": "of a row"}
     found = next((kind for field, kind in kinds.items() if record[field]), "gathered")
     if simd.lanes(np.float32) == 16:
@@ -368,7 +368,7 @@ LONG = [
 def test_long_work_is_cut_and_has_the_same_bits(direction, dtype, monkeypatch, rng):
     """Limits of a work item are made small; then there are more items, or turns of them."""
     modules = dense, depthwise, dense_grad_weight
-    caches = dense._cut, dense._program, depthwise._record, depthwise._program, dense_grad_weight._record
+    caches = dense.cut, dense._program, depthwise._record, depthwise._program, dense_grad_weight._record
     work, make = [], threads.TaskTable.__init__
 
     def noted(table, tasks):

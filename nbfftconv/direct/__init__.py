@@ -6,9 +6,11 @@ multiplied, also if the pixel is a zero of the padding: 0·inf is NaN. Arrays ar
 geometry's sizes.
 """
 
+from typing import Any
+
 import numpy as np
 
-from nbfftconv.direct import dense, dense_grad_weight, depthwise, gradients
+from nbfftconv.direct import dense, dense_grad_weight, depthwise, gradients, split_dense
 from nbfftconv.geometry import FLAT, ConvGeometry
 from nbfftconv.scratch import Memory
 from nbfftconv.volumes import fold_input, unfold_input, unfold_output, unfolded
@@ -16,14 +18,19 @@ from nbfftconv.volumes import fold_input, unfold_input, unfold_output, unfolded
 __all__ = ["forward", "grad_input", "grad_weight", "grad_weight_bytes", "pack", "packed_bytes", "scratch_bytes"]
 
 
+def _products_of(geometry: ConvGeometry, dtype: np.dtype) -> Any:
+    """Return the module that has the forward pass of a geometry of many filters."""
+    return split_dense if split_dense.fits(geometry, dtype) else dense
+
+
 def pack(geometry: ConvGeometry, w: np.ndarray) -> Memory | None:
     """Return the kernels in the order in which `forward` reads them, None if that is their own."""
-    return None if depthwise.fits(geometry, w.dtype) else dense.pack(geometry, w)
+    return None if depthwise.fits(geometry, w.dtype) else _products_of(geometry, w.dtype).pack(geometry, w)
 
 
 def packed_bytes(geometry: ConvGeometry, dtype: np.dtype) -> int:
     """Bytes of what `pack` returns."""
-    return 0 if depthwise.fits(geometry, dtype) else dense.packed_bytes(geometry, dtype)
+    return 0 if depthwise.fits(geometry, dtype) else _products_of(geometry, dtype).packed_bytes(geometry, dtype)
 
 
 def scratch_bytes(geometry: ConvGeometry, dtype: np.dtype) -> int:
@@ -31,7 +38,7 @@ def scratch_bytes(geometry: ConvGeometry, dtype: np.dtype) -> int:
     return (
         depthwise.scratch_bytes(geometry, dtype)
         if depthwise.fits(geometry, dtype)
-        else dense.scratch_bytes(geometry, dtype)
+        else _products_of(geometry, dtype).cut(geometry, dtype).record["worker"]
     )
 
 
@@ -48,7 +55,11 @@ def forward(
     if depthwise.fits(geometry, x.dtype):
         depthwise.forward(geometry, x, w, bias, relu, y)
     else:
-        dense.forward(geometry, x, dense.pack(geometry, w) if packed is None else packed, bias, relu, y)
+        products = _products_of(geometry, x.dtype)
+        packed = products.pack(geometry, w) if packed is None else packed
+        is_exact = products.forward(geometry, x, packed, bias, relu, y)
+        if not is_exact:
+            dense.forward(geometry, x, dense.pack(geometry, w), bias, relu, y)
 
 
 def grad_weight_bytes(geometry: ConvGeometry, dtype: np.dtype) -> tuple[int, int]:

@@ -5,6 +5,7 @@ Also what passes of such blocks have in common: how many threads they are worth,
 
 import functools
 import itertools
+from array import array
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -60,13 +61,17 @@ class Variant(NamedTuple):
     workers: int
 
 
-def program_of(stage: Callback, record: Record, items: int, turns: int, variant: Variant, *kept: Any) -> Program:
+def program_of(
+    stage: Callback, record: Record, items: int, turns: int, variant: Variant, *kept: Any, notes: bool = False
+) -> Program:
     """Return the program of a stage over items, whose record, a copy, lacks what depends on a call.
 
     Its `zeros` is the address of biases of zero, and `worker` the bytes of scratch memory of a thread. What is `kept`
-    has addresses in it.
+    has addresses in it. If it `notes` something, each worker has a word at its `largest` for that.
     """
     recording, workers = Recording(), variant.workers
+    if notes:
+        record["largest"] = recording.zeroed(workers, np.int64).address
     for name in ("input", "weight", "output"):
         record[name] = recording.operand(name).address
     record["bias"] = recording.operand("bias").address if variant.has_bias else record["zeros"]
@@ -84,12 +89,12 @@ def run_program(
     bias: np.ndarray | None,
     relu: bool,
     y: np.ndarray,
-) -> None:
-    """Run the program that `make` returns on arrays; `weight` is an address."""
+) -> "array[int]":
+    """Run the program that `make` returns on arrays; `weight` is an address. Return what its workers have noted."""
     output = address_of(y)
     stream = y.nbytes > _STREAMED_BYTES and output % VECTOR_BYTES == 0
     program = make(geometry, Variant(x.dtype, bias is not None, relu, stream, workers_for(geometry)))
-    program.run(input=address_of(x), weight=weight, output=output, bias=0 if bias is None else address_of(bias))
+    return program.run(input=address_of(x), weight=weight, output=output, bias=0 if bias is None else address_of(bias))
 
 
 @njit()

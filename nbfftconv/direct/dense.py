@@ -45,6 +45,25 @@ _VECTORS = 3
 _ROWS = power_of_two((TARGET.registers - _VECTORS - 1) // _VECTORS)
 #: Along i, X under one block of pixels takes three quarters of the L1 cache, past which the kernels stream.
 _DEPTH = TARGET.l1_bytes * 3 // 4 // (_VECTORS * WIDEST_VECTOR_BYTES)
+
+
+class Blocks(NamedTuple):
+    """What a work item computes at once: vectors of pixels, filters, and rows of X, at most.
+
+    A scalar is gathered in the time of so many products. `is_fixed`: rows of X of all images are cut alike, into whole
+    channels, as kernels are packed by it.
+    """
+
+    vectors: int
+    rows: int
+    depth: int
+    of_scalar: int
+    is_fixed: bool
+
+
+#: Those in vector registers.
+BLOCKS = Blocks(_VECTORS, _ROWS, _DEPTH, of_scalar=4, is_fixed=False)
+
 _LINE = 64  # bytes
 #: Vectors of pixels of a tile whose channels are all in one block, at most, ...
 _MOST_VECTORS = 60
@@ -59,8 +78,8 @@ _STRIP_BLOCKS = 2
 _SHARED = 2
 #: Of more than so many phases most would be gathered in vain.
 _MOST_PHASES = 4
-#: Scalars, in vectors, that are gathered in the time of a call that does it, and products in that of a scalar.
-_OF_CALL, _OF_SCALAR = 230, 4
+#: Scalars, in vectors, that are gathered in the time of a call that does it.
+_OF_CALL = 230
 #: Filters of a work item: more share the gathered pixels, until their kernels, in float64, take more than three
 #: quarters of the L2 cache; ...
 _MOST_FILTERS = power_of_two(TARGET.l2_bytes * 3 // 4 // (_DEPTH * 8))
@@ -73,11 +92,11 @@ _ITEM_PRODUCTS = 2**20
 # Channels, filters and taps are those of a group; X is in blocks of `depth` rows. Tiles are of y_core × x_core pixels,
 # or of x_core of all of an image. Planes that are one row are `flat`: rows of one window. `row`, `phase` and `window`
 # are as in `gather_window`. What comes next of a channel, or in a row of all, is fetched by `next_calls` calls.
-_RECORD = RecordType(
+RECORD = RecordType(
     fields(
-        "input", "weight", "output", "bias", "zeros", "table", "scratch", "worker",
+        "input", "weight", "output", "bias", "zeros", "table", "scratch", "worker", "largest",
         "groups", "channels", "filters", "taps", "depth", "relu", "stream", "turn", "turns",
-        "filter_blocks", "chunks", "y_core", "x_core", "y_count", "x_count",
+        "filter_blocks", "chunks", "tiles", "y_core", "x_core", "y_count", "x_count",
         "row_vectors", "row", "phase", "phases", "interleave", "window", "is_flat", "next_calls",
         *(f"{axis}_{name}" for axis in "yx" for name in AXIS_FIELDS),
         planes=PLANES,
@@ -143,7 +162,23 @@ def _add_products(real, itemsize, lanes, r, n, group, block, i, depth, ahead, li
 
 
 @jit.njit()
-def _vector_of(r, lanes, memory, y, x, row_vectors, index):
+def gather_tile(real, itemsize, lanes, r, n, channel, channels, y, x, rows, memory):
+    """Gather the windows of some channels of a tile of so many rows."""
+    if r.is_flat != 0:
+        gather_window(
+            real, itemsize, lanes, r, r.input, plane_of(r.planes, n, channel), x, channels, r.row_vectors, memory
+        )
+        return
+    for c in range(channels):
+        gather_plane(
+            real, itemsize, lanes, r, plane_of(r.planes, n, channel + c),
+            y * r.y_stride * r.y_step - r.y_before, x * r.x_stride * r.x_step - r.x_before,
+            (rows - 1) * r.y_stride + (r.y_kernel - 1) * r.y_dilation + 1, r.row_vectors, memory + c * r.window,
+        )  # fmt: skip
+
+
+@jit.njit()
+def vector_of(r, lanes, memory, y, x, row_vectors, index):
     """Return where a vector of a tile is in its windows, its first pixel in the image, and its pixels in the row."""
     row, column = index // row_vectors, index % row_vectors
     window = memory + row * r.y_stride * r.row + column * VECTOR_BYTES
@@ -152,7 +187,7 @@ def _vector_of(r, lanes, memory, y, x, row_vectors, index):
 
 
 @jit.njit()
-def _next_pixels(r, itemsize, plane, y, x, i, depth):
+def next_pixels(r, itemsize, plane, y, x, i, depth):
     """Return where what is gathered next is in memory, which is fetched meanwhile; or, if that is not known, what was.
 
     It is of the next channels, or of the tile below, or, of flat planes, beside this one.
@@ -189,26 +224,16 @@ def _of_windows(real):
             for i in range(first_block_of_x * r.depth, min(last_block_of_x * r.depth, r.taps), r.depth):
                 depth = min(r.depth, r.taps - i)
                 channel = group * r.channels + i // taps
-                if r.is_flat != 0:
-                    plane = plane_of(r.planes, n, channel)
-                    gather_window(real, itemsize, lanes, r, r.input, plane, x0, depth, r.row_vectors, memory)
-                else:
-                    for c in range(depth // taps):
-                        gather_plane(
-                            real, itemsize, lanes, r, plane_of(r.planes, n, channel + c),
-                            y0 * r.y_stride * r.y_step - r.y_before, x0 * r.x_stride * r.x_step - r.x_before,
-                            (rows - 1) * r.y_stride + (r.y_kernel - 1) * r.y_dilation + 1, r.row_vectors,
-                            memory + c * r.window,
-                        )  # fmt: skip
+                gather_tile(real, itemsize, lanes, r, n, channel, depth // taps, y0, x0, rows, memory)
                 plane = max(0, plane_of(r.planes, n, channel))
-                next = _next_pixels(r, itemsize, plane, y0, x0, i, depth)
+                next = next_pixels(r, itemsize, plane, y0, x0, i, depth)
                 calls = 0
                 for block in range(first_block, last_block):
                     for first in range(0, vectors, _VECTORS):
                         last = vectors - 1
-                        a = _vector_of(r, lanes, memory, y0, x0, row_vectors, first)
-                        b = _vector_of(r, lanes, memory, y0, x0, row_vectors, min(first + 1, last))
-                        c = _vector_of(r, lanes, memory, y0, x0, row_vectors, min(first + 2, last))
+                        a = vector_of(r, lanes, memory, y0, x0, row_vectors, first)
+                        b = vector_of(r, lanes, memory, y0, x0, row_vectors, min(first + 1, last))
+                        c = vector_of(r, lanes, memory, y0, x0, row_vectors, min(first + 2, last))
                         if r.is_flat != 0:
                             ahead, line = next + calls % r.next_calls * _LINE, r.x_input * itemsize
                         else:
@@ -227,11 +252,10 @@ def _of_windows(real):
 
 
 @jit.njit()
-def _gather_vector(real, itemsize, lanes, r, n, group, begin, end, p, target):
-    """Gather rows begin .. end - 1 of X for the vector of pixels from `p`, rows of `_VECTORS` vectors."""
+def gather_vector(real, itemsize, lanes, r, n, group, begin, end, p, target, pitch):
+    """Gather rows begin .. end - 1 of X for the vector of pixels from `p`, rows `pitch` bytes apart."""
     window = r.y_kernel * r.x_kernel
     stop = min(p + lanes, r.y_output * r.x_output)
-    pitch = _VECTORS * VECTOR_BYTES
     lane = 0
     while lane < lanes and p + lane < stop:  # a row of the output after the other
         oy, ox = (p + lane) // r.x_output, (p + lane) % r.x_output
@@ -273,9 +297,10 @@ def _of_pixels(real):
                 for p in range(start, min(start + r.x_core, pixels), _VECTORS * lanes):
                     vectors = min(_VECTORS, cdiv(pixels - p, lanes))
                     for j in range(vectors):
-                        _gather_vector(
-                            real, itemsize, lanes, r, n, group, i, i + depth, p + j * lanes, x + j * VECTOR_BYTES
-                        )
+                        gather_vector(
+                            real, itemsize, lanes, r, n, group, i, i + depth, p + j * lanes, x + j * VECTOR_BYTES,
+                            _VECTORS * VECTOR_BYTES,
+                        )  # fmt: skip
                     xs = x, x + VECTOR_BYTES, x + 2 * VECTOR_BYTES
                     ps = p, p + lanes, p + 2 * lanes
                     ends = pixels - p, pixels - p - lanes, pixels - p - 2 * lanes
@@ -306,8 +331,8 @@ def _pack(real):
     return dense_pack
 
 
-_forward_windows = jit.stage(_RECORD)(_of_windows)
-_forward_gathered = jit.stage(_RECORD)(_of_pixels)
+_forward_windows = jit.stage(RECORD)(_of_windows)
+_forward_gathered = jit.stage(RECORD)(_of_pixels)
 _pack_blocks = jit.stage(_PACKING)(_pack)
 
 
@@ -319,8 +344,13 @@ class _Tiles(NamedTuple):
     gathered: int
 
 
+def channels_of_block(channels: int, taps: int, of: Blocks) -> int:
+    """Return the channels of a block of rows of X."""
+    return cdiv(channels, cdiv(channels, max(1, of.depth // taps)))
+
+
 def _in_windows(
-    geometry: ConvGeometry, y: dict[str, int], x: dict[str, int], dtype: np.dtype, wanted: int
+    geometry: ConvGeometry, y: dict[str, int], x: dict[str, int], dtype: np.dtype, wanted: int, of: Blocks
 ) -> _Tiles | None:
     """Return tiles in windows, of which so many are wanted; None if a window would be too large, or mostly in vain."""
     lanes, itemsize = simd.lanes(dtype.type), dtype.itemsize
@@ -328,19 +358,23 @@ def _in_windows(
     vectors = cdiv(x["output"], lanes)
     if x["stride"] > _MOST_PHASES:
         return None
-    depth = cdiv(channels, cdiv(channels, max(1, _DEPTH // taps)))
+    depth = channels_of_block(channels, taps, of)
     most = _MOST_VECTORS if depth == channels else _MOST_VECTORS_OF_SUMS
     others = max(1, geometry.input_size[0] * geometry.groups)
-
-    if y["output"] == 1:
-        most = min(most, max(_VECTORS, _WINDOW_BYTES // (depth * VECTOR_BYTES)))
-    x_count = cdiv(vectors, most)
-    if y["output"] == 1:
-        x_count = max(x_count, min(cdiv(wanted, others), cdiv(vectors, _VECTORS)))
-    x_vectors = cdiv(vectors, x_count)
-    x_count = cdiv(vectors, x_vectors)
     y_reach, x_reach = (axis["dilation"] * (axis["kernel"] - 1) for axis in (y, x))
     phases = min(x["stride"], x_reach + 1)
+    if of.is_fixed:
+        beside = cdiv(x_reach // x["stride"], lanes) + 1
+        most = min(most, _WINDOW_BYTES // (depth * phases * (y_reach + 1) * VECTOR_BYTES) - beside)
+        if most < 1:
+            return None
+    elif y["output"] == 1:
+        most = min(most, max(of.vectors, _WINDOW_BYTES // (depth * VECTOR_BYTES)))
+    x_count = cdiv(vectors, most)
+    if y["output"] == 1:
+        x_count = max(x_count, min(cdiv(wanted, others), cdiv(vectors, of.vectors)))
+    x_vectors = cdiv(vectors, x_count)
+    x_count = cdiv(vectors, x_vectors)
     row_vectors = x_vectors + cdiv(x_reach // x["stride"], lanes)
     # An odd number of vectors: the same pixel of neighbouring rows shall be in different sets of a cache.
     phase = (row_vectors | 1) * VECTOR_BYTES
@@ -353,7 +387,7 @@ def _in_windows(
     y_count = cdiv(y["output"], min(fitting, max(1, most // x_vectors)))
     y_count = max(y_count, min(cdiv(wanted, others * x_count), cdiv(y["output"], fewest)))
     y_core = cdiv(y["output"], y_count)
-    while y_core < min(fitting, y["output"]) and y_core * x_vectors % _VECTORS != 0:  # whole blocks
+    while y_core < min(fitting, y["output"]) and y_core * x_vectors % of.vectors != 0:  # whole blocks
         y_core += 1
     window = ((y_core - 1) * y["stride"] + y_reach + 1) * row
     y_count = cdiv(y["output"], y_core)
@@ -366,15 +400,17 @@ def _in_windows(
     return _Tiles(numbers, y["output"] * vectors * lanes, gathered)
 
 
-def _gathered(channels: int, y: dict[str, int], x: dict[str, int], lanes: int, wanted: int) -> _Tiles:
+def _gathered(channels: int, y: dict[str, int], x: dict[str, int], lanes: int, wanted: int, of: Blocks) -> _Tiles:
     """Return tiles of pixels of all rows of an image, of which so many are wanted."""
     pixels, kernel = y["output"] * x["output"], y["kernel"] * x["kernel"]
-    depth = cdiv(channels * kernel, cdiv(channels * kernel, _DEPTH))
-    core = _VECTORS * lanes
+    depth = cdiv(channels * kernel, cdiv(channels * kernel, of.depth))
+    if of.is_fixed:
+        depth = channels_of_block(channels, kernel, of) * kernel
+    core = of.vectors * lanes
     core *= max(1, min(_STRIP_BLOCKS, pixels // (core * wanted)))
     numbers = {
         "depth": depth, "y_core": 1, "x_core": core, "y_count": 1, "x_count": cdiv(pixels, core),
-        "worker": depth * _VECTORS * VECTOR_BYTES,
+        "worker": depth * of.vectors * VECTOR_BYTES,
     }  # fmt: skip
     vectors = cdiv(pixels, lanes)
     calls = vectors * kernel * cdiv(channels * kernel, depth)  # more where a vector has pixels of several rows
@@ -389,7 +425,7 @@ class Work(NamedTuple):
     gathered: int
 
 
-class _Cut(NamedTuple):
+class Cut(NamedTuple):
     """How a geometry is cut.
 
     A record, to be copied, with all numbers and the addresses of two arrays: where the pixels under each tap begin in a
@@ -403,13 +439,14 @@ class _Cut(NamedTuple):
     work: Work
 
 
-def _effort(tiles: _Tiles, products: int) -> int:
+def _effort(tiles: _Tiles, products: int, of: Blocks) -> int:
     """Return what tiles cost, in products, of which each pixel has so many."""
-    return tiles.pixels * products + _OF_SCALAR * tiles.gathered
+    return tiles.pixels * products + of.of_scalar * tiles.gathered
 
 
 @functools.lru_cache(maxsize=256)
-def _cut(geometry: ConvGeometry, dtype: np.dtype) -> _Cut:
+def cut(geometry: ConvGeometry, dtype: np.dtype, of: Blocks = BLOCKS) -> Cut:
+    """Return how a geometry is cut, for such blocks."""
     y, x = (axis_in_window(geometry.axis_numbers(axis)) for axis in (0, 1))
     for axis in (y, x):
         axis["stride"] = max(1, axis["stride"])
@@ -423,9 +460,11 @@ def _cut(geometry: ConvGeometry, dtype: np.dtype) -> _Cut:
         x |= {"input": pixels, "output": pixels}
         y |= {"input": images * geometry.groups * channels, "output": 1}
     wanted = max(1, min(_ITEMS, cdiv(geometry.multiply_adds, _ITEM_PRODUCTS)))  # also of an empty batch
-    tiles = _gathered(channels, y, x, lanes, cdiv(wanted, max(1, images * geometry.groups)))
-    in_windows = _in_windows(geometry, y, x, dtype, wanted)
-    if in_windows is not None and _effort(in_windows, filters * taps) <= _effort(tiles, filters * taps):
+    tiles = _gathered(channels, y, x, lanes, cdiv(wanted, max(1, images * geometry.groups)), of)
+    in_windows = _in_windows(geometry, y, x, dtype, wanted, of)
+    # rows that are whole images are only gathered in windows
+    products = filters * taps
+    if in_windows is not None and (is_flat or _effort(in_windows, products, of) <= _effort(tiles, products, of)):
         tiles, numbers = in_windows, in_windows.numbers
         c, u, v = np.ogrid[: numbers["depth"] // (kernel[0] * kernel[1]), : kernel[0], : kernel[1]]
         turn, phase = np.divmod(v * x["dilation"], x["stride"])
@@ -437,36 +476,27 @@ def _cut(geometry: ConvGeometry, dtype: np.dtype) -> _Cut:
         numbers["is_flat"] = int(is_flat)
     else:
         numbers = tiles.numbers
-        table = np.arange(numbers["depth"]) * (_VECTORS * VECTOR_BYTES)
+        table = np.arange(numbers["depth"]) * (of.vectors * VECTOR_BYTES)
     numbers |= {"groups": geometry.groups, "channels": channels, "filters": filters, "taps": taps}
-    numbers["filter_blocks"] = blocks = cdiv(filters, _ROWS)
+    numbers["filter_blocks"] = blocks = cdiv(filters, of.rows)
     copies = images * geometry.groups
-    items = copies * numbers["y_count"] * numbers["x_count"]
+    numbers["tiles"] = items = copies * numbers["y_count"] * numbers["x_count"]
     chunks = max(cdiv(filters, _MOST_FILTERS), min(cdiv(wanted, max(1, items)), filters // _FEWEST_FILTERS))
     numbers["chunks"] = chunks = min(chunks, blocks)
     for name, axis in (("y", y), ("x", x)):
         numbers |= {f"{name}_{number}": value for number, value in axis.items()}
-    longest = numbers["y_core"] * numbers["x_core"] * cdiv(blocks, chunks) * _ROWS * taps
-    table = np.ascontiguousarray(table.ravel(), np.int64)
+    longest = numbers["y_core"] * numbers["x_core"] * cdiv(blocks, chunks) * of.rows * taps
+    # the matrix unit's packing reads entries beyond the last one
+    table = np.append(table.ravel(), np.zeros(32)).astype(np.int64)
     zeros = no_biases(geometry.weight_size[0], dtype)
     numbers |= {"table": table.ctypes.data, "zeros": zeros.ctypes.data}
-    return _Cut(
-        record=_RECORD.make((*(numbers.get(name, 0) for name in _RECORD.numbers), input_planes(geometry))),
+    return Cut(
+        record=RECORD.make((*(numbers.get(name, 0) for name in RECORD.numbers), input_planes(geometry))),
         arrays=(table, zeros),
         items=items * chunks,
         turns=min(cdiv(taps, numbers["depth"]), cdiv(longest, MOST_PRODUCTS)),
         work=Work(copies * tiles.pixels * filters * taps, copies * tiles.gathered * chunks),
     )
-
-
-def scratch_bytes(geometry: ConvGeometry, dtype: np.dtype) -> int:
-    """Bytes of scratch memory of each thread."""
-    return _cut(geometry, dtype).record["worker"]
-
-
-def work(geometry: ConvGeometry, dtype: np.dtype) -> Work:
-    """Return what a pass does, for the cost model."""
-    return _cut(geometry, dtype).work
 
 
 def packed_bytes(geometry: ConvGeometry, dtype: np.dtype) -> int:
@@ -489,13 +519,14 @@ def pack(geometry: ConvGeometry, w: np.ndarray) -> Memory:
 
 def forward(
     geometry: ConvGeometry, x: np.ndarray, packed: Memory, bias: np.ndarray | None, relu: bool, y: np.ndarray
-) -> None:
-    """Convolve `x` into `y` with the kernels that `pack` returned."""
+) -> bool:
+    """Convolve `x` into `y` with the kernels that `pack` returned; return that it is exact."""
     run_program(_program, geometry, x, packed.address, bias, relu, y)
+    return True
 
 
 @functools.lru_cache(maxsize=256)
 def _program(geometry: ConvGeometry, variant: Variant) -> Program:
-    cut = _cut(geometry, variant.dtype)
-    stage = _forward_windows if cut.record["phases"] else _forward_gathered
-    return program_of(stage, cut.record.copy(), cut.items, cut.turns, variant, cut)
+    made = cut(geometry, variant.dtype)
+    stage = _forward_windows if made.record["phases"] else _forward_gathered
+    return program_of(stage, made.record.copy(), made.items, made.turns, variant, made)

@@ -16,7 +16,7 @@ from typing import ClassVar
 import numpy as np
 
 from nbfftconv import direct, rates, simd
-from nbfftconv.direct import dense, dense_grad_weight, depthwise
+from nbfftconv.direct import dense, dense_grad_weight, depthwise, split_dense
 from nbfftconv.geometry import ConvGeometry
 from nbfftconv.implementations import Candidates, Implementation, Kernels, Request
 from nbfftconv.implementations.tiled_costs import interleaving_cost
@@ -225,11 +225,13 @@ def cost(geometry: ConvGeometry, direction: str, dtype: np.dtype, weight_is_pack
         products = 2 * slow * images * filters * taps * round_up(height, 4) * round_up(width, lanes)
         moving = moved / (machine.bandwidth * _RATES["window_move"])
         return _RATES["call"] + products / (flops * _RATES["window"]) + moving
-    work = dense.work(geometry, dtype)
+    is_split = split_dense.fits(geometry, dtype)
+    work = (split_dense if is_split else dense).cut(geometry, dtype).work
+    share = split_dense.share_of_vectors(geometry) if is_split else 1.0
     packed = 0 if weight_is_packed else slow * filters * taps
     return (
         _RATES["call"]
-        + 2 * slow * work.products / (flops * _RATES["dense"])
+        + 2 * slow * share * work.products / (flops * _RATES["dense"])
         + slow * work.gathered / (flops * _RATES["gather"])
         + packed / (flops * _RATES["pack"])
         + moved / (machine.bandwidth * _RATES["dense_move"])

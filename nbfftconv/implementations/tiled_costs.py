@@ -8,7 +8,7 @@ In seconds of one core, whose rates are fractions of the figures of `nbfftconv.m
   vectors are not full, and a fixed time for every row that is gathered or scattered;
 - the products cost 8 operations, of real entries 2, for every entry of a bin, tile, filter and channel of its group, at
   the rate of the micro-kernel, and reading the kernels' spectra once a block of tiles; lanes without a tile cost the
-  same, but for few tiles of real entries;
+  same, but for few tiles of real entries; the matrix unit takes a share of that;
 - spectra that a stage leaves to the next one pass through the last-level cache, those of a fused pass do not;
 - kernels that are transposed, for dX to be a forward pass, are read and written once;
 - input and output are read and written once, the input once for every filter block if fused, and its gradient as often
@@ -30,13 +30,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from nbfftconv import rates, simd
+from nbfftconv import rates, simd, split_product
 from nbfftconv.accumulate import COMPLEX, REAL
 from nbfftconv.geometry import ConvGeometry
 from nbfftconv.implementations import Inapplicable
 from nbfftconv.machine import Machine
 from nbfftconv.passes.few_tiles import few_tiles
 from nbfftconv.passes.plan import PLANS, TiledPlan, filters_of_block
+from nbfftconv.rounding import cdiv
 from nbfftconv.target import TARGET
 from nbfftconv.tiling import AxisTiles, TileGrid, axis_tiles, problem_sizes
 from nbfftconv.transforms import Transform, bin_stride
@@ -450,6 +451,19 @@ class TiledCost(NamedTuple):
     rest: np.ndarray
 
 
+def _share_of_vectors(choices: BlockedChoices) -> Numbers:
+    """Return what part of the time that vectors need for products the matrix unit takes, 1 where vectors do them."""
+    if choices.fused or choices.direction == "grad_input":
+        return 1.0
+    geometry, tiles = choices.geometry, choices.tiles
+    rows: Numbers = geometry.weight_size[0] // geometry.groups
+    columns, depth = choices.block_lane_blocks, geometry.weight_size[1] * choices.grid.channel_phases
+    if choices.direction == "grad_weight":
+        rows, columns, depth = depth, cdiv(rows, tiles.lanes), columns * tiles.lanes
+    vectors = tiles.entry / simd.VECTOR_BYTES
+    return split_product.share_of_vectors(choices.dtype.type, vectors, rows, columns, depth)
+
+
 def tiled_cost(choices: BlockedChoices, weight_is_transformed: bool, machine: Machine) -> TiledCost:
     """Return the seconds of every choice."""
     geometry, direction, grid, tiles = choices.geometry, choices.direction, choices.grid, choices.tiles
@@ -497,6 +511,7 @@ def tiled_cost(choices: BlockedChoices, weight_is_transformed: bool, machine: Ma
     elif not weight_is_transformed:
         kernel = transform(taps, grid.vertical.taps)
         weight = choices.lane_filters * depth * kernel + choices.weight / (machine.bandwidth * _RATES["kernels"])
+    products = multiply_adds * tiles.product * _share_of_vectors(choices) + transposed
     blocks = _RATES["block"] * (1 if choices.fused else choices.blocks)
     if geometry.groups > 1 and not choices.fused:
         blocks = blocks + _RATES["group_product"] * geometry.groups * tiles.bins * choices.blocks
@@ -515,5 +530,5 @@ def tiled_cost(choices: BlockedChoices, weight_is_transformed: bool, machine: Ma
         ),
         both_ways(filters, x.outputs, outputs * (x.output_step != 1), geometry.output_size, tiles.write),
         weight,
-        multiply_adds * tiles.product + transposed + choices.weight * choices.blocks * stream + blocks + _RATES["call"],
+        products + choices.weight * choices.blocks * stream + blocks + _RATES["call"],
     )

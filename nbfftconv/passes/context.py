@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from nbfftconv import jit, scratch, threads
+from nbfftconv import jit, scratch, split_product, threads
 from nbfftconv.accumulate import COMPLEX, REAL, Matrix
 from nbfftconv.forking import cached_property
 from nbfftconv.geometry import ConvGeometry
@@ -280,6 +280,15 @@ class Context(Numbers):
     def panels(self) -> Memory:
         """Room for a panel of a product, for each worker."""
         return self.borrow(self.workers * self.blocking.panel_bytes)
+
+    def room_for_parts(self, rows: int, lane_blocks: int, depth: int) -> Memory | None:
+        """Return room for the parts of numbers where products of a group and bin are the matrix unit's, else None."""
+        share = split_product.share_of_vectors(self.real, self.blocking.vectors, rows, lane_blocks, depth)
+        return self._parts if share < 1 else None
+
+    @cached_property
+    def _parts(self) -> Memory:
+        return self.borrow(self.workers * split_product.WORKER_BYTES)
 
     @property
     def block_tiles(self) -> int:

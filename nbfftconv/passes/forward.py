@@ -8,7 +8,7 @@ import functools
 
 import numpy as np
 
-from nbfftconv import jit, simd, threads
+from nbfftconv import jit, simd, split_product, threads
 from nbfftconv.accumulate import COMPLEX, KERNELS, REAL, Blocking, block_depth, conjugate_product
 from nbfftconv.arrays import address_of
 from nbfftconv.geometry import ConvGeometry
@@ -184,11 +184,16 @@ def _add_stages(
         block = input_spectra.from_lane_block(context.first_lane_block if kept else 0)
         add_to_spectra(context, "input", input, block)
         x = context.tile_matrix(block, context.group_depth, row="lane block", column="channel")
-        few = FewTiles(context, block, output_spectra)
-        full = lane_blocks - (few.tiles > 0)
-        shape = context.groups, context.group_filters, full, context.group_depth, context.bins
-        context.add_task(conjugate_product(w, x, y, shape, context.workers, few=few.operands))
-        few.add_transposition()
+        room = context.room_for_parts(context.group_filters, lane_blocks, context.group_depth)
+        if room is not None:
+            shape = context.groups, context.group_filters, lane_blocks, context.group_depth, context.bins
+            context.add_task(split_product.product(w, x, y, shape, room, context.workers))
+        else:
+            few = FewTiles(context, block, output_spectra)
+            full = lane_blocks - (few.tiles > 0)
+            shape = context.groups, context.group_filters, full, context.group_depth, context.bins
+            context.add_task(conjugate_product(w, x, y, shape, context.workers, few=few.operands))
+            few.add_transposition()
         add_from_spectra(context, "output", output_spectra, output, bias, relu)
 
 

@@ -6,6 +6,7 @@ kept.
 
 import numpy as np
 
+from nbfftconv import split_product
 from nbfftconv.accumulate import conjugate_product, panel_product
 from nbfftconv.geometry import ConvGeometry
 from nbfftconv.passes.context import Context, Spectra
@@ -13,6 +14,7 @@ from nbfftconv.passes.from_spectra import add_from_spectra
 from nbfftconv.passes.plan import TiledPlan
 from nbfftconv.passes.to_spectra import add_to_spectra
 from nbfftconv.passes.unmet_weights import UnmetWeights
+from nbfftconv.rounding import cdiv
 
 
 def add_products(context: Context, output_spectra: Spectra, input_spectra: Spectra, weight_spectra: Spectra) -> None:
@@ -23,7 +25,10 @@ def add_products(context: Context, output_spectra: Spectra, input_spectra: Spect
     g = context.tile_matrix(output_spectra, context.group_filters, row="channel", column=column)
     x = context.tile_matrix(input_spectra, context.group_depth, row="channel", column=column)
     shape = context.groups, context.group_filters, context.group_depth, context.block_tiles, context.bins
-    if context.lanes == 1:
+    room = context.room_for_parts(context.group_depth, cdiv(context.group_filters, context.lanes), context.block_tiles)
+    if room is not None:
+        context.add_task(split_product.panel_product(g, x, w, shape, room, context.workers, is_added))
+    elif context.lanes == 1:
         context.add_task(conjugate_product(g, x, w, shape, context.workers, is_added))
     else:
         context.add_task(panel_product(g, x, w, shape, context.panels, context.workers, is_added))
