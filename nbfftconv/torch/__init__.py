@@ -1,0 +1,29 @@
+"""nbfftconv for PyTorch: differentiable functions, layers, and networks converted by one line.
+
+Needs PyTorch 2.6 or later (``pip install nbfftconv[torch]``); the rest of the package never imports it.
+"""
+
+from nbfftconv.torch.functional import (
+    conv1d,
+    conv2d,
+    conv3d,
+    conv_transpose1d,
+    conv_transpose2d,
+    conv_transpose3d,
+)
+from nbfftconv.torch.layers import Conv1d, Conv2d, Conv3d, ConvTranspose1d, ConvTranspose2d, ConvTranspose3d
+
+__all__ = [
+    "Conv1d",
+    "Conv2d",
+    "Conv3d",
+    "ConvTranspose1d",
+    "ConvTranspose2d",
+    "ConvTranspose3d",
+    "conv1d",
+    "conv2d",
+    "conv3d",
+    "conv_transpose1d",
+    "conv_transpose2d",
+    "conv_transpose3d",
+]
