@@ -1,5 +1,6 @@
 """The kernels of weights that are tensors, kept from call to call as long as a tensor is there and has not changed."""
 
+import functools
 import weakref
 from typing import NamedTuple
 
@@ -34,7 +35,7 @@ def kernels_of(weight: torch.Tensor, array: np.ndarray) -> KeptKernels:
     if found is not None and found.tensor() is weight and found.state == state and found.sample == sample:
         return found.kernels
     kernels = KeptKernels(array)
-    reference = weakref.ref(weight, lambda dead, key=key: _forget(key, dead))
+    reference = weakref.ref(weight, functools.partial(_forget, key))
     _entries[key] = _Entry(reference, state, sample, kernels)
     return kernels
 

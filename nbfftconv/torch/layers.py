@@ -25,12 +25,25 @@ class _Forgetting(torch.nn.Module):
         return super().train(mode)
 
 
-def _convolve(layer: Any, axes: int, input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> Any:
-    function = getattr(functional, f"conv{axes}d")
-    if layer.padding_mode == "zeros":
-        return function(input, weight, bias, layer.stride, layer.padding, layer.dilation, layer.groups)
-    padded = torch.nn.functional.pad(input, layer._reversed_padding_repeated_twice, mode=layer.padding_mode)
-    return function(padded, weight, bias, layer.stride, 0, layer.dilation, layer.groups)
+class _Convolving(_Forgetting):
+    """What layers of convolutions have in common.
+
+    Attributes
+    ----------
+    clips : bool
+        Whether results are clipped at zero, as by a ReLU that follows.
+    """
+
+    clips = False
+
+    def _conv_forward(self, input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        layer: Any = self
+        axes, padding = weight.dim() - 2, layer.padding
+        if layer.padding_mode != "zeros":
+            input = torch.nn.functional.pad(input, layer._reversed_padding_repeated_twice, mode=layer.padding_mode)
+            padding = 0
+        numbers = layer.stride, padding, layer.dilation, layer.groups
+        return functional.convolve(axes, input, weight, bias, *numbers, self.clips)
 
 
 def _convolve_transposed(layer: Any, axes: int, input: torch.Tensor, output_size: Sequence[int] | None) -> Any:
@@ -42,7 +55,7 @@ def _convolve_transposed(layer: Any, axes: int, input: torch.Tensor, output_size
     return getattr(functional, f"conv_transpose{axes}d")(input, layer.weight, layer.bias, *numbers)
 
 
-class Conv1d(_Forgetting, torch.nn.Conv1d):
+class Conv1d(_Convolving, torch.nn.Conv1d):
     """`torch.nn.Conv1d`, computed by `nbfftconv.torch.conv1d`.
 
     Parameters
@@ -59,11 +72,8 @@ class Conv1d(_Forgetting, torch.nn.Conv1d):
     torch.Size([2, 8, 9])
     """
 
-    def _conv_forward(self, input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        return _convolve(self, 1, input, weight, bias)
 
-
-class Conv2d(_Forgetting, torch.nn.Conv2d):
+class Conv2d(_Convolving, torch.nn.Conv2d):
     """`torch.nn.Conv2d`, computed by `nbfftconv.torch.conv2d`.
 
     Parameters
@@ -80,11 +90,8 @@ class Conv2d(_Forgetting, torch.nn.Conv2d):
     torch.Size([2, 8, 9, 9])
     """
 
-    def _conv_forward(self, input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        return _convolve(self, 2, input, weight, bias)
 
-
-class Conv3d(_Forgetting, torch.nn.Conv3d):
+class Conv3d(_Convolving, torch.nn.Conv3d):
     """`torch.nn.Conv3d`, computed by `nbfftconv.torch.conv3d`.
 
     Parameters
@@ -100,9 +107,6 @@ class Conv3d(_Forgetting, torch.nn.Conv3d):
     >>> layer(torch.ones(2, 3, *[9] * 3)).shape
     torch.Size([2, 8, 9, 9, 9])
     """
-
-    def _conv_forward(self, input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        return _convolve(self, 3, input, weight, bias)
 
 
 class ConvTranspose1d(_Forgetting, torch.nn.ConvTranspose1d):
@@ -169,3 +173,22 @@ class ConvTranspose3d(_Forgetting, torch.nn.ConvTranspose3d):
     def forward(self, input: torch.Tensor, output_size: Sequence[int] | None = None) -> torch.Tensor:
         """Convolve the input, transposed; as `torch.nn.ConvTranspose3d` does."""
         return _convolve_transposed(self, 3, input, output_size)
+
+
+class LeftReLU(torch.nn.ReLU):
+    """A ReLU that is left to the convolution before it, which clips its results: it does nothing."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """Return the input."""
+        return input
+
+
+#: PyTorch's layers, and ours in their places.
+COUNTERPARTS: dict[type[torch.nn.Module], type[torch.nn.Module]] = {
+    torch.nn.Conv1d: Conv1d,
+    torch.nn.Conv2d: Conv2d,
+    torch.nn.Conv3d: Conv3d,
+    torch.nn.ConvTranspose1d: ConvTranspose1d,
+    torch.nn.ConvTranspose2d: ConvTranspose2d,
+    torch.nn.ConvTranspose3d: ConvTranspose3d,
+}

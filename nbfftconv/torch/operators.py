@@ -43,7 +43,7 @@ def _is_last(tensor: torch.Tensor) -> bool:
 
 def _array(tensor: torch.Tensor) -> np.ndarray:
     """Return a tensor's values, with its channels first; a copy only where its memory is in no such order."""
-    tensor = tensor.detach()
+    tensor = tensor.detach().resolve_neg()
     if _is_last(tensor):
         return to_channels_first(tensor.movedim(1, -1).numpy())
     return tensor.contiguous().numpy()
@@ -72,7 +72,7 @@ def _check(*tensors: torch.Tensor | None) -> None:
 
 
 @torch.library.impl(_library, "convolution", "CPU")
-def _convolution(
+def convolution(
     input: torch.Tensor,
     weight: torch.Tensor,
     bias: torch.Tensor | None,
@@ -82,6 +82,7 @@ def _convolution(
     groups: int,
     relu: bool,
 ) -> torch.Tensor:
+    """Convolve tensors; what the operator of this name does on a CPU."""
     _check(input, weight, bias)
     given = _geometry(input.shape, weight.shape, (stride, padding, dilation, groups))
     _check_bias(bias, given.output_size[1])
@@ -95,13 +96,14 @@ def _convolution(
 
 
 @torch.library.impl(_library, "convolution_input", "CPU")
-def _convolution_input(
+def convolution_input(
     input_size: Sequence[int],
     weight: torch.Tensor,
     grad_output: torch.Tensor,
     bias: torch.Tensor | None,
     *numbers: Any,
 ) -> torch.Tensor:
+    """Compute the gradient at the input, plus a bias; what the operator of this name does on a CPU."""
     _check(weight, grad_output, bias)
     given = _geometry(input_size, weight.shape, numbers)
     _check_gradient(grad_output, given)

@@ -1,0 +1,353 @@
+"""convert, report, revert: networks whose convolutions are computed here wherever that is faster.
+
+A layer that is converted stays the module that it was, of another class: parameters, hooks, names and whoever refers to
+it are as before. Which layers are, is told by the cost model of this package and a rule for PyTorch's, or by a race.
+"""
+
+import itertools
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+
+from nbfftconv.geometry import ConvGeometry, TransposedGeometry
+from nbfftconv.machine import get_machine
+from nbfftconv.planner import make_plan
+from nbfftconv.threads import get_num_threads
+from nbfftconv.torch.folding import fold_norms, relus
+from nbfftconv.torch.kept_weights import forget
+from nbfftconv.torch.layers import COUNTERPARTS, LeftReLU
+
+_Model = TypeVar("_Model", bound=torch.nn.Module)
+_HOSTS = {ours: theirs for theirs, ours in COUNTERPARTS.items()}
+_NOTE = "nbfftconv_choice"
+
+#: A layer is replaced if it takes at most this part of PyTorch's time: less is noise.
+_GAIN = 0.95
+# What PyTorch's convolution is taken to do: a part of a core's operations in groups of at least so many channels, and
+# less in proportion where there are fewer; bytes of input and output as fast as memory is copied; seconds of a call.
+_HOST_RATE, _HOST_CHANNELS, _HOST_CALL = 0.7, 8, 1.5e-5
+#: Seconds of a call from Python.
+_CALL = 3e-5
+#: Rounds of a race, at least, and seconds after which there are no more.
+_ROUNDS, _RACE = 5, 0.2
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What was chosen for a layer.
+
+    Attributes
+    ----------
+    geometry : str
+        Input and kernels.
+    host, ours : float
+        Seconds of a call by PyTorch, and by this package; NaN if they are not known.
+    is_converted : bool
+        Whether this package computes it.
+    why : str
+    """
+
+    geometry: str
+    host: float
+    ours: float
+    is_converted: bool
+    why: str
+
+
+class Report:
+    """What was chosen for all layers of a network; as text, a table.
+
+    Attributes
+    ----------
+    choices : dict from str to Choice
+        By the layers' names.
+    """
+
+    def __init__(self, choices: dict[str, Choice]) -> None:
+        self.choices = choices
+
+    def __str__(self) -> str:
+        head = "layer", "geometry", "torch, ms", "ours, ms", "computed by", "why"
+        rows = [
+            (
+                name,
+                each.geometry,
+                *("" if math.isnan(seconds) else f"{1e3 * seconds:.3f}" for seconds in (each.host, each.ours)),
+                "nbfftconv" if each.is_converted else "torch",
+                each.why,
+            )
+            for name, each in self.choices.items()
+        ]
+        widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+        lines = [
+            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+            for row in (head, *rows)
+        ]
+        return "\n".join(lines)
+
+
+def convert(model: _Model, example_inputs: tuple[Any, ...] | None = None, *, measure: bool = False) -> _Model:
+    """Let this package compute the convolutions of a network wherever that is faster; in place.
+
+    Of a network that is in eval mode, batch normalization is first folded into the convolution before it, and a ReLU
+    that follows is left to it, where modules that nothing else uses follow each other. Results change by rounding only.
+    Layers that are subclasses of PyTorch's, such as those with parametrizations, stay as they are; `report` says why.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        On the CPU.
+    example_inputs : tuple, optional
+        Arguments of the model, which is run once on them, to see the geometry of each layer. Without them a layer is
+        decided on at its first call.
+    measure : bool, default False
+        Race both convolutions of each layer, for some tenths of a second, instead of asking models of their times.
+
+    Returns
+    -------
+    torch.nn.Module
+        The model itself.
+
+    Raises
+    ------
+    TypeError
+        If `model` is no module, or `example_inputs` are no tuple.
+    ValueError
+        If `measure` is set without example inputs.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import nbfftconv.torch as nt
+    >>> model = torch.nn.Sequential(torch.nn.Conv2d(64, 64, 7, padding=3), torch.nn.ReLU()).eval()
+    >>> model = nt.convert(model, (torch.ones(1, 64, 56, 56),))
+    >>> type(model[0]) is nt.Conv2d, nt.report(model).choices["0"].is_converted
+    (True, True)
+    """
+    if not isinstance(model, torch.nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    if example_inputs is not None and not isinstance(example_inputs, tuple):
+        raise TypeError(f"example_inputs must be a tuple of arguments, got {type(example_inputs).__name__}")
+    if measure and example_inputs is None:
+        raise ValueError("measure=True needs example_inputs: layers are raced on what they get from them")
+    fold_norms(model)
+    layers = dict(_layers(model))
+    if example_inputs is None:
+        for layer in layers.values():
+            layer.register_forward_pre_hook(_Deciding())
+        return model
+    for layer, inputs in _seen(model, layers, example_inputs).items():
+        _decide(layer, inputs, measure)
+    if not model.training:
+        for layer, relu in relus(model).items():
+            if type(layer) in _HOSTS:
+                layer.clips = True  # type: ignore[assignment]
+                relu.__class__ = LeftReLU
+    return model
+
+
+def revert(model: _Model) -> _Model:
+    """Let PyTorch compute all convolutions of a network again; in place.
+
+    Weights stay as they are, also those that batch normalization was folded into.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+
+    Returns
+    -------
+    torch.nn.Module
+        The model itself.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import nbfftconv.torch as nt
+    >>> model = nt.revert(torch.nn.Sequential(nt.Conv2d(1, 1, 3)))
+    >>> type(model[0]) is torch.nn.Conv2d
+    True
+    """
+    for module in model.modules():
+        if type(module) is LeftReLU:
+            module.__class__ = torch.nn.ReLU  # type: ignore[assignment]
+        if type(module) in _HOSTS:
+            forget(module.weight)  # type: ignore[arg-type]
+            for name in (_NOTE, "clips"):
+                vars(module).pop(name, None)
+            module.__class__ = _HOSTS[type(module)]
+    return model
+
+
+def report(model: torch.nn.Module) -> Report:
+    """Return what was chosen for each convolution of a network, and why.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        That `convert` has had.
+
+    Returns
+    -------
+    Report
+        As text, a table.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import nbfftconv.torch as nt
+    >>> print(nt.report(torch.nn.Sequential(torch.nn.Conv2d(1, 1, 3))))
+    layer  geometry  torch, ms  ours, ms  computed by  why
+    0                                     torch        was not converted
+    """
+    choices = {}
+    for name, layer in model.named_modules():
+        if not isinstance(layer, tuple(COUNTERPARTS)):
+            continue
+        is_ours = type(layer) in _HOSTS
+        why = "was not converted" if is_ours or type(layer) in COUNTERPARTS else f"it is a {type(layer).__name__}"
+        nothing = Choice("", math.nan, math.nan, is_ours, "is one of this package" if is_ours else why)
+        choices[name] = vars(layer).get(_NOTE, nothing)
+    return Report(choices)
+
+
+def _layers(model: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Module]]:
+    """Layers that can be converted, each once, also if it has several names."""
+    for name, layer in model.named_modules():
+        if type(layer) in COUNTERPARTS:
+            yield name, layer
+
+
+def _seen(
+    model: torch.nn.Module, layers: dict[str, torch.nn.Module], example_inputs: tuple[Any, ...]
+) -> dict[torch.nn.Module, list[torch.Tensor]]:
+    """Run a model once; return what each layer got, of every shape one."""
+    seen: dict[torch.nn.Module, list[torch.Tensor]] = {layer: [] for layer in layers.values()}
+
+    def note(layer: torch.nn.Module, arguments: tuple[Any, ...]) -> None:
+        x = arguments[0]
+        if all(each.shape != x.shape for each in seen[layer]):
+            seen[layer].append(x.detach())
+
+    hooks = [layer.register_forward_pre_hook(note) for layer in layers.values()]
+    try:
+        with torch.no_grad():
+            model(*example_inputs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return seen
+
+
+class _Deciding:
+    """A hook that decides on a layer at its first call, and then is gone."""
+
+    def __call__(self, layer: torch.nn.Module, arguments: tuple[Any, ...]) -> None:
+        hooks = layer._forward_pre_hooks
+        for key in [key for key, hook in hooks.items() if hook is self]:
+            del hooks[key]
+        if type(layer) in COUNTERPARTS:
+            _decide(layer, [arguments[0].detach()], False)
+
+
+def _decide(layer: torch.nn.Module, inputs: list[torch.Tensor], measure: bool) -> None:
+    """Convert a layer if that is faster on what it got, and note why."""
+    if not inputs:
+        _note(layer, Choice("", math.nan, math.nan, False, "was not called"))
+        return
+    geometry = "; ".join(_geometry_text(layer, x) for x in inputs)
+    ours = host = 0.0
+    for x in inputs:
+        if x.device.type != "cpu" or x.dtype not in (torch.float32, torch.float64):
+            why = f"{x.dtype} on {x.device.type} is PyTorch's"
+            _note(layer, Choice(geometry, math.nan, math.nan, False, why))
+            return
+        of_input = _race(layer, x) if measure else (_host_seconds(layer, x), _seconds(layer, x))
+        host, ours = host + of_input[0], ours + of_input[1]
+    is_faster = ours <= _GAIN * host
+    how = "measured" if measure else "by the cost model"
+    _note(layer, Choice(geometry, host, ours, is_faster, f"{host / ours:.2f} times as fast, {how}"))
+
+
+def _note(layer: torch.nn.Module, choice: Choice) -> None:
+    setattr(layer, _NOTE, choice)
+    if choice.is_converted:
+        layer.__class__ = COUNTERPARTS[type(layer)]
+
+
+def _geometry_text(layer: Any, x: torch.Tensor) -> str:
+    def times(sizes: Any) -> str:
+        return "×".join(map(str, sizes))
+
+    text = f"{times(x.shape)}, {times(layer.weight.shape)}"
+    for name in ("stride", "dilation"):
+        if any(number != 1 for number in getattr(layer, name)):
+            text += f", {name} {times(getattr(layer, name))}"
+    return text + (f", groups {layer.groups}" if layer.groups > 1 else "")
+
+
+def _convolution(layer: Any, x: torch.Tensor) -> tuple[ConvGeometry, str]:
+    """Return the convolution of a layer, and the direction of the pass that it is."""
+    axes = layer.weight.dim() - 2
+    size = tuple(x.shape) if x.dim() == axes + 2 else (1, *x.shape)
+    weight_size = tuple(layer.weight.shape)
+    if layer.transposed:
+        transposed = layer.stride, layer.padding, layer.output_padding, layer.groups, layer.dilation
+        return TransposedGeometry.from_arguments(size, weight_size, *transposed, axes).convolution, "grad_input"
+    numbers = layer.stride, layer.padding, layer.dilation, layer.groups
+    return ConvGeometry.from_arguments(size, weight_size, *numbers, axes), "forward"
+
+
+def _dtype(x: torch.Tensor) -> Any:
+    return x.new_empty(0).numpy().dtype
+
+
+def _seconds(layer: torch.nn.Module, x: torch.Tensor) -> float:
+    """Return the seconds of a call that this package's model expects."""
+    geometry, direction = _convolution(layer, x)
+    is_kept = direction == "forward"
+    plan = make_plan(geometry.of_images, direction, _dtype(x), "auto", weight_is_transformed=is_kept)
+    return _CALL + plan.seconds / get_num_threads()
+
+
+def _host_seconds(layer: torch.nn.Module, x: torch.Tensor) -> float:
+    """Return the seconds of PyTorch's convolution, by rule of thumb."""
+    geometry, _ = _convolution(layer, x)
+    machine, threads, itemsize = get_machine(), torch.get_num_threads(), x.element_size()
+    channels = min(geometry.weight_size[0] // geometry.groups, geometry.weight_size[1])
+    rate = _HOST_RATE * min(1.0, max(0.25, channels / _HOST_CHANNELS)) * machine.flops * 4 / itemsize
+    moved = itemsize * (math.prod(geometry.input_size) + math.prod(geometry.output_size))
+    return _HOST_CALL + max(2 * geometry.multiply_adds / (rate * threads), moved / machine.bandwidth)
+
+
+def _race(layer: torch.nn.Module, x: torch.Tensor) -> tuple[float, float]:
+    """Return the seconds of both convolutions of a layer, called in turns."""
+    own = type(layer)
+    kinds = own, COUNTERPARTS[own]
+    times: list[list[float]] = [[], []]
+    try:
+        with torch.inference_mode():
+            end = time.perf_counter() + _RACE
+            for turn in itertools.count():
+                for kind, of_kind in zip(kinds, times, strict=True):
+                    layer.__class__ = kind
+                    seconds = _clock(lambda: layer.forward(x))
+                    if turn > 0:  # plans are made, and kernels transformed, at the first call
+                        of_kind.append(seconds)
+                if turn >= _ROUNDS and time.perf_counter() > end:
+                    break
+    finally:
+        layer.__class__ = own
+    host, ours = map(statistics.median, times)
+    return host, ours
+
+
+def _clock(call: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start

@@ -1,0 +1,205 @@
+"""Networks that are converted: the same results, layers that are left alone, and the way back."""
+
+from __future__ import annotations
+
+import copy
+import io
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+nt = pytest.importorskip("nbfftconv.torch")
+from nbfftconv.torch import conversion  # noqa: E402
+from nbfftconv.torch.layers import COUNTERPARTS  # noqa: E402
+
+
+class Block(torch.nn.Module):
+    """Of a residual network: one ReLU module that is called twice."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.conv1 = torch.nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.bn1 = torch.nn.BatchNorm2d(channels)
+        self.conv2 = torch.nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.bn2 = torch.nn.BatchNorm2d(channels)
+        self.relu = torch.nn.ReLU(inplace=True)
+
+    def forward(self, x):
+        return self.relu(x + self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x))))))
+
+
+class Untraceable(torch.nn.Module):
+    """A network whose way depends on values, of a part that can be traced."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = torch.nn.Sequential(
+            torch.nn.Conv2d(3, 16, 5, padding=2, groups=1), torch.nn.BatchNorm2d(16), torch.nn.ReLU()
+        )
+        self.up = torch.nn.ConvTranspose2d(16, 4, 2, stride=2)
+        self.norm = torch.nn.BatchNorm2d(4)
+        self.never = torch.nn.Conv2d(4, 4, 3)
+
+    def forward(self, x):
+        x = self.first(x)
+        return self.norm(self.up(x)) if float(x.detach().sum()) > -1e30 else self.never(x)
+
+
+def networks():
+    torch.manual_seed(0)
+    plain = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 32, 5, padding=2), torch.nn.BatchNorm2d(32), torch.nn.ReLU(), Block(32), Block(32),
+        torch.nn.ConvTranspose2d(32, 8, 4, stride=2, padding=1), torch.nn.BatchNorm2d(8, affine=False),
+        torch.nn.ReLU(), torch.nn.Conv2d(8, 8, 7, groups=8, padding="same", padding_mode="reflect"),
+    )  # fmt: skip
+    for model in (plain, Untraceable()):
+        for module in model.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                torch.nn.init.normal_(module.running_mean)
+                torch.nn.init.uniform_(module.running_var, 0.5, 2)
+                if module.affine:
+                    torch.nn.init.normal_(module.weight)
+                    torch.nn.init.normal_(module.bias)
+    return [plain.eval(), Untraceable().eval()]
+
+
+@pytest.fixture(params=[0, 1], ids=["plain", "untraceable"])
+def network(request):
+    return networks()[request.param]
+
+
+@pytest.fixture
+def always(monkeypatch):
+    """Let every layer be converted."""
+    monkeypatch.setattr(conversion, "_GAIN", np.inf)
+
+
+def check(model, expected, x):
+    with torch.inference_mode():
+        torch.testing.assert_close(model(x), expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
+
+
+@pytest.mark.usefixtures("always")
+@pytest.mark.parametrize("way", ["model", "measure", "first call"])
+def test_results_are_the_same(network, way):
+    x = torch.randn(2, 3, 24, 20)
+    expected = network(x).detach()
+    examples = None if way == "first call" else (x,)
+    assert nt.convert(network, examples, measure=way == "measure") is network
+    for size in ((2, 3, 24, 20), (1, 3, 30, 31)):
+        x = x if size == tuple(x.shape) else torch.randn(size)
+        reference = expected if size[0] == 2 else nt.revert(copy.deepcopy(network))(x).detach()
+        check(network, reference, x)
+    kinds = {type(module) for module in network.modules()}
+    assert kinds & set(COUNTERPARTS.values())
+    choices = nt.report(network).choices
+    assert len(choices) == sum(isinstance(module, tuple(COUNTERPARTS)) for module in network.modules())
+    for name, choice in choices.items():
+        called = name != "never"
+        assert choice.is_converted is called
+        assert (choice.host > 0 and choice.ours > 0) is called
+    x = torch.randn(2, 3, 24, 20)
+    expected = network(x).detach()
+    assert nt.revert(network) is network
+    check(network, expected, x)
+    assert not {type(module) for module in network.modules()} & set(COUNTERPARTS.values())
+
+
+@pytest.mark.usefixtures("always")
+def test_norms_are_folded_and_relus_fused():
+    model = networks()[0]
+    x = torch.randn(1, 3, 16, 16)
+    nt.convert(model, (x,))
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in model.modules())
+    assert model[0].clips
+    assert not model[3].conv1.clips  # its ReLU is called twice
+
+
+@pytest.mark.usefixtures("always")
+def test_a_network_in_training_keeps_its_norms():
+    model = networks()[0].train()
+    reference = copy.deepcopy(model)
+    x = torch.randn(2, 3, 16, 16)
+    nt.convert(model, (x,))
+    reference(x)  # an example changes the statistics, too
+    assert sum(isinstance(module, torch.nn.BatchNorm2d) for module in model.modules()) == 6
+    for each in (model, reference):
+        each(x).square().sum().backward()
+    for (name, ours), theirs in zip(model.named_parameters(), reference.parameters(), strict=True):
+        bound = 2e-4 * float(theirs.grad.abs().max()) + 1e-4
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=0, atol=bound, msg=name)
+    for ours, theirs in zip(model.buffers(), reference.buffers(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.usefixtures("always")
+def test_what_is_left_alone():
+    class Own(torch.nn.Conv2d):
+        def _conv_forward(self, input, weight, bias):
+            return super()._conv_forward(input, weight, bias) + 1
+
+    shared = torch.nn.Conv2d(4, 4, 3, padding=1)
+    tied = torch.nn.Conv2d(4, 4, 3, padding=1)
+    tied.weight = shared.weight
+    model = torch.nn.Sequential(
+        Own(4, 4, 3, padding=1), shared, torch.nn.BatchNorm2d(4), shared, tied, torch.nn.BatchNorm2d(4),
+        torch.nn.utils.parametrizations.weight_norm(torch.nn.Conv2d(4, 4, 3, padding=1)),
+    ).eval()  # fmt: skip
+    x = torch.randn(1, 4, 12, 12)
+    expected = model(x).detach()
+    nt.convert(model, (x,))
+    check(model, expected, x)
+    assert type(model[0]) is Own
+    assert type(model[1]) is nt.Conv2d
+    assert model[1] is model[3]
+    assert isinstance(model[2], torch.nn.BatchNorm2d)
+    assert isinstance(model[5], torch.nn.BatchNorm2d)
+    choices = nt.report(model).choices
+    assert "Own" in choices["0"].why
+    assert "Parametrized" in choices["6"].why
+    text = str(nt.report(model))
+    assert text.splitlines()[0].split()[:2] == ["layer", "geometry"]
+    assert "1×4×12×12, 4×4×3×3" in text
+
+
+@pytest.mark.usefixtures("always")
+def test_copies_and_pickles():
+    model = networks()[0]
+    x = torch.randn(1, 3, 16, 16)
+    nt.convert(model, (x,))
+    expected = model(x).detach()
+    file = io.BytesIO()
+    torch.save(model, file)
+    assert file.tell() < 4 * sum(each.numel() for each in model.parameters()) + 60_000  # no spectra
+    file.seek(0)
+    for each in (copy.deepcopy(model), torch.load(file, weights_only=False)):
+        check(each, expected, x)
+
+
+def test_a_layer_that_is_not_faster_stays(monkeypatch):
+    monkeypatch.setattr(conversion, "_race", lambda layer, x: (1.0, 0.99))
+    model, x = torch.nn.Sequential(torch.nn.Conv2d(3, 3, 3)), torch.randn(1, 3, 9, 9)
+    nt.convert(model, (x,), measure=True)
+    assert type(model[0]) is torch.nn.Conv2d
+    assert not nt.report(model).choices["0"].is_converted
+
+
+def test_bad_arguments():
+    model = torch.nn.Conv2d(1, 1, 1)
+    with pytest.raises(TypeError, match="list"):
+        nt.convert([model])
+    with pytest.raises(TypeError, match="Tensor"):
+        nt.convert(model, torch.ones(1, 1, 1, 1))
+    with pytest.raises(ValueError, match="example_inputs"):
+        nt.convert(model, measure=True)
+
+
+@pytest.mark.usefixtures("always")
+def test_a_model_that_is_one_layer():
+    model, x = torch.nn.Conv2d(3, 4, 3).eval(), torch.randn(1, 3, 9, 9)
+    expected = model(x).detach()
+    nt.convert(model, (x,))
+    assert type(model) is nt.Conv2d
+    check(model, expected, x)
+    assert type(nt.revert(model)) is torch.nn.Conv2d
