@@ -10,12 +10,14 @@ Python answers signals, such as Ctrl-C, between two instructions of its main thr
 long comes back to Python every `_ROUND`, with nothing running, and goes on where it was.
 """
 
+import ctypes
 import functools
 import math
 import operator
 import os
 import struct
 import threading
+import time
 from array import array
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -23,11 +25,12 @@ from typing import NamedTuple
 
 import numba
 import numpy as np
+from numba import types
 
 from nbfftconv import environment, simd
 from nbfftconv import numba_internals as internals
 from nbfftconv.forking import fork_safe_lock
-from nbfftconv.jit import njit
+from nbfftconv.jit import Callback, njit
 from nbfftconv.records import Record
 from nbfftconv.rounding import cdiv
 
@@ -317,6 +320,9 @@ _pool_is_my_parents = False
 
 def _after_fork_in_child() -> None:
     global _pool_is_my_parents
+    if _host_pool is not None:
+        _pool_is_my_parents = True
+        return
     try:
         numba.threading_layer()
     except ValueError:  # not started: the child may start its own
@@ -351,6 +357,61 @@ def _start_pool() -> None:
     finally:
         if not chosen:
             os.unsetenv(policy)
+
+
+# What a member of a team has: the table, its rows, the end of the round, and how many members have begun.
+_TEAM, _BEGUN = struct.Struct("4q"), 24
+
+
+def _member(real: type) -> Callable:
+    def work_in_team(team: int) -> None:
+        numbers = simd.pointer(np.int64, team)
+        worker = simd.finished(team + _BEGUN)
+        found = simd.claim(team + _BEGUN, worker, worker + 1)
+        while found != worker:
+            worker = found
+            found = simd.claim(team + _BEGUN, worker, worker + 1)
+        _work(numbers[0], numbers[1], worker, numbers[2])
+
+    return work_in_team
+
+
+_work_in_team = Callback(_member, types.void(types.intp))
+
+
+class HostPool:
+    """The pool of an OpenMP library (GNU's) that a host has loaded, such as PyTorch: stages run there.
+
+    With two pools in a process each would wake its threads while those of the other one still wait for work.
+
+    Parameters
+    ----------
+    library : ctypes.CDLL
+    """
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        self._run = library.GOMP_parallel
+        self._run.argtypes, self._run.restype = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint), None
+        self._most = library.omp_get_max_threads
+
+    def threads(self) -> int:
+        """Return how many threads the host lets the caller have."""
+        return int(self._most())
+
+    def run(self, table: int, count: int, threads: int, nanoseconds: int) -> None:
+        """Run rows of a table on so many threads."""
+        end = _ENDLESS if nanoseconds == _ENDLESS else time.monotonic_ns() + nanoseconds
+        team = array("q", (table, count, end, 0))
+        self._run(_work_in_team.address(np.float32), team.buffer_info()[0], threads, 0)
+
+
+_host_pool: HostPool | None = None
+
+
+def run_in(pool: HostPool | None) -> None:
+    """Run stages in a host's pool from now on, or, with None, in Numba's."""
+    global _host_pool
+    _host_pool = pool
 
 
 class TaskTable:
@@ -398,8 +459,10 @@ class TaskTable:
 
     def _run_rows(self, words: "array[int]", rows: range) -> None:
         """Run the tasks of some rows."""
-        threads = self._threads
-        if threads > 1 and not _pool_is_my_parents:
+        threads, pool = self._threads, _host_pool
+        if pool is not None and not _pool_is_my_parents:
+            exclusive, used = False, min(threads, numba.config.NUMBA_NUM_THREADS, pool.threads()) if threads > 1 else 1
+        elif threads > 1 and not _pool_is_my_parents:
             exclusive, used = _threading_layer() == "workqueue", min(threads, numba.config.NUMBA_NUM_THREADS)
         else:
             exclusive, used = False, 1
@@ -409,6 +472,8 @@ class TaskTable:
         while words[last + _DONE] < words[last + 2]:
             if used == 1 or (exclusive and _workqueue_lock.locked()):
                 _run_serial(address, count, round)
+            elif pool is not None:
+                pool.run(address, count, used, round)
             elif exclusive:
                 with _workqueue_lock:
                     _run_tasks(address, count, threads, used, round)

@@ -44,6 +44,8 @@ PEERS = (*USUAL, "scipy")  # if none are asked for
 TOLERANCE = {"float32": 1e-5, "float64": 1e-12}  # of the difference between two engines, in the 2-norm
 LOOSE = {"mnn": 1e-3}  # tolerance of a peer that is less exact: its Winograd's algorithm on tiles of 8x8
 DOUBLE = ("torch", "torch-nhwc")  # peers in float64
+#: Stages that do the same in another way.
+SAME = {"split_product.split_product": "accumulate.product", "split_dense.split_dense_forward": "dense.dense_forward"}
 HELD_BY = ("NUMBA_CPU_NAME", "ONEDNN_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY", "OPENBLAS_CORETYPE")
 
 
@@ -80,7 +82,13 @@ def measure_stages(layer: Layer, dtype: str, threads: int) -> dict[str, Any]:
     if work:
         work["whole call"] = tuple(map(sum, zip(*work.values(), strict=True)))
     stages = {
-        name: dict(zip(("seconds", "flops", "bytes"), (statistics.median(times), *work.get(name, (0, 0))), strict=True))
+        name: dict(
+            zip(
+                ("seconds", "flops", "bytes"),
+                (statistics.median(times), *work.get(SAME.get(name, name), (0, 0))),
+                strict=True,
+            )
+        )
         for name, times in samples.items()
     }
     return {"plan": plan.summary, "stages": stages, "machine": measure_machine(dtype, threads)}

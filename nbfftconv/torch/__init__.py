@@ -3,6 +3,7 @@
 Needs PyTorch 2.6 or later (``pip install nbfftconv[torch]``); the rest of the package never imports it.
 """
 
+from nbfftconv.torch import pool as _pool
 from nbfftconv.torch.conversion import Choice, Report, convert, report, revert
 from nbfftconv.torch.functional import (
     conv1d,
@@ -13,6 +14,8 @@ from nbfftconv.torch.functional import (
     conv_transpose3d,
 )
 from nbfftconv.torch.layers import Conv1d, Conv2d, Conv3d, ConvTranspose1d, ConvTranspose2d, ConvTranspose3d
+
+_pool.share()
 
 __all__ = [
     "Choice",

@@ -310,8 +310,7 @@ def _dtype(x: torch.Tensor) -> Any:
 def _seconds(layer: torch.nn.Module, x: torch.Tensor) -> float:
     """Return the seconds of a call that this package's model expects."""
     geometry, direction = _convolution(layer, x)
-    is_kept = direction == "forward"
-    plan = make_plan(geometry.of_images, direction, _dtype(x), "auto", weight_is_transformed=is_kept)
+    plan = make_plan(geometry.of_images, direction, _dtype(x), "auto", weight_is_transformed=True)
     return _CALL + plan.seconds / get_num_threads()
 
 

@@ -15,7 +15,6 @@ import torch
 
 from nbfftconv.channels_last import to_channels_first, to_channels_last
 from nbfftconv.geometry import ConvGeometry
-from nbfftconv.implementations import registry
 from nbfftconv.planner import make_plan
 from nbfftconv.run import run_conv_transpose, run_forward, run_grad_weight
 from nbfftconv.torch.kept_weights import kernels_of
@@ -109,8 +108,8 @@ def convolution_input(
     _check_gradient(grad_output, given)
     _check_bias(bias, given.input_size[1])
     images, g, w = given.of_images, _array(grad_output), _array(weight)
-    plan = make_plan(images, "grad_input", g.dtype)
-    kernels = registry.get(plan.algorithm).prepare(plan, w.reshape(images.weight_size))
+    plan = make_plan(images, "grad_input", g.dtype, weight_is_transformed=True)
+    kernels = kernels_of(weight, w).of(plan)
     b = None if bias is None else _array(bias)
     result = run_conv_transpose(plan, kernels, g.reshape(images.output_shape), b, None)
     return _tensor(result.reshape(given.input_size), _is_last(grad_output))
