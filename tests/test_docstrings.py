@@ -6,6 +6,7 @@ import dataclasses
 import doctest
 import functools
 import importlib
+import importlib.util
 import inspect
 import re
 from pathlib import Path
@@ -50,7 +51,12 @@ RECORDS = (
     "nbfftconv.tiling.AxisTiles",
     "nbfftconv.tiling.TileGrid",
 )
-PUBLIC = (*(f"nbfftconv.{name}" for name in nbfftconv.__all__), *KNOBS, *RECORDS)
+#: Of PyTorch's module, where that is: all but the layers, whose parameters are those of PyTorch's.
+TORCH = ()
+if importlib.util.find_spec("torch"):
+    names = importlib.import_module("nbfftconv.torch").__all__
+    TORCH = tuple(f"nbfftconv.torch.{name}" for name in names if not name.startswith("Conv"))
+PUBLIC = (*(f"nbfftconv.{name}" for name in nbfftconv.__all__), *KNOBS, *RECORDS, *TORCH)
 
 LAYERS = tuple(f"nbfftconv.{name}." for name in ("Conv1d", "Conv2d", "ConvTranspose1d", "ConvTranspose2d"))
 #: Checks of numpydoc that are not made.
@@ -170,7 +176,7 @@ def test_every_example_runs(restore_threads):
     figures = machine.get_machine()
     try:
         for path in sorted(Path(nbfftconv.__file__).parent.rglob("*.py")):
-            if ">>> " not in path.read_text(encoding="utf-8"):
+            if ">>> " not in path.read_text(encoding="utf-8") or (path.parent.name == "torch" and not TORCH):
                 continue
             parts = path.relative_to(Path(nbfftconv.__file__).parents[1]).with_suffix("").parts
             for test in finder.find(importlib.import_module(".".join(parts).removesuffix(".__init__"))):

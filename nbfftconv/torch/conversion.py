@@ -50,6 +50,12 @@ class Choice:
     is_converted : bool
         Whether this package computes it.
     why : str
+
+    Examples
+    --------
+    >>> import nbfftconv.torch as nt
+    >>> nt.Choice("1×1×9×9, 1×1×3×3", 2e-5, 1e-5, True, "2.00 times as fast, measured").is_converted
+    True
     """
 
     geometry: str
@@ -62,10 +68,16 @@ class Choice:
 class Report:
     """What was chosen for all layers of a network; as text, a table.
 
-    Attributes
+    Parameters
     ----------
     choices : dict from str to Choice
-        By the layers' names.
+        By the layers' names; also an attribute.
+
+    Examples
+    --------
+    >>> import nbfftconv.torch as nt
+    >>> str(nt.Report({})).split()
+    ['layer', 'geometry', 'torch,', 'ms', 'ours,', 'ms', 'computed', 'by', 'why']
     """
 
     def __init__(self, choices: dict[str, Choice]) -> None:
@@ -159,6 +171,7 @@ def revert(model: _Model) -> _Model:
     Parameters
     ----------
     model : torch.nn.Module
+        With layers of this package, or without.
 
     Returns
     -------

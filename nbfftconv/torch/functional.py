@@ -125,13 +125,15 @@ def conv1d(
     input : torch.Tensor, shape (batch, channels, length)
         With or without the batch. Of float32 or float64, on the CPU, it is convolved here; else by PyTorch.
     weight : torch.Tensor
-        Kernels, (out channels, channels / groups, *kernel size).
+        Kernels, (out channels, channels / groups) and their size.
     bias : torch.Tensor, optional
         (out channels,).
-    stride, dilation : int or tuple of int, default 1
-        Distances of neighbouring outputs and taps.
+    stride : int or tuple of int, default 1
+        Distance of neighbouring outputs.
     padding : int, tuple of int or str, default 0
         Zeros around the input, or "valid", or "same".
+    dilation : int or tuple of int, default 1
+        Distance of neighbouring taps.
     groups : int, default 1
         Groups of channels that are convolved apart.
 
@@ -171,13 +173,15 @@ def conv2d(
     input : torch.Tensor, shape (batch, channels, height, width)
         With or without the batch. Of float32 or float64, on the CPU, it is convolved here; else by PyTorch.
     weight : torch.Tensor
-        Kernels, (out channels, channels / groups, *kernel size).
+        Kernels, (out channels, channels / groups) and their size.
     bias : torch.Tensor, optional
         (out channels,).
-    stride, dilation : int or tuple of int, default 1
-        Distances of neighbouring outputs and taps.
+    stride : int or tuple of int, default 1
+        Distance of neighbouring outputs.
     padding : int, tuple of int or str, default 0
         Zeros around the input, or "valid", or "same".
+    dilation : int or tuple of int, default 1
+        Distance of neighbouring taps.
     groups : int, default 1
         Groups of channels that are convolved apart.
 
@@ -217,13 +221,15 @@ def conv3d(
     input : torch.Tensor, shape (batch, channels, depth, height, width)
         With or without the batch. Of float32 or float64, on the CPU, it is convolved here; else by PyTorch.
     weight : torch.Tensor
-        Kernels, (out channels, channels / groups, *kernel size).
+        Kernels, (out channels, channels / groups) and their size.
     bias : torch.Tensor, optional
         (out channels,).
-    stride, dilation : int or tuple of int, default 1
-        Distances of neighbouring outputs and taps.
+    stride : int or tuple of int, default 1
+        Distance of neighbouring outputs.
     padding : int, tuple of int or str, default 0
         Zeros around the input, or "valid", or "same".
+    dilation : int or tuple of int, default 1
+        Distance of neighbouring taps.
     groups : int, default 1
         Groups of channels that are convolved apart.
 
@@ -306,15 +312,19 @@ def conv_transpose1d(
     input : torch.Tensor, shape (batch, channels, length)
         As of `conv1d`.
     weight : torch.Tensor
-        Kernels, (channels, out channels / groups, *kernel size).
+        Kernels, (channels, out channels / groups) and their size.
     bias : torch.Tensor, optional
         (out channels,).
-    stride, dilation : int or tuple of int, default 1
-        As of the convolution whose gradient it is.
-    padding, output_padding : int or tuple of int, default 0
-        What the output is shorter on both sides, and longer at its end.
+    stride : int or tuple of int, default 1
+        As of the convolution whose gradient it is, like `dilation`.
+    padding : int or tuple of int, default 0
+        What the output is shorter on both sides.
+    output_padding : int or tuple of int, default 0
+        What it is longer at its end.
     groups : int, default 1
         Groups of channels that are convolved apart.
+    dilation : int or tuple of int, default 1
+        Distance of neighbouring taps.
 
     Returns
     -------
@@ -353,15 +363,19 @@ def conv_transpose2d(
     input : torch.Tensor, shape (batch, channels, height, width)
         As of `conv2d`.
     weight : torch.Tensor
-        Kernels, (channels, out channels / groups, *kernel size).
+        Kernels, (channels, out channels / groups) and their size.
     bias : torch.Tensor, optional
         (out channels,).
-    stride, dilation : int or tuple of int, default 1
-        As of the convolution whose gradient it is.
-    padding, output_padding : int or tuple of int, default 0
-        What the output is shorter on both sides, and longer at its end.
+    stride : int or tuple of int, default 1
+        As of the convolution whose gradient it is, like `dilation`.
+    padding : int or tuple of int, default 0
+        What the output is shorter on both sides.
+    output_padding : int or tuple of int, default 0
+        What it is longer at its end.
     groups : int, default 1
         Groups of channels that are convolved apart.
+    dilation : int or tuple of int, default 1
+        Distance of neighbouring taps.
 
     Returns
     -------
@@ -400,15 +414,19 @@ def conv_transpose3d(
     input : torch.Tensor, shape (batch, channels, depth, height, width)
         As of `conv3d`.
     weight : torch.Tensor
-        Kernels, (channels, out channels / groups, *kernel size).
+        Kernels, (channels, out channels / groups) and their size.
     bias : torch.Tensor, optional
         (out channels,).
-    stride, dilation : int or tuple of int, default 1
-        As of the convolution whose gradient it is.
-    padding, output_padding : int or tuple of int, default 0
-        What the output is shorter on both sides, and longer at its end.
+    stride : int or tuple of int, default 1
+        As of the convolution whose gradient it is, like `dilation`.
+    padding : int or tuple of int, default 0
+        What the output is shorter on both sides.
+    output_padding : int or tuple of int, default 0
+        What it is longer at its end.
     groups : int, default 1
         Groups of channels that are convolved apart.
+    dilation : int or tuple of int, default 1
+        Distance of neighbouring taps.
 
     Returns
     -------
