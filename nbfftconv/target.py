@@ -74,8 +74,9 @@ class Target:
         else:
             vector_bytes = 32 if features.get("avx2") else 16
         registers = 32 if vector_bytes == 64 or is_arm else 16
-        # of another processor, whose name Numba is told, the features are its own
-        has_matrix_unit = name is None and all(map(features.get, ("avx512bw", "amx-tile", "amx-bf16")))
+        # of what Numba is told of a processor nothing is known
+        is_host = name is None and config.CPU_FEATURES is None
+        has_matrix_unit = is_host and all(map(features.get, ("avx512bw", "amx-tile", "amx-bf16")))
         return cls(vector_bytes, registers, vector_bytes > 16, vector_bytes == 64 and has_matrix_unit)
 
 

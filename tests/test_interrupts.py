@@ -108,6 +108,7 @@ def test_rounds(size, workers, monkeypatch):
 
         return run_round
 
+    monkeypatch.setattr(threads, "_host_pool", None)  # which PyTorch's tests have set
     monkeypatch.setattr(threads, "_ROUND", 0)
     monkeypatch.setattr(threads, "_run_tasks", counted(threads._run_tasks))
     monkeypatch.setattr(threads, "_run_serial", counted(threads._run_serial))

@@ -25,7 +25,8 @@ numbers = {
 }
 for name in ("COMPLEX", "REAL"):
     numbers[name] = vars(getattr(accumulate, name))
-print(json.dumps([[TARGET.vector_bytes, TARGET.registers, TARGET.has_masked_loads], numbers]))
+found = TARGET.vector_bytes, TARGET.registers, TARGET.has_masked_loads, TARGET.has_matrix_unit
+print(json.dumps([found, numbers]))
 """
 
 # Of 16 and of 32 registers.
@@ -56,11 +57,12 @@ def test_blocking(cpu, vector_bytes):
     features = binding.get_host_cpu_features()
     if cpu == "haswell" and not features.get("avx2"):
         pytest.skip("no AVX2 here")
-    (found_bytes, registers, has_masked_loads), found = numbers(cpu)
+    (found_bytes, registers, has_masked_loads, has_matrix_unit), found = numbers(cpu)
     assert vector_bytes in (None, found_bytes)
     if binding.get_default_triple().startswith("x86_64"):
         assert registers == (32 if found_bytes == 64 else 16)
     assert has_masked_loads is (found_bytes > 16)
+    assert has_matrix_unit is (cpu is None and TARGET.has_matrix_unit)
     for module, expected in EXPECTED.items():
         for name, value in expected.items():
             value = value if isinstance(value, int) else value[registers == 32]

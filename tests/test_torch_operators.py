@@ -217,7 +217,11 @@ def test_what_is_kept_of_a_weight_goes_with_it():
     assert len(kept_weights._entries) == before + 1
     layer.train()
     assert len(kept_weights._entries) == before
-    layer.eval()(torch.ones(1, 4, 9, 9))
+    layer(torch.ones(1, 4, 9, 9, requires_grad=True)).sum().backward()  # nothing, since the weight is about to change
+    assert len(kept_weights._entries) == before
+    with torch.inference_mode():
+        layer.eval()(torch.ones(1, 4, 9, 9))
+    assert len(kept_weights._entries) == before + 1
     del layer
     gc.collect()
     assert len(kept_weights._entries) == before

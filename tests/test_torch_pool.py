@@ -62,6 +62,22 @@ def test_limits_of_pytorch_hold(monkeypatch):
 
 
 @needs_the_pool
+def test_rounds(monkeypatch):
+    """With rounds of no time, each thread does one item a round; the results are the same."""
+    expected, rounds, run = results(2), [], threads.HostPool.run
+
+    def count(self, table, count, threads, nanoseconds):
+        rounds.append(nanoseconds)
+        run(self, table, count, threads, nanoseconds)
+
+    monkeypatch.setattr(threads, "_ROUND", 0)
+    monkeypatch.setattr(threads.HostPool, "run", count)
+    assert torch.equal(results(2), expected)
+    assert len(rounds) > 3
+    assert set(rounds) == {0}
+
+
+@needs_the_pool
 def test_any_number_of_threads_at_once():
     expected = results(1)
     with ThreadPoolExecutor(6) as executor:

@@ -33,6 +33,8 @@ _GAIN = 0.95
 _HOST_RATE, _HOST_CHANNELS, _HOST_CALL = 0.7, 8, 1.5e-5
 #: Seconds of a call from Python.
 _CALL = 3e-5
+#: So many times longer than its model says may take what reads memory that the threads share, as 1×1 does.
+_CAUTION = {"direct": 2.0}
 #: Rounds of a race, at least, and seconds after which there are no more.
 _ROUNDS, _RACE = 5, 0.2
 
@@ -291,6 +293,8 @@ def _note(layer: torch.nn.Module, choice: Choice) -> None:
     setattr(layer, _NOTE, choice)
     if choice.is_converted:
         layer.__class__ = COUNTERPARTS[type(layer)]
+    else:
+        forget(layer.weight)  # type: ignore[arg-type]
 
 
 def _geometry_text(layer: Any, x: torch.Tensor) -> str:
@@ -324,7 +328,7 @@ def _seconds(layer: torch.nn.Module, x: torch.Tensor) -> float:
     """Return the seconds of a call that this package's model expects."""
     geometry, direction = _convolution(layer, x)
     plan = make_plan(geometry.of_images, direction, _dtype(x), "auto", weight_is_transformed=True)
-    return _CALL + plan.seconds / get_num_threads()
+    return _CALL + _CAUTION.get(plan.algorithm, 1.0) * plan.seconds / get_num_threads()
 
 
 def _host_seconds(layer: torch.nn.Module, x: torch.Tensor) -> float:

@@ -4,10 +4,10 @@ import functools
 import weakref
 from typing import NamedTuple
 
-import numpy as np
 import torch
 
 from nbfftconv.kept_kernels import KeptKernels
+from nbfftconv.torch.arrays import array_of, values_of
 
 #: A change through ``.data`` counts no version up. So values are compared: all of a small weight, and of a large one as
 #: many from all over it.
@@ -26,15 +26,15 @@ class _Entry(NamedTuple):
 _entries: dict[int, _Entry] = {}
 
 
-def kernels_of(weight: torch.Tensor, array: np.ndarray) -> KeptKernels:
-    """Return the kernels of a weight, whose values are `array`: those that are kept, or new ones, kept from now on."""
+def kernels_of(weight: torch.Tensor) -> KeptKernels:
+    """Return the kernels of a weight: those that are kept, or new ones, which are kept from now on."""
     key, state = id(weight), (0 if weight.is_inference() else weight._version, weight.data_ptr())
-    flat = array.reshape(-1)
+    flat = values_of(weight)
     sample = flat[:: flat.size // _SAMPLES + 1].tobytes()
     found = _entries.get(key)
     if found is not None and found.tensor() is weight and found.state == state and found.sample == sample:
         return found.kernels
-    kernels = KeptKernels(array)
+    kernels = KeptKernels(array_of(weight))
     reference = weakref.ref(weight, functools.partial(_forget, key))
     _entries[key] = _Entry(reference, state, sample, kernels)
     return kernels

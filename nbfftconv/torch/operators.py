@@ -10,14 +10,13 @@ last in memory if the input, or the gradient, has.
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 
-from nbfftconv.channels_last import to_channels_first, to_channels_last
 from nbfftconv.geometry import ConvGeometry
 from nbfftconv.planner import make_plan
 from nbfftconv.run import run_conv_transpose, run_forward, run_grad_weight
-from nbfftconv.torch.kept_weights import kernels_of
+from nbfftconv.torch.arrays import LAST, array_of, is_last, tensor_of
+from nbfftconv.torch.kept_weights import forget, kernels_of
 
 _NAMESPACE = "nbfftconv"
 _library = torch.library.Library(_NAMESPACE, "DEF")
@@ -31,28 +30,6 @@ _operators = getattr(torch.ops, _NAMESPACE)
 
 #: Stride, padding, dilation and groups.
 Numbers = tuple[Any, ...]
-_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
-
-
-def _is_last(tensor: torch.Tensor) -> bool:
-    """Whether the channels of a tensor are last in memory, and not first as well."""
-    order = _LAST.get(tensor.dim())
-    return order is not None and not tensor.is_contiguous() and tensor.is_contiguous(memory_format=order)
-
-
-def _array(tensor: torch.Tensor) -> np.ndarray:
-    """Return a tensor's values, with its channels first; a copy only where its memory is in no such order."""
-    tensor = tensor.detach().resolve_neg()
-    if _is_last(tensor):
-        return to_channels_first(tensor.movedim(1, -1).numpy())
-    return tensor.contiguous().numpy()
-
-
-def _tensor(array: np.ndarray, is_last: bool) -> torch.Tensor:
-    """Return an array as a tensor of the same memory, or with its channels last."""
-    if is_last:
-        return torch.from_numpy(to_channels_last(array)).movedim(-1, 1)
-    return torch.from_numpy(array)
 
 
 def _geometry(input_size: Sequence[int], weight_size: Sequence[int], numbers: Numbers) -> ConvGeometry:
@@ -85,13 +62,12 @@ def convolution(
     _check(input, weight, bias)
     given = _geometry(input.shape, weight.shape, (stride, padding, dilation, groups))
     _check_bias(bias, given.output_size[1])
-    images, x, w = given.of_images, _array(input), _array(weight)
-    kernels = kernels_of(weight, w)
+    images, x, kernels = given.of_images, array_of(input), kernels_of(weight)
     plan = kernels.plan(images, x.dtype, "auto")
-    b = None if bias is None else _array(bias)
+    b = None if bias is None else array_of(bias)
     activation = "relu" if relu else None
     result, _ = run_forward(plan, x.reshape(images.input_shape), kernels.of(plan), b, "zeros", activation)
-    return _tensor(result.reshape(given.output_size), _is_last(input))
+    return tensor_of(result.reshape(given.output_size), is_last(input))
 
 
 @torch.library.impl(_library, "convolution_input", "CPU")
@@ -107,12 +83,12 @@ def convolution_input(
     given = _geometry(input_size, weight.shape, numbers)
     _check_gradient(grad_output, given)
     _check_bias(bias, given.input_size[1])
-    images, g, w = given.of_images, _array(grad_output), _array(weight)
+    images, g = given.of_images, array_of(grad_output)
     plan = make_plan(images, "grad_input", g.dtype, weight_is_transformed=True)
-    kernels = kernels_of(weight, w).of(plan)
-    b = None if bias is None else _array(bias)
+    kernels = kernels_of(weight).of(plan)
+    b = None if bias is None else array_of(bias)
     result = run_conv_transpose(plan, kernels, g.reshape(images.output_shape), b, None)
-    return _tensor(result.reshape(given.input_size), _is_last(grad_output))
+    return tensor_of(result.reshape(given.input_size), is_last(grad_output))
 
 
 @torch.library.impl(_library, "convolution_weight", "CPU")
@@ -122,7 +98,7 @@ def _convolution_weight(
     _check(input, grad_output)
     given = _geometry(input.shape, weight_size, numbers)
     _check_gradient(grad_output, given)
-    images, x, g = given.of_images, _array(input), _array(grad_output)
+    images, x, g = given.of_images, array_of(input), array_of(grad_output)
     plan = make_plan(images, "grad_weight", x.dtype)
     result = run_grad_weight(plan, x.reshape(images.input_shape), g.reshape(images.output_shape), "zeros")
     return torch.from_numpy(result.reshape(given.weight_size))
@@ -143,7 +119,7 @@ def _check_gradient(grad_output: torch.Tensor, geometry: ConvGeometry) -> None:
 
 def _like(tensor: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
     result = tensor.new_empty(size)
-    return result.contiguous(memory_format=_LAST[tensor.dim()]) if _is_last(tensor) else result
+    return result.contiguous(memory_format=LAST[tensor.dim()]) if is_last(tensor) else result
 
 
 @torch.library.register_fake(f"{_NAMESPACE}::convolution")
@@ -180,6 +156,7 @@ def _save_convolution(ctx, inputs, output):
     of_input, of_weight, of_bias = ctx.needs_input_grad[:3]
     ctx.save_for_backward(input if of_weight else None, weight if of_input else None, output if relu else None)
     ctx.input_size, ctx.weight_size = input.shape, weight.shape
+    forget(weight)  # which is about to change
 
 
 def _differentiate_convolution(ctx, gradient):
@@ -190,6 +167,7 @@ def _differentiate_convolution(ctx, gradient):
     grad_input = grad_weight = grad_bias = None
     if of_input:
         grad_input = _operators.convolution_input(ctx.input_size, weight, gradient, None, *ctx.numbers)
+        forget(weight)
     if of_weight:
         grad_weight = _operators.convolution_weight(input, ctx.weight_size, gradient, *ctx.numbers)
     if of_bias:
@@ -202,6 +180,7 @@ def _save_convolution_input(ctx, inputs, output):
     _, of_weight, of_gradient, _ = ctx.needs_input_grad[:4]
     ctx.save_for_backward(weight if of_gradient else None, grad_output if of_weight else None)
     ctx.weight_size = weight.shape
+    forget(weight)
 
 
 def _differentiate_convolution_input(ctx, gradient):

@@ -1,0 +1,38 @@
+"""Tensors as arrays of the same memory, and the other way round."""
+
+import numpy as np
+import torch
+
+from nbfftconv.channels_last import to_channels_first, to_channels_last
+
+#: The order of memory with channels last, by a tensor's dimensions.
+LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+
+
+def is_last(tensor: torch.Tensor) -> bool:
+    """Return whether the channels of a tensor are last in memory, and not first as well."""
+    order = LAST.get(tensor.dim())
+    return order is not None and not tensor.is_contiguous() and tensor.is_contiguous(memory_format=order)
+
+
+def array_of(tensor: torch.Tensor) -> np.ndarray:
+    """Return a tensor's values, with its channels first in memory; a copy only where they are not."""
+    tensor = tensor.detach().resolve_neg()
+    if is_last(tensor):
+        return to_channels_first(tensor.movedim(1, -1).numpy())
+    return tensor.contiguous().numpy()
+
+
+def values_of(tensor: torch.Tensor) -> np.ndarray:
+    """Return a tensor's values in the order of its memory; a copy only where that has gaps."""
+    tensor = tensor.detach().resolve_neg()
+    if is_last(tensor):
+        tensor = tensor.movedim(1, -1)
+    return tensor.contiguous().numpy().reshape(-1)
+
+
+def tensor_of(array: np.ndarray, channels_last: bool) -> torch.Tensor:
+    """Return an array as a tensor of the same memory, or with its channels last."""
+    if channels_last:
+        return torch.from_numpy(to_channels_last(array)).movedim(-1, 1)
+    return torch.from_numpy(array)
