@@ -42,7 +42,7 @@ def results(count):
 
 
 @needs_the_pool
-def test_limits_of_pytorch_hold(monkeypatch):
+def test_limits_of_pytorch_hold(monkeypatch, restore_threads):
     asked, run = [], threads.HostPool.run
 
     def note(self, table, count, threads, nanoseconds):
@@ -50,20 +50,20 @@ def test_limits_of_pytorch_hold(monkeypatch):
         run(self, table, count, threads, nanoseconds)
 
     monkeypatch.setattr(threads.HostPool, "run", note)
-    before = threads.get_counts()
     threads.set_num_threads(4)
     monkeypatch.setattr(threads.numba.config, "NUMBA_NUM_THREADS", 4)
-    try:
-        found = [results(count) for count in (1, 2, 3)]
-    finally:
-        threads.set_num_threads(*before)
+    monkeypatch.setattr(threads, "_WORTH_WAKING", 0)
+    found = [results(count) for count in (1, 2, 3)]
     assert set(asked) == {2, 3}  # one thread needs no pool
     assert all(torch.equal(each, found[0]) for each in found)
 
 
 @needs_the_pool
-def test_rounds(monkeypatch):
+def test_rounds(monkeypatch, restore_threads):
     """With rounds of no time, each thread does one item a round; the results are the same."""
+    threads.set_num_threads(2)
+    monkeypatch.setattr(threads.numba.config, "NUMBA_NUM_THREADS", 2)
+    monkeypatch.setattr(threads, "_WORTH_WAKING", 0)
     expected, rounds, run = results(2), [], threads.HostPool.run
 
     def count(self, table, count, threads, nanoseconds):
