@@ -128,23 +128,32 @@ def _multiplier(is_nested: bool):
     return multiply_split
 
 
+@njit()
+def _part_of(item, row_items, groups):
+    """Return the first row, the group and the bin of an item."""
+    return item % row_items * ITEM_ROWS, item // row_items % groups, item // (row_items * groups)
+
+
+@njit()
+def _matrix_at(operand, group, bin):
+    """Return where the matrix of a group and bin begins."""
+    return operand.address + group * operand.group + bin * operand.bin
+
+
 def _product(real):
     multiply = _multiplier(is_nested=False)
 
     def split_product(p, worker, begin, end):
         memory = p.panels + worker * WORKER_BYTES
         matrix_unit.begin_matrices(real, (memory,))
-        row_items = cdiv(p.rows, ITEM_ROWS)
         for item in range(begin, end):
-            first = item % row_items * ITEM_ROWS
-            group = item // row_items % p.groups
-            spectrum_bin = item // (row_items * p.groups)
+            first, group, bin = _part_of(item, cdiv(p.rows, ITEM_ROWS), p.groups)
             multiply(
                 real, memory,
-                p.a.address + group * p.a.group + spectrum_bin * p.a.bin + first // SIDE * p.a.rows, 0, p.a.rows,
-                p.a.column, p.b.address + group * p.b.group + spectrum_bin * p.b.bin, 0, p.b.row, p.b.column,
-                p.c.address + group * p.c.group + spectrum_bin * p.c.bin + first // SIDE * p.c.rows,
-                p.c.row, p.c.rows, p.c.column, min(ITEM_ROWS, p.rows - first), p.columns, SIDE, p.depth, p.add,
+                _matrix_at(p.a, group, bin) + first // SIDE * p.a.rows, 0, p.a.rows, p.a.column,
+                _matrix_at(p.b, group, bin), 0, p.b.row, p.b.column,
+                _matrix_at(p.c, group, bin) + first // SIDE * p.c.rows, p.c.row, p.c.rows, p.c.column,
+                min(ITEM_ROWS, p.rows - first), p.columns, SIDE, p.depth, p.add,
             )  # fmt: skip
         matrix_unit.end_matrices(real, ())
 
@@ -157,18 +166,15 @@ def _panel_product(real):
     def split_panel_product(p, worker, begin, end):
         memory = p.panels + worker * WORKER_BYTES
         matrix_unit.begin_matrices(real, (memory,))
-        column_items, vectors = cdiv(p.columns, ITEM_ROWS), cdiv(p.rows, SIDE)
+        vectors = cdiv(p.rows, SIDE)
         for item in range(begin, end):
-            first = item % column_items * ITEM_ROWS
-            group = item // column_items % p.groups
-            spectrum_bin = item // (column_items * p.groups)
+            first, group, bin = _part_of(item, cdiv(p.columns, ITEM_ROWS), p.groups)
             multiply(
                 real, memory,
-                p.b.address + group * p.b.group + spectrum_bin * p.b.bin + first * p.b.row, p.b.row, SIDE * p.b.row,
-                p.b.columns, p.a.address + group * p.a.group + spectrum_bin * p.a.bin, p.a.row, p.a.rows, p.a.columns,
-                p.c.address + group * p.c.group + spectrum_bin * p.c.bin + first * p.c.column,
-                p.c.column, SIDE * p.c.column, p.c.rows, min(ITEM_ROWS, p.columns - first), vectors,
-                p.rows - (vectors - 1) * SIDE, p.depth, p.add,
+                _matrix_at(p.b, group, bin) + first * p.b.row, p.b.row, SIDE * p.b.row, p.b.columns,
+                _matrix_at(p.a, group, bin), p.a.row, p.a.rows, p.a.columns,
+                _matrix_at(p.c, group, bin) + first * p.c.column, p.c.column, SIDE * p.c.column, p.c.rows,
+                min(ITEM_ROWS, p.columns - first), vectors, p.rows - (vectors - 1) * SIDE, p.depth, p.add,
             )  # fmt: skip
         matrix_unit.end_matrices(real, ())
 

@@ -17,7 +17,6 @@ import operator
 import os
 import struct
 import threading
-import time
 from array import array
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -359,8 +358,9 @@ def _start_pool() -> None:
             os.unsetenv(policy)
 
 
-# What a member of a team has: the table, its rows, the end of the round, and how many members have begun.
-_TEAM, _BEGUN = struct.Struct("4q"), 24
+# What a member of a team has: the table, its rows, the nanoseconds of the round; and, so many bytes later, how many
+# members have begun.
+_BEGUN = 24
 
 
 def _member(real: type) -> Callable:
@@ -371,7 +371,7 @@ def _member(real: type) -> Callable:
         while found != worker:
             worker = found
             found = simd.claim(team + _BEGUN, worker, worker + 1)
-        _work(numbers[0], numbers[1], worker, numbers[2])
+        _work(numbers[0], numbers[1], worker, _end(numbers[2]))
 
     return work_in_team
 
@@ -400,8 +400,7 @@ class HostPool:
 
     def run(self, table: int, count: int, threads: int, nanoseconds: int) -> None:
         """Run rows of a table on so many threads."""
-        end = _ENDLESS if nanoseconds == _ENDLESS else time.monotonic_ns() + nanoseconds
-        team = array("q", (table, count, end, 0))
+        team = array("q", (table, count, nanoseconds, 0))
         self._run(_work_in_team.address(np.float32), team.buffer_info()[0], threads, 0)
 
 
@@ -460,12 +459,13 @@ class TaskTable:
     def _run_rows(self, words: "array[int]", rows: range) -> None:
         """Run the tasks of some rows."""
         threads, pool = self._threads, _host_pool
-        if pool is not None and not _pool_is_my_parents:
-            exclusive, used = False, min(threads, numba.config.NUMBA_NUM_THREADS, pool.threads()) if threads > 1 else 1
-        elif threads > 1 and not _pool_is_my_parents:
-            exclusive, used = _threading_layer() == "workqueue", min(threads, numba.config.NUMBA_NUM_THREADS)
-        else:
-            exclusive, used = False, 1
+        exclusive, used = False, 1
+        if threads > 1 and not _pool_is_my_parents:
+            used = min(threads, numba.config.NUMBA_NUM_THREADS)
+            if pool is not None:
+                used = min(used, pool.threads())
+            else:
+                exclusive = _threading_layer() == "workqueue"
         address, count, last = words.buffer_info()[0] + 8 * rows[0], len(rows), rows[-1]
         is_main = threading.get_ident() == threading.main_thread().ident
         round = _ROUND if is_main else _ENDLESS

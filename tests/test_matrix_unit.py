@@ -54,7 +54,6 @@ def test_emitters_multiply_matrices(rng):
         pack(v, at, at + 64, 256, *whole, packed_a + 3072 * step)
         at = pairs + 64 * 32 * step
         matrix_unit._packing_emitter(is_pairs=True, is_whole=True)(v, at, at + 64, 128, *whole, packed_b + 3072 * step)
-    v.put(0)
     matrix_unit._emit_begin(v, memory)
     matrix_unit._emit_multiply(v, packed_a, 0, packed_b, 0, c, 64, 0, 0, 2, 1, 64, 0, 64, 0, 1, 1)
     matrix_unit._emit_end(v)
@@ -71,7 +70,6 @@ def multiplied(rng, groups, rows, columns, depth, nested, add=False, workers=2):
         b = rng.standard_normal((groups, bins, vectors, rows, 16), dtype=np.float32)
         of_columns = a.transpose(0, 1, 3, 2, 4).reshape(groups, bins, columns * 16, -1)[..., :depth].astype(float)
         of_rows = b.transpose(0, 1, 3, 2, 4).reshape(groups, bins, rows, -1)[..., :depth].astype(float)
-        a.reshape(groups, bins, vectors, -1)
         if depth % 16:  # what is no entry of the sum
             a[:, :, -1, :, depth % 16 :] = b[:, :, -1, :, depth % 16 :] = np.nan
     else:

@@ -260,6 +260,7 @@ def fits(geometry: ConvGeometry, dtype: np.dtype) -> bool:
     return dtype == np.float32 and matrix_unit.is_available() and share_of_vectors(geometry) < _WORTHWHILE
 
 
+@functools.lru_cache(maxsize=256)  # every call asks
 def share_of_vectors(geometry: ConvGeometry) -> float:
     """Return what part of the time that vectors need for products the unit takes, with packing and writing.
 

@@ -5,6 +5,8 @@ import torch
 
 from nbfftconv.channels_last import to_channels_first, to_channels_last
 
+#: What this package computes in.
+DTYPES = torch.float32, torch.float64
 #: The order of memory with channels last, by a tensor's dimensions.
 LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 

@@ -8,7 +8,7 @@ import itertools
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -18,6 +18,7 @@ from nbfftconv.geometry import ConvGeometry, TransposedGeometry
 from nbfftconv.machine import get_machine
 from nbfftconv.planner import make_plan
 from nbfftconv.threads import get_num_threads
+from nbfftconv.torch.arrays import DTYPES
 from nbfftconv.torch.folding import fold_norms, relus
 from nbfftconv.torch.kept_weights import forget
 from nbfftconv.torch.layers import COUNTERPARTS, LeftReLU
@@ -150,9 +151,9 @@ def convert(model: _Model, example_inputs: tuple[Any, ...] | None = None, *, mea
     if measure and example_inputs is None:
         raise ValueError("measure=True needs example_inputs: layers are raced on what they get from them")
     fold_norms(model)
-    layers = dict(_layers(model))
+    layers = [layer for layer in model.modules() if type(layer) in COUNTERPARTS]
     if example_inputs is None:
-        for layer in layers.values():
+        for layer in layers:
             layer.register_forward_pre_hook(_Deciding())
         return model
     for layer, inputs in _seen(model, layers, example_inputs).items():
@@ -231,25 +232,18 @@ def report(model: torch.nn.Module) -> Report:
     return Report(choices)
 
 
-def _layers(model: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Module]]:
-    """Layers that can be converted, each once, also if it has several names."""
-    for name, layer in model.named_modules():
-        if type(layer) in COUNTERPARTS:
-            yield name, layer
-
-
 def _seen(
-    model: torch.nn.Module, layers: dict[str, torch.nn.Module], example_inputs: tuple[Any, ...]
+    model: torch.nn.Module, layers: list[torch.nn.Module], example_inputs: tuple[Any, ...]
 ) -> dict[torch.nn.Module, list[torch.Tensor]]:
     """Run a model once; return what each layer got, of every shape one."""
-    seen: dict[torch.nn.Module, list[torch.Tensor]] = {layer: [] for layer in layers.values()}
+    seen: dict[torch.nn.Module, list[torch.Tensor]] = {layer: [] for layer in layers}
 
     def note(layer: torch.nn.Module, arguments: tuple[Any, ...]) -> None:
         x = arguments[0]
         if all(each.shape != x.shape for each in seen[layer]):
             seen[layer].append(x.detach())
 
-    hooks = [layer.register_forward_pre_hook(note) for layer in layers.values()]
+    hooks = [layer.register_forward_pre_hook(note) for layer in layers]
     try:
         with torch.no_grad():
             model(*example_inputs)
@@ -278,7 +272,7 @@ def _decide(layer: torch.nn.Module, inputs: list[torch.Tensor], measure: bool) -
     geometry = "; ".join(_geometry_text(layer, x) for x in inputs)
     ours = host = 0.0
     for x in inputs:
-        if x.device.type != "cpu" or x.dtype not in (torch.float32, torch.float64):
+        if x.device.type != "cpu" or x.dtype not in DTYPES:
             why = f"{x.dtype} on {x.device.type} is PyTorch's"
             _note(layer, Choice(geometry, math.nan, math.nan, False, why))
             return

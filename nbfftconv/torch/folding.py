@@ -66,27 +66,27 @@ def _neighbours(model: torch.nn.Module) -> list[tuple[Any, Any]]:
     names = Counter(id(module) for _, module in model.named_modules(remove_duplicate=False))
     pairs = []
     for root, graph in _graphs(model):
-        calls = Counter(id(root.get_submodule(str(node.target))) for node in graph.nodes if node.op == "call_module")
+        calls = Counter(id(_called(root, node)) for node in graph.nodes)
         for node in graph.nodes:
-            if node.op != "call_module" or type(root.get_submodule(str(node.target))) not in _CONVOLUTIONS:
+            both = _called(root, node), _follower(root, node)
+            if type(both[0]) not in _CONVOLUTIONS or both[1] is None:
                 continue
-            convolution, users = root.get_submodule(str(node.target)), _users(root, node)
-            if len(users) == 1 and users[0].op == "call_module":
-                follower = root.get_submodule(str(users[0].target))
-                both = convolution, follower
-                if all(names[id(each)] == calls[id(each)] == 1 and not _is_heard(each) for each in both):
-                    pairs.append(both)
+            if all(names[id(each)] == calls[id(each)] == 1 and not _is_heard(each) for each in both):
+                pairs.append(both)
     return pairs
 
 
-def _users(root: torch.nn.Module, node: fx.Node) -> list[fx.Node]:
-    """Return what uses a result, past identities."""
+def _called(root: torch.nn.Module, node: fx.Node) -> Any:
+    """Return the module that a node calls, None if it calls none."""
+    return root.get_submodule(str(node.target)) if node.op == "call_module" else None
+
+
+def _follower(root: torch.nn.Module, node: fx.Node) -> Any:
+    """Return the module that alone uses a result, past identities; None if there is none."""
     users = list(node.users)
-    while len(users) == 1 and users[0].op == "call_module":
-        if type(root.get_submodule(str(users[0].target))) is not torch.nn.Identity:
-            break
+    while len(users) == 1 and type(_called(root, users[0])) is torch.nn.Identity:
         users = list(users[0].users)
-    return users
+    return _called(root, users[0]) if len(users) == 1 else None
 
 
 def _graphs(module: torch.nn.Module) -> Iterator[tuple[torch.nn.Module, fx.Graph]]:

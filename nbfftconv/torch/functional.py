@@ -10,20 +10,22 @@ import torch
 import torch.nn.functional as host
 
 from nbfftconv.torch import operators as operators  # registers what torch.ops has
+from nbfftconv.torch.arrays import DTYPES
 
 _operators = torch.ops.nbfftconv
 
 Size = int | Sequence[int]
-_DTYPES = torch.float32, torch.float64
 _PLAIN = torch.Tensor, torch.nn.Parameter
 
 
-def _is_ours(*tensors: torch.Tensor | None) -> bool:
+def _is_ours(axes: int, input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> bool:
     """Whether the operators are for these tensors."""
-    dtype = tensors[0].dtype  # type: ignore[union-attr]
-    if dtype not in _DTYPES or torch.is_autocast_enabled("cpu"):
+    dtype = input.dtype
+    if dtype not in DTYPES or torch.is_autocast_enabled("cpu"):
         return False
-    for tensor in tensors:
+    if weight.dim() != axes + 2 or weight.shape[1] == 0 or input.dim() not in (axes + 1, axes + 2):
+        return False
+    for tensor in (input, weight, bias):
         if tensor is not None and not (tensor.is_cpu and tensor.dtype == dtype and tensor.layout == torch.strided):
             return False
     return True
@@ -96,10 +98,10 @@ def convolve(
     relu: bool = False,
 ) -> torch.Tensor:
     """Convolve what has so many spatial axes; with `relu`, clip the result at zero."""
-    if _is_ours(input, weight, bias) and weight.dim() == axes + 2 and input.dim() in (axes + 1, axes + 2):
+    if _is_ours(axes, input, weight, bias):
         steps, dilations = _along(stride, axes), _along(dilation, axes)
         pads = None if steps is None or dilations is None else _pads(padding, weight, steps, dilations)
-        if pads is not None and weight.shape[1] > 0:
+        if pads is not None:
             x = input if input.dim() == axes + 2 else input.unsqueeze(0)
             arguments = x, weight, bias, steps, pads, dilations, groups, relu
             result = _run("convolution", arguments)
@@ -279,12 +281,12 @@ def _convolve_transposed(
     groups: int,
     dilation: Size,
 ) -> torch.Tensor:
-    if _is_ours(input, weight, bias) and weight.dim() == axes + 2 and input.dim() in (axes + 1, axes + 2):
+    if _is_ours(axes, input, weight, bias):
         numbers = [_along(each, axes) for each in (stride, padding, output_padding, dilation)]
         steps, pads, _, dilations = numbers
         x = input if input.dim() == axes + 2 else input.unsqueeze(0)
         space = None if None in numbers else _transposed_size(x, weight, *numbers)  # type: ignore[arg-type]
-        if space is not None and pads is not None and weight.shape[1] > 0 and x.shape[1] == weight.shape[0]:
+        if space is not None and pads is not None and x.shape[1] == weight.shape[0]:
             size = [x.shape[0], weight.shape[1] * groups, *space]
             around = [amount for pad in pads for amount in (pad, pad)]
             arguments = size, weight, x, bias, steps, around, dilations, groups

@@ -15,7 +15,7 @@ import torch
 from nbfftconv.geometry import ConvGeometry
 from nbfftconv.planner import make_plan
 from nbfftconv.run import run_conv_transpose, run_forward, run_grad_weight
-from nbfftconv.torch.arrays import LAST, array_of, is_last, tensor_of
+from nbfftconv.torch.arrays import DTYPES, LAST, array_of, is_last, tensor_of
 from nbfftconv.torch.kept_weights import forget, kernels_of
 
 _NAMESPACE = "nbfftconv"
@@ -43,7 +43,7 @@ def _geometry(input_size: Sequence[int], weight_size: Sequence[int], numbers: Nu
 def _check(*tensors: torch.Tensor | None) -> None:
     """Raise TypeError unless all are float32, or all float64."""
     dtypes = {tensor.dtype for tensor in tensors if tensor is not None}
-    if len(dtypes) > 1 or not dtypes <= {torch.float32, torch.float64}:
+    if len(dtypes) > 1 or not dtypes <= set(DTYPES):
         raise TypeError(f"tensors must all be float32 or all float64, got {', '.join(map(str, dtypes))}")
 
 
