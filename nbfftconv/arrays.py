@@ -87,10 +87,15 @@ def result_type(*arrays: np.ndarray) -> np.dtype:
     return np.result_type(*arrays).newbyteorder("=")
 
 
+def is_compact(array: np.ndarray) -> bool:
+    """Whether an array is C-contiguous and aligned."""
+    flags = array.flags
+    return flags.c_contiguous and flags.aligned
+
+
 def compact(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
     """Return the array C-contiguous, aligned and of a native dtype; a copy only where it is not so already."""
-    flags = array.flags
-    if array.dtype == dtype and flags.c_contiguous and flags.aligned:
+    if array.dtype == dtype and is_compact(array):
         return array
     return np.require(array, dtype, ["C", "A"])
 

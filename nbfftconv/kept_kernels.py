@@ -72,6 +72,13 @@ def kept_limit_source() -> str:
     return _limit_source
 
 
+def keep_call(calls: dict[Any, Any], key: Any, call: Any) -> None:
+    """Add to the `KeptKernels.calls` that there were before a call was made."""
+    if len(calls) >= _CHOSEN:
+        calls.clear()
+    calls[key] = call
+
+
 class KeptKernels:
     """A layer's kernels, in the forms that its plans need: transformed, transposed or packed.
 
@@ -83,11 +90,14 @@ class KeptKernels:
     weight : numpy.ndarray
     forms : dict from KernelForm to Kernels or None
         Kept, the one that was used last at the end; None if a plan needs it that is about to be run.
+    calls : dict
+        What is ready to be called again, by what it is called with. It holds kernels, and goes when any of them goes.
     """
 
     def __init__(self, weight: np.ndarray) -> None:
         self.weight = weight
         self.forms: dict[KernelForm, Kernels | None] = {}
+        self.calls: dict[Any, Any] = {}
         # what plans depended on when they were made, and the plan in force
         self._chosen: dict[tuple[ConvGeometry, np.dtype, str], tuple[Any, ConvPlan]] = {}
 
@@ -130,8 +140,13 @@ class KeptKernels:
                 oldest = next(iter(self.forms))
                 dropped[oldest] = self.forms.pop(oldest)
             if dropped:
+                self.forget_calls()
                 self._chosen = {key: each for key, each in self._chosen.items() if each[1].kernel_form in self.forms}
         return kernels
+
+    def forget_calls(self) -> None:
+        """Make nothing ready any more: what calls depend on has changed."""
+        self.calls = {}
 
     @property
     def nbytes(self) -> int:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from nbfftconv import accumulate, scratch, simd, threads
+from nbfftconv import accumulate, epoch, scratch, simd, threads
 from nbfftconv.forking import fork_safe_lock
 from nbfftconv.report import report
 from nbfftconv.store import Document
@@ -108,6 +108,7 @@ def set_machine(machine: Machine | None) -> None:
         raise TypeError(f"the machine must be a Machine or None, got {machine!r}")
     with _lock:
         _machine, _is_set = machine, machine is not None
+        epoch.begin()
 
 
 def known_machine() -> tuple[Machine | None, str]:

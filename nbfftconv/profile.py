@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from nbfftconv import environment
+from nbfftconv import environment, epoch
 from nbfftconv.forking import fork_safe_lock
 from nbfftconv.geometry import FLAT, ConvGeometry, Depth, integer
 from nbfftconv.implementations import registry
@@ -141,6 +141,7 @@ def set_profile_file(path: str | os.PathLike | None) -> None:
     """
     global _chosen
     _chosen = None if path is None else absolute("the profile", path)
+    epoch.begin()
 
 
 def profile_source() -> str:
@@ -177,6 +178,7 @@ def remember(threads: tuple[int, int] | None = None, winners: dict[Problem, Winn
             report(f"the profile is kept for this process only, {name!r} cannot be written: {error}")
             kept = Profile(threads or known.threads, new)
         _profiles[key] = Profile(kept.threads, known.winners | kept.winners)
+    epoch.begin()
 
 
 def _read_or_ignore(document: Document) -> Profile:

@@ -2,6 +2,8 @@
 
 from typing import Generic, Protocol, TypeVar
 
+from nbfftconv import epoch
+
 
 class Named(Protocol):
     """What can be registered.
@@ -43,6 +45,7 @@ class Registry(Generic[Item]):
     def _list(self) -> None:  # asked for by every call
         self._names = tuple(self._items)
         self._available = tuple(item for item in self._items.values() if item.is_available)
+        epoch.begin()
 
     def register(self, item: Item) -> None:
         """Let plans choose it, and users name it; of equal costs, that is chosen which was registered first.

@@ -4,9 +4,9 @@ from typing import Any
 
 import numpy as np
 
+from nbfftconv import epoch, scratch
 from nbfftconv import padding as padding_modes
-from nbfftconv import scratch
-from nbfftconv.arrays import compact, is_usable_out
+from nbfftconv.arrays import address_of, compact, is_usable_out
 from nbfftconv.implementations import Kernels, registry
 from nbfftconv.plan import ConvPlan
 
@@ -38,6 +38,43 @@ def run_forward(
     if result is not target:
         target[...] = result
     return out, kept
+
+
+class ReadyForward:
+    """The forward passes of a layer on arrays of one size and dtype: all that does not depend on values is done.
+
+    Parameters
+    ----------
+    plan : ConvPlan
+    kernels : Kernels
+    bias : numpy.ndarray or None
+    relu : bool
+    size : tuple of int
+        Of the output, as its user sees it.
+
+    Attributes
+    ----------
+    epoch : int
+        Of which these passes are.
+    """
+
+    def __init__(
+        self, plan: ConvPlan, kernels: Kernels, bias: np.ndarray | None, relu: bool, size: tuple[int, ...]
+    ) -> None:
+        self.epoch = epoch.current
+        self._geometry, self._dtype, self._size = plan.geometry, plan.dtype, size
+        self._bias = None if bias is None else compact(bias, plan.dtype)
+        self._bias_address = 0 if self._bias is None else address_of(self._bias)
+        self._bound = registry.get(plan.algorithm).bind(plan, plan.geometry, kernels, bias is not None, relu)
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        """Convolve an array that is compact, of this size and dtype."""
+        result = scratch.result(self._size, self._dtype)
+        left = self._bound.run(address_of(x), self._bias_address, address_of(result))
+        if left is not None:
+            x, y = x.reshape(self._geometry.input_shape), result.reshape(self._geometry.output_shape)
+            self._bound.finish(left, x, self._bias, y)
+        return result
 
 
 def run_grad_weight(plan: ConvPlan, x: np.ndarray, g: np.ndarray, padding_mode: str) -> np.ndarray:

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from nbfftconv import environment
+from nbfftconv import environment, epoch
 from nbfftconv.rounding import round_up
 
 _DEFAULT_LIMIT = 512 * 2**20
@@ -95,6 +95,7 @@ def set_scratch_limit(nbytes: int) -> None:
     """
     global _limit, _limit_source
     _limit, _limit_source = check_bytes("the scratch limit", nbytes, 1), "set"
+    epoch.begin()
     _pool.clear()
 
 

@@ -26,7 +26,7 @@ import numba
 import numpy as np
 from numba import types
 
-from nbfftconv import environment, simd
+from nbfftconv import environment, epoch, simd
 from nbfftconv import numba_internals as internals
 from nbfftconv.forking import fork_safe_lock
 from nbfftconv.jit import Callback, njit
@@ -75,6 +75,7 @@ def begin_with(measured: Callable[[], tuple[int, int] | None]) -> None:
     global _measured_counts
     _measured_counts = measured
     _default_counts.cache_clear()
+    epoch.begin()
 
 
 @functools.cache
@@ -131,6 +132,7 @@ def set_num_threads(n: int, library: int | None = None) -> None:
     global _counts
     loops = _count(n)
     _counts = loops, loops if library is None else _count(library)
+    epoch.begin()
 
 
 def get_num_threads() -> int:

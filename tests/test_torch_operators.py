@@ -14,7 +14,7 @@ pytest.importorskip("expecttest", reason="torch's own tests need it")
 invocations = pytest.importorskip("torch.testing._internal.common_methods_invocations")
 
 nt = pytest.importorskip("nbfftconv.torch")
-from nbfftconv.torch import kept_weights  # noqa: E402
+from nbfftconv.torch import kept_weights, ready_calls  # noqa: E402
 
 OPERATORS = torch.ops.nbfftconv
 NAMES = [f"{name}{axes}d" for name in ("conv", "conv_transpose") for axes in (1, 2, 3)]
@@ -250,3 +250,46 @@ def test_compiled_and_exported(rng):
     assert model[0].weight.grad is not None
     exported = torch.export.export(model.eval(), (x,), dynamic_shapes=({0: torch.export.Dim("batch")},))
     torch.testing.assert_close(exported.module()(x[:1].repeat(3, 1, 1, 1)), model(x[:1].repeat(3, 1, 1, 1)))
+
+
+def test_calls_that_are_ready(monkeypatch):
+    """The second call of a size computes what PyTorch does, and whatever is not as it was is looked at again."""
+    ready, call = [], ready_calls.ReadyConvolution.__call__
+
+    def counted(self, *tensors):
+        result = call(self, *tensors)
+        ready.append(result is not None)
+        return result
+
+    monkeypatch.setattr(ready_calls.ReadyConvolution, "__call__", counted)
+    layer = nt.Conv2d(4, 8, 3, padding=1).eval()
+    x = torch.randn(2, 4, 20, 24)
+    nan, wide = x.clone(), torch.randn(2, 4, 20, 48)
+    nan[0, 1, 2, 3] = float("nan")
+
+    def agrees(x):
+        result, expected = layer(x), torch.nn.functional.conv2d(x, layer.weight, layer.bias, padding=1)
+        torch.testing.assert_close(result, expected, equal_nan=True)
+
+    with torch.no_grad():
+        agrees(x)
+        assert not ready
+        for each in (x, nan, torch.zeros_like(x), x):
+            agrees(each)
+        assert ready == [True] * 4
+        for each in (wide[..., ::2], x.to(memory_format=torch.channels_last), torch._neg_view(x)):
+            agrees(each)
+        assert not any(ready[4:])
+        ready.clear()
+        layer.weight.data.mul_(2)
+        agrees(x)
+        layer.bias.data.mul_(3)
+        agrees(x)
+        layer.weight.copy_(torch.randn_like(layer.weight))
+        agrees(x)
+        assert ready == [True]  # after the change of the bias
+        with torch.autocast("cpu", torch.bfloat16):
+            assert layer(x).dtype == torch.bfloat16
+        assert nt.conv2d(x, layer.weight, layer.bias, [1, 1], [1, 1]).shape == x.shape[:1] + (8, 20, 24)
+    y = layer(x)
+    assert y.requires_grad and ready == [True]

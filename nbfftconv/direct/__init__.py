@@ -10,12 +10,22 @@ from typing import Any
 
 import numpy as np
 
+from nbfftconv.arrays import address_of
 from nbfftconv.direct import dense, dense_grad_weight, depthwise, gradients, split_dense
 from nbfftconv.geometry import FLAT, ConvGeometry
 from nbfftconv.scratch import Memory
 from nbfftconv.volumes import fold_input, unfold_input, unfold_output, unfolded
 
-__all__ = ["forward", "grad_input", "grad_weight", "grad_weight_bytes", "pack", "packed_bytes", "scratch_bytes"]
+__all__ = [
+    "Forward",
+    "forward",
+    "grad_input",
+    "grad_weight",
+    "grad_weight_bytes",
+    "pack",
+    "packed_bytes",
+    "scratch_bytes",
+]
 
 
 def _products_of(geometry: ConvGeometry, dtype: np.dtype) -> Any:
@@ -42,6 +52,48 @@ def scratch_bytes(geometry: ConvGeometry, dtype: np.dtype) -> int:
     )
 
 
+class Forward:
+    """The forward pass of some kernels, for calls that differ in their arrays only.
+
+    Parameters
+    ----------
+    geometry : ConvGeometry
+    w : numpy.ndarray
+        Of the dtype of all arrays.
+    packed : Memory or None
+        What `pack` made of `w`.
+    has_bias, relu : bool
+    """
+
+    def __init__(
+        self, geometry: ConvGeometry, w: np.ndarray, packed: Memory | None, has_bias: bool, relu: bool
+    ) -> None:
+        self._geometry, self._kernels, self._relu = geometry, w, relu
+        products: Any
+        if depthwise.fits(geometry, w.dtype):
+            products, self._weight = depthwise, address_of(w)
+        else:
+            products = _products_of(geometry, w.dtype)
+            self._packed = products.pack(geometry, w) if packed is None else packed
+            self._weight = self._packed.address
+        self._programs = products.programs(geometry, w.dtype, has_bias, relu)
+        self._is_exact = products.is_exact if products is split_dense else None
+
+    def run(self, x: int, bias: int, y: int) -> bool:
+        """Convolve what is at an address into what is at another one; tell whether `convolve` is to do it again.
+
+        `bias` is 0 if there is none.
+        """
+        noted = self._programs.run(input=x, weight=self._weight, output=y, bias=bias)
+        return self._is_exact is not None and not self._is_exact(noted)
+
+    def convolve(self, x: np.ndarray, bias: np.ndarray | None, y: np.ndarray) -> None:
+        """Convolve `x` into `y` in the arithmetic of its dtype, where `run` was less exact than that."""
+        packed, of_bias = dense.pack(self._geometry, self._kernels), 0 if bias is None else address_of(bias)
+        programs = dense.programs(self._geometry, x.dtype, bias is not None, self._relu)
+        programs.run(input=address_of(x), weight=packed.address, output=address_of(y), bias=of_bias)
+
+
 def forward(
     geometry: ConvGeometry,
     x: np.ndarray,
@@ -52,14 +104,9 @@ def forward(
     y: np.ndarray,
 ) -> None:
     """Convolve `x` into `y`; `packed` is what `pack` made of `w`, or None."""
-    if depthwise.fits(geometry, x.dtype):
-        depthwise.forward(geometry, x, w, bias, relu, y)
-    else:
-        products = _products_of(geometry, x.dtype)
-        packed = products.pack(geometry, w) if packed is None else packed
-        is_exact = products.forward(geometry, x, packed, bias, relu, y)
-        if not is_exact:
-            dense.forward(geometry, x, dense.pack(geometry, w), bias, relu, y)
+    of_pass = Forward(geometry, w, packed, bias is not None, relu)
+    if of_pass.run(address_of(x), 0 if bias is None else address_of(bias), address_of(y)):
+        of_pass.convolve(x, bias, y)
 
 
 def grad_weight_bytes(geometry: ConvGeometry, dtype: np.dtype) -> tuple[int, int]:

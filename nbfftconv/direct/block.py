@@ -5,6 +5,7 @@ Also what passes of such blocks have in common: how many threads they are worth,
 
 import functools
 import itertools
+import math
 from array import array
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -12,7 +13,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from nbfftconv import simd, threads
-from nbfftconv.arrays import address_of
 from nbfftconv.geometry import ConvGeometry
 from nbfftconv.jit import Callback, njit
 from nbfftconv.program import Program, Recording
@@ -81,20 +81,38 @@ def program_of(
     return recording.program(in_turns(stage.address(variant.dtype.type), record, items, workers, turns), *kept)
 
 
-def run_program(
-    make: Callable[[ConvGeometry, Variant], Program],
-    geometry: ConvGeometry,
-    x: np.ndarray,
-    weight: int,
-    bias: np.ndarray | None,
-    relu: bool,
-    y: np.ndarray,
-) -> "array[int]":
-    """Run the program that `make` returns on arrays; `weight` is an address. Return what its workers have noted."""
-    output = address_of(y)
-    stream = y.nbytes > _STREAMED_BYTES and output % VECTOR_BYTES == 0
-    program = make(geometry, Variant(x.dtype, bias is not None, relu, stream, workers_for(geometry)))
-    return program.run(input=address_of(x), weight=weight, output=output, bias=0 if bias is None else address_of(bias))
+class Programs:
+    """The programs of a pass: for outputs that are written past the caches, and for others.
+
+    Parameters
+    ----------
+    make : callable
+        Returns the program of a variant.
+    geometry : ConvGeometry
+    dtype : numpy.dtype
+    has_bias, relu : bool
+    """
+
+    def __init__(
+        self,
+        make: Callable[[ConvGeometry, Variant], Program],
+        geometry: ConvGeometry,
+        dtype: np.dtype,
+        has_bias: bool,
+        relu: bool,
+    ) -> None:
+        self._make, self._geometry = make, geometry
+        self._variant = Variant(dtype, has_bias, relu, False, workers_for(geometry))
+        self._is_large = math.prod(geometry.output_shape) * dtype.itemsize > _STREAMED_BYTES
+        self._program = None if self._is_large else make(geometry, self._variant)
+
+    def run(self, input: int, weight: int, output: int, bias: int) -> "array[int]":
+        """Run one of them on arrays at these addresses; return what its workers have noted."""
+        program = self._program
+        if program is None:
+            stream = self._is_large and output % VECTOR_BYTES == 0
+            program = self._make(self._geometry, self._variant._replace(stream=stream))
+        return program.run(input=input, weight=weight, output=output, bias=bias)
 
 
 @njit()

@@ -19,13 +19,13 @@ from nbfftconv import jit, scratch, simd, threads
 from nbfftconv.direct.block import (
     MOST_PRODUCTS,
     OutputBlock,
+    Programs,
     Variant,
     block_kernel,
     mode_of,
     no_biases,
     part_of,
     program_of,
-    run_program,
 )
 from nbfftconv.direct.gather import clear_lanes, gather_lanes
 from nbfftconv.direct.window import AXIS_FIELDS, axis_in_window, gather_plane, gather_window
@@ -517,12 +517,9 @@ def pack(geometry: ConvGeometry, w: np.ndarray) -> Memory:
     return packed
 
 
-def forward(
-    geometry: ConvGeometry, x: np.ndarray, packed: Memory, bias: np.ndarray | None, relu: bool, y: np.ndarray
-) -> bool:
-    """Convolve `x` into `y` with the kernels that `pack` returned; return that it is exact."""
-    run_program(_program, geometry, x, packed.address, bias, relu, y)
-    return True
+def programs(geometry: ConvGeometry, dtype: np.dtype, has_bias: bool, relu: bool) -> Programs:
+    """Return the programs of the forward pass, whose weight is what `pack` returned."""
+    return Programs(_program, geometry, dtype, has_bias, relu)
 
 
 @functools.lru_cache(maxsize=256)

@@ -17,17 +17,16 @@ from typing import Any
 import numpy as np
 
 from nbfftconv import jit, simd
-from nbfftconv.arrays import address_of
 from nbfftconv.direct.block import (
     MOST_PRODUCTS,
     OutputBlock,
+    Programs,
     Variant,
     block_kernel,
     mode_of,
     no_biases,
     part_of,
     program_of,
-    run_program,
 )
 from nbfftconv.direct.window import AXIS_FIELDS, gather_plane
 from nbfftconv.geometry import ConvGeometry
@@ -331,11 +330,9 @@ def scratch_bytes(geometry: ConvGeometry, dtype: np.dtype) -> int:
     return _record(geometry, dtype)["worker"]
 
 
-def forward(
-    geometry: ConvGeometry, x: np.ndarray, w: np.ndarray, bias: np.ndarray | None, relu: bool, y: np.ndarray
-) -> None:
-    """Convolve `x` into `y`."""
-    run_program(_program, geometry, x, address_of(w), bias, relu, y)
+def programs(geometry: ConvGeometry, dtype: np.dtype, has_bias: bool, relu: bool) -> Programs:
+    """Return the programs of the forward pass, whose weight is as it came."""
+    return Programs(_program, geometry, dtype, has_bias, relu)
 
 
 @functools.lru_cache(maxsize=256)

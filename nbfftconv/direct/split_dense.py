@@ -6,12 +6,13 @@ packed, in blocks along i, and multiplied by the kernels of two times 16 filters
 
 import functools
 import math
+from array import array
 
 import numpy as np
 
 from nbfftconv import jit, matrix_unit, scratch, simd, threads
 from nbfftconv.direct import dense
-from nbfftconv.direct.block import OutputBlock, Variant, block_kernel, mode_of, part_of, program_of, run_program
+from nbfftconv.direct.block import OutputBlock, Programs, Variant, block_kernel, mode_of, part_of, program_of
 from nbfftconv.direct.dense import RECORD, gather_tile, gather_vector, next_pixels, vector_of
 from nbfftconv.geometry import ConvGeometry
 from nbfftconv.matrix_unit import DEPTH, LINES_AHEAD, PACKED_BYTES, SIDE
@@ -304,14 +305,17 @@ def pack(geometry: ConvGeometry, w: np.ndarray) -> Memory:
     return packed
 
 
-def forward(
-    geometry: ConvGeometry, x: np.ndarray, packed: Memory, bias: np.ndarray | None, relu: bool, y: np.ndarray
-) -> bool:
-    """Convolve `x` into `y` with the kernels that `pack` returned; tell whether that is as exact as in float32.
+def programs(geometry: ConvGeometry, dtype: np.dtype, has_bias: bool, relu: bool) -> Programs:
+    """Return the programs of the forward pass, whose weight is what `pack` returned."""
+    return Programs(_program, geometry, dtype, has_bias, relu)
 
-    It is not where numbers are not finite, or all so small that the unit loses bits.
+
+def is_exact(noted: "array[int]") -> bool:
+    """Whether results are as exact as in float32, given what the workers have noted.
+
+    They are not where numbers are not finite, or all so small that the unit loses bits.
     """
-    largest = max(run_program(_program, geometry, x, packed.address, bias, relu, y), default=0)
+    largest = max(noted, default=0)
     return largest == 0 or _SMALLEST <= largest < _INFINITE
 
 

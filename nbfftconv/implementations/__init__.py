@@ -119,6 +119,44 @@ _Plan = TypeVar("_Plan", bound=ConvPlan)
 _Kernels = TypeVar("_Kernels", bound=Kernels)
 
 
+class BoundForward(Generic[_Plan, _Kernels]):
+    """The forward pass of a plan, its kernels and its settings, for calls that differ in their arrays only.
+
+    A call first does what needs no more than addresses, and mostly that is all. This one leaves everything to the
+    `forward` of its implementation.
+
+    Parameters
+    ----------
+    implementation : Implementation
+    plan : ConvPlan
+    geometry : ConvGeometry
+    kernels : Kernels
+    relu : bool
+    """
+
+    def __init__(
+        self,
+        implementation: "Implementation[_Plan, _Kernels]",
+        plan: _Plan,
+        geometry: ConvGeometry,
+        kernels: _Kernels,
+        relu: bool,
+    ) -> None:
+        self.implementation, self.plan, self.geometry = implementation, plan, geometry
+        self.kernels, self.relu = kernels, relu
+
+    def run(self, input: int, bias: int, output: int) -> Any:
+        """Convolve what is at an address into what is at another one; `bias` is 0 if there is none.
+
+        Return what `finish` needs if more is to be done, else None.
+        """
+        return True
+
+    def finish(self, left: Any, input: np.ndarray, bias: np.ndarray | None, output: np.ndarray) -> None:
+        """Do what `run` has left to do on these arrays."""
+        self.implementation.forward(self.plan, self.geometry, input, self.kernels, bias, self.relu, output)
+
+
 class Implementation(ABC, Generic[_Plan, _Kernels]):
     """A way to compute the three passes.
 
@@ -186,6 +224,10 @@ class Implementation(ABC, Generic[_Plan, _Kernels]):
 
         With `keep`, return what `backward` needs of the input, else None; `plan` is then one of its `step`.
         """
+
+    def bind(self, plan: _Plan, geometry: ConvGeometry, kernels: _Kernels, has_bias: bool, relu: bool) -> BoundForward:
+        """Return what does the same as `forward` that keeps nothing, for many calls."""
+        return BoundForward(self, plan, geometry, kernels, relu)
 
     @abstractmethod
     def grad_input(

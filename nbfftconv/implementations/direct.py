@@ -11,14 +11,14 @@ gathered. Rates are fitted as those of `tiled_costs`.
 import math
 from collections.abc import Hashable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
 from nbfftconv import direct, rates, simd
 from nbfftconv.direct import dense, dense_grad_weight, depthwise, split_dense
 from nbfftconv.geometry import ConvGeometry
-from nbfftconv.implementations import Candidates, Implementation, Kernels, Request
+from nbfftconv.implementations import BoundForward, Candidates, Implementation, Kernels, Request
 from nbfftconv.implementations.tiled_costs import interleaving_cost
 from nbfftconv.machine import Machine
 from nbfftconv.plan import ConvPlan
@@ -105,6 +105,19 @@ class DirectKernels(Kernels):
         return tuple({id(array): array for array in held}.values())
 
 
+class _BoundDirect(BoundForward[DirectPlan, DirectKernels]):
+    def __init__(self, has_bias: bool, *bound: Any) -> None:
+        super().__init__(*bound)
+        kernels = self.kernels
+        self._forward = direct.Forward(self.geometry, kernels.source, kernels.packed, has_bias, self.relu)
+
+    def run(self, input: int, bias: int, output: int) -> bool | None:
+        return self._forward.run(input, bias, output) or None
+
+    def finish(self, left: Any, input: np.ndarray, bias: np.ndarray | None, output: np.ndarray) -> None:
+        self._forward.convolve(input, bias, output)
+
+
 class Direct(Implementation[DirectPlan, DirectKernels]):
     """Direct convolution, as the planner and the public functions see it."""
 
@@ -161,6 +174,12 @@ class Direct(Implementation[DirectPlan, DirectKernels]):
     ) -> None:
         """Convolve `input` into `output`."""
         direct.forward(geometry, input, kernels.source, kernels.packed, bias, relu, output)
+
+    def bind(
+        self, plan: DirectPlan, geometry: ConvGeometry, kernels: DirectKernels, has_bias: bool, relu: bool
+    ) -> BoundForward:
+        """Return what does the same as `forward`, for many calls."""
+        return _BoundDirect(has_bias, self, plan, geometry, kernels, relu)
 
     def grad_input(
         self,

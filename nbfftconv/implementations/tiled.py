@@ -16,7 +16,15 @@ import numpy as np
 
 from nbfftconv import direct, outliers
 from nbfftconv.geometry import FLAT, ConvGeometry, pair
-from nbfftconv.implementations import WEIGHT_LIMIT, Candidates, Implementation, Inapplicable, Kernels, Request
+from nbfftconv.implementations import (
+    WEIGHT_LIMIT,
+    BoundForward,
+    Candidates,
+    Implementation,
+    Inapplicable,
+    Kernels,
+    Request,
+)
 from nbfftconv.implementations.tiled_costs import (
     BlockedChoices,
     TiledCost,
@@ -29,6 +37,7 @@ from nbfftconv.implementations.tiled_costs import (
 )
 from nbfftconv.passes.backward import backward as backward_pass
 from nbfftconv.passes.context import Spectra
+from nbfftconv.passes.forward import Forward
 from nbfftconv.passes.forward import forward as forward_pass
 from nbfftconv.passes.grad_input import grad_input as grad_input_pass
 from nbfftconv.passes.grad_weight import grad_weight as grad_weight_pass
@@ -147,6 +156,22 @@ class KeptInput:
     has_outliers: bool
 
 
+class _BoundTiled(BoundForward[TiledPlan, TiledKernels]):
+    def __init__(self, has_bias: bool, *bound: Any) -> None:
+        super().__init__(*bound)
+        transformed = self.kernels.transformed
+        self._forward = Forward(self.plan, self.geometry, transformed, has_bias, self.relu)
+        self._has_outliers = transformed.has_outliers
+
+    def run(self, input: int, bias: int, output: int) -> Any:
+        left = self._forward.run(input, bias, output)
+        return () if left is None and self._has_outliers else left
+
+    def finish(self, left: Any, input: np.ndarray, bias: np.ndarray | None, output: np.ndarray) -> None:
+        if (left and self._forward.finish(left, input, bias, output)) or self._has_outliers:
+            _correct_forward(self.plan, self.geometry, input, self.kernels, bias, self.relu, output)
+
+
 class Tiled(Implementation[TiledPlan, TiledKernels]):
     """Convolution by the transforms of one algorithm, as the planner and the public functions see it."""
 
@@ -232,19 +257,15 @@ class Tiled(Implementation[TiledPlan, TiledKernels]):
         """Convolve `input` into `output`; with `keep`, return the input's spectra."""
         transformed = kernels.transformed
         has_outliers, spectra = forward_pass(plan, geometry, input, transformed, bias, relu, output, keep)
-        kept = KeptInput(spectra, has_outliers) if spectra is not None else None
-        if not (has_outliers or transformed.has_outliers):
-            return kept
-        corrections = outliers.of_forward(geometry, input, kernels.weight) if geometry.depth == FLAT else None
-        if corrections is None:
-            direct.forward(geometry, input, kernels.weight, None, bias, relu, output)
-            return kept
-        if relu:  # what is to be added comes before the clipping
-            forward_pass(plan, geometry, input, transformed, bias, False, output)
-        corrections.add_to(output)
-        if relu:
-            np.maximum(output, 0, out=output)
-        return kept
+        if has_outliers or transformed.has_outliers:
+            _correct_forward(plan, geometry, input, kernels, bias, relu, output)
+        return KeptInput(spectra, has_outliers) if spectra is not None else None
+
+    def bind(
+        self, plan: TiledPlan, geometry: ConvGeometry, kernels: TiledKernels, has_bias: bool, relu: bool
+    ) -> BoundForward:
+        """Return what does the same as `forward` that keeps nothing, for many calls."""
+        return _BoundTiled(has_bias, self, plan, geometry, kernels, relu)
 
     def grad_input(
         self,
@@ -337,6 +358,27 @@ class Tiled(Implementation[TiledPlan, TiledKernels]):
             with np.errstate(all="ignore"):  # inf - inf is NaN
                 grad_bias = grad_output.sum(axis=(0, 2, 3), dtype=np.float64)
         return grad_bias
+
+
+def _correct_forward(
+    plan: TiledPlan,
+    geometry: ConvGeometry,
+    input: np.ndarray,
+    kernels: TiledKernels,
+    bias: np.ndarray | None,
+    relu: bool,
+    output: np.ndarray,
+) -> None:
+    """Add the products of outliers, or convolve directly where these are many."""
+    corrections = outliers.of_forward(geometry, input, kernels.weight) if geometry.depth == FLAT else None
+    if corrections is None:
+        direct.forward(geometry, input, kernels.weight, None, bias, relu, output)
+        return
+    if relu:  # what is to be added comes before the clipping
+        forward_pass(plan, geometry, input, kernels.transformed, bias, False, output)
+    corrections.add_to(output)
+    if relu:
+        np.maximum(output, 0, out=output)
 
 
 def _correct_grad_input(

@@ -7,7 +7,6 @@ zero, are results written anew.
 """
 
 import functools
-from array import array
 from typing import NamedTuple
 
 import numpy as np
@@ -530,9 +529,9 @@ def _numbers(geometry: ConvGeometry, is_forward: bool) -> _Numbers:
     return _Numbers(record, covered, bool(covered.all()), record["groups"] * record["blocks"])
 
 
-def may_be_blank(geometry: ConvGeometry, found: "array[int]") -> bool:
-    """Whether anything is to be written, given the words of what was found by a forward pass."""
-    return any(found) or not _numbers(geometry, True).is_covered
+def is_covered(geometry: ConvGeometry) -> bool:
+    """Whether a forward pass writes all there is to be written, unless it finds something."""
+    return _numbers(geometry, True).is_covered
 
 
 class BlankWindows:

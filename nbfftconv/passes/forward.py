@@ -5,6 +5,7 @@ A fused pass lets a worker take a block of tiles from input to output, in the ca
 """
 
 import functools
+from array import array
 
 import numpy as np
 
@@ -13,7 +14,7 @@ from nbfftconv.accumulate import COMPLEX, KERNELS, REAL, Blocking, block_depth, 
 from nbfftconv.arrays import address_of
 from nbfftconv.geometry import ConvGeometry
 from nbfftconv.outliers import WORDS
-from nbfftconv.passes.blank_windows import BlankWindows, may_be_blank
+from nbfftconv.passes.blank_windows import BlankWindows, is_covered
 from nbfftconv.passes.context import Array, Context, Numbers, Spectra
 from nbfftconv.passes.few_tiles import FewTiles
 from nbfftconv.passes.from_spectra import (
@@ -239,21 +240,49 @@ def forward(
         context.run()
         blank.fill()
         return context.met_outliers, input_spectra
-    transform = registry.get(plan.transform)
-    layout, workers = (weight.spectra.lane_block, weight.spectra.bin), threads.get_workers(plan.seconds)
-    program, outliers = recorded_program(plan, geometry, transform, layout, bias is not None, relu, workers)
-    words = program.run(
-        input=address_of(input),
-        output=address_of(output),
-        spectra=weight.spectra.address,
-        bias=0 if bias is None else address_of(bias),
-    )
-    if weight.has_zeros is not None or may_be_blank(geometry, words[outliers:]):
-        found = np.frombuffer(words, np.uint8, offset=8 * outliers)
-        context = Context(plan, geometry)
-        arrays = input, output, weight.array, weight.has_zeros
-        BlankWindows(context, geometry, *arrays, bias, relu, is_forward=True, found=found).fill()
-    return any(words[:outliers]), None
+    of_pass = Forward(plan, geometry, weight, bias is not None, relu)
+    left = of_pass.run(address_of(input), 0 if bias is None else address_of(bias), address_of(output))
+    return left is not None and of_pass.finish(left, input, bias, output), None
+
+
+class Forward:
+    """A forward pass that keeps nothing, of some kernels, for calls that differ in their arrays only.
+
+    Parameters
+    ----------
+    plan : TiledPlan
+    geometry : ConvGeometry
+        As of `forward`.
+    weight : TransformedWeight
+    has_bias, relu : bool
+    """
+
+    def __init__(
+        self, plan: TiledPlan, geometry: ConvGeometry, weight: TransformedWeight, has_bias: bool, relu: bool
+    ) -> None:
+        self._plan, self._geometry, self._weight, self._relu = plan, geometry, weight, relu
+        transform = registry.get(plan.transform)
+        layout, workers = (weight.spectra.lane_block, weight.spectra.bin), threads.get_workers(plan.seconds)
+        self._program, self._outliers = recorded_program(plan, geometry, transform, layout, has_bias, relu, workers)
+        self._has_blank_windows = weight.has_zeros is not None or not is_covered(geometry)
+
+    def run(self, input: int, bias: int, output: int) -> "array[int] | None":
+        """Convolve what is at an address into what is at another one; return what `finish` needs, None if no more
+        is to be done. `bias` is 0 if there is none.
+        """
+        words = self._program.run(input=input, output=output, spectra=self._weight.spectra.address, bias=bias)
+        return words if self._has_blank_windows or any(words) else None
+
+    def finish(self, words: "array[int]", input: np.ndarray, bias: np.ndarray | None, output: np.ndarray) -> bool:
+        """Write what windows have in which nothing multiplies anything; tell whether there were outliers, taken as
+        zero."""
+        outliers = self._outliers
+        if self._has_blank_windows or any(words[outliers:]):
+            found = np.frombuffer(words, np.uint8, offset=8 * outliers)
+            context, weight = Context(self._plan, self._geometry), self._weight
+            arrays = input, output, weight.array, weight.has_zeros
+            BlankWindows(context, self._geometry, *arrays, bias, self._relu, is_forward=True, found=found).fill()
+        return any(words[:outliers])
 
 
 @functools.lru_cache(maxsize=256)

@@ -1,9 +1,13 @@
-"""Tensors as arrays of the same memory, and the other way round."""
+"""Tensors as arrays of the same memory, and the other way round; geometries of operators."""
+
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 
 from nbfftconv.channels_last import to_channels_first, to_channels_last
+from nbfftconv.geometry import ConvGeometry
 
 #: What this package computes in.
 DTYPES = torch.float32, torch.float64
@@ -38,3 +42,12 @@ def tensor_of(array: np.ndarray, channels_last: bool) -> torch.Tensor:
     if channels_last:
         return torch.from_numpy(to_channels_last(array)).movedim(-1, 1)
     return torch.from_numpy(array)
+
+
+def geometry_of(input_size: Sequence[int], weight_size: Sequence[int], numbers: Sequence[Any]) -> ConvGeometry:
+    """Return the geometry of stride, padding, dilation and groups as operators have them."""
+    stride, padding, dilation, groups = numbers
+    pads = tuple(zip(padding[::2], padding[1::2], strict=True))
+    return ConvGeometry.of_unchanging(
+        tuple(input_size), tuple(weight_size), tuple(stride), pads, tuple(dilation), groups
+    )

@@ -15,7 +15,7 @@ import torch
 from nbfftconv.geometry import ConvGeometry
 from nbfftconv.planner import make_plan
 from nbfftconv.run import run_conv_transpose, run_forward, run_grad_weight
-from nbfftconv.torch.arrays import DTYPES, LAST, array_of, is_last, tensor_of
+from nbfftconv.torch.arrays import DTYPES, LAST, array_of, geometry_of, is_last, tensor_of
 from nbfftconv.torch.kept_weights import forget, kernels_of
 
 _NAMESPACE = "nbfftconv"
@@ -27,17 +27,6 @@ _library.define(
 )
 _library.define(f"convolution_weight(Tensor input, SymInt[] weight_size, Tensor grad_output, {_NUMBERS}) -> Tensor")
 _operators = getattr(torch.ops, _NAMESPACE)
-
-#: Stride, padding, dilation and groups.
-Numbers = tuple[Any, ...]
-
-
-def _geometry(input_size: Sequence[int], weight_size: Sequence[int], numbers: Numbers) -> ConvGeometry:
-    stride, padding, dilation, groups = numbers
-    pads = tuple(zip(padding[::2], padding[1::2], strict=True))
-    return ConvGeometry.of_unchanging(
-        tuple(input_size), tuple(weight_size), tuple(stride), pads, tuple(dilation), groups
-    )
 
 
 def _check(*tensors: torch.Tensor | None) -> None:
@@ -60,7 +49,7 @@ def convolution(
 ) -> torch.Tensor:
     """Convolve tensors; what the operator of this name does on a CPU."""
     _check(input, weight, bias)
-    given = _geometry(input.shape, weight.shape, (stride, padding, dilation, groups))
+    given = geometry_of(input.shape, weight.shape, (stride, padding, dilation, groups))
     _check_bias(bias, given.output_size[1])
     images, x, kernels = given.of_images, array_of(input), kernels_of(weight)
     plan = kernels.plan(images, x.dtype, "auto")
@@ -80,7 +69,7 @@ def convolution_input(
 ) -> torch.Tensor:
     """Compute the gradient at the input, plus a bias; what the operator of this name does on a CPU."""
     _check(weight, grad_output, bias)
-    given = _geometry(input_size, weight.shape, numbers)
+    given = geometry_of(input_size, weight.shape, numbers)
     _check_gradient(grad_output, given)
     _check_bias(bias, given.input_size[1])
     images, g = given.of_images, array_of(grad_output)
@@ -96,7 +85,7 @@ def _convolution_weight(
     input: torch.Tensor, weight_size: Sequence[int], grad_output: torch.Tensor, *numbers: Any
 ) -> torch.Tensor:
     _check(input, grad_output)
-    given = _geometry(input.shape, weight_size, numbers)
+    given = geometry_of(input.shape, weight_size, numbers)
     _check_gradient(grad_output, given)
     images, x, g = given.of_images, array_of(input), array_of(grad_output)
     plan = make_plan(images, "grad_weight", x.dtype)

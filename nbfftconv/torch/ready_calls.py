@@ -1,0 +1,125 @@
+"""Convolutions of tensors that nobody is to know of, and that are ready: what was found out at the first is known.
+
+These are most calls of a network in inference. They need neither an operator of PyTorch's nor a look at the geometry.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from nbfftconv import epoch, scratch
+from nbfftconv.geometry import ConvGeometry
+from nbfftconv.implementations import registry
+from nbfftconv.kept_kernels import KeptKernels, keep_call
+from nbfftconv.plan import ConvPlan
+from nbfftconv.torch.arrays import array_of, geometry_of
+from nbfftconv.torch.kept_weights import known_kernels_of
+
+_PLAIN = torch.Tensor, torch.nn.Parameter
+
+
+def is_alone(*tensors: torch.Tensor | None) -> bool:
+    """Whether nobody is to know of a call: no derivatives, transformations, modes, subclasses, and no profiler."""
+    is_differentiable = torch.is_grad_enabled()
+    for tensor in tensors:
+        if tensor is not None and (type(tensor) not in _PLAIN or (is_differentiable and tensor.requires_grad)):
+            return False
+    return not (
+        torch._C._are_functorch_transforms_active()
+        or torch._C._len_torch_dispatch_stack()
+        or torch.autograd._profiler_enabled()
+    )
+
+
+def _is_plain(tensor: torch.Tensor, dtype: torch.dtype, size: tuple[int, ...]) -> bool:
+    """Whether the values of a tensor are one after the other in memory, as they are."""
+    return (
+        tensor.dtype is dtype
+        and tensor.shape == size
+        and tensor.is_cpu
+        and tensor.layout is torch.strided
+        and tensor.is_contiguous()
+        and not tensor.is_neg()
+    )
+
+
+class ReadyConvolution:
+    """Convolutions with one weight of tensors of one size.
+
+    Parameters
+    ----------
+    plan : ConvPlan
+    kernels : KeptKernels
+    given : ConvGeometry
+        Of the tensors.
+    has_bias, relu : bool
+
+    Attributes
+    ----------
+    epoch : int
+        Of which they are.
+    """
+
+    def __init__(self, plan: ConvPlan, kernels: KeptKernels, given: ConvGeometry, has_bias: bool, relu: bool) -> None:
+        self.epoch = epoch.current
+        self._geometry, self._dtype = plan.geometry, plan.dtype
+        self._bound = registry.get(plan.algorithm).bind(plan, plan.geometry, kernels.of(plan), has_bias, relu)
+        self._input_size, self._output_size = given.input_size, given.output_size
+        self._bias_size = given.weight_size[:1]
+        self._tensor_dtype = torch.from_numpy(np.empty(0, plan.dtype)).dtype
+
+    def __call__(self, input: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor | None:
+        """Convolve; None if the tensors are not such as were expected."""
+        dtype = self._tensor_dtype
+        if not _is_plain(input, dtype, self._input_size):
+            return None
+        of_bias = 0
+        if bias is not None:
+            if not _is_plain(bias, dtype, self._bias_size):
+                return None
+            of_bias = bias.data_ptr()
+        output = torch.from_numpy(scratch.result(self._output_size, self._dtype))
+        left = self._bound.run(input.data_ptr(), of_bias, output.data_ptr())
+        if left is not None:
+            x, y = array_of(input).reshape(self._geometry.input_shape), output.numpy()
+            b = None if bias is None else array_of(bias)
+            self._bound.finish(left, x, b, y.reshape(self._geometry.output_shape))
+        return output
+
+
+def make_ready(
+    input: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    settings: tuple[Any, ...],
+    numbers: tuple[Any, ...],
+) -> None:
+    """Make a call like this one ready, of which `numbers` are the settings as the operator has them."""
+    kernels = known_kernels_of(weight)
+    if kernels is None or not is_alone(input, weight, bias):
+        return
+    *of_geometry, relu = numbers
+    given = geometry_of(input.shape, weight.shape, of_geometry)
+    plan = kernels.plan(given.of_images, array_of(weight).dtype, "auto")
+    try:
+        call = ReadyConvolution(plan, kernels, given, bias is not None, relu)
+        keep_call(kernels.calls, (input.shape, bias is None, settings), call)
+    except TypeError:  # lists
+        pass
+
+
+def convolve_again(
+    input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, settings: tuple[Any, ...]
+) -> torch.Tensor | None:
+    """Convolve if that is ready; None if it is not. `settings` are all that the call has beside its tensors."""
+    kernels = known_kernels_of(weight)
+    if kernels is None:
+        return None
+    try:
+        call = kernels.calls.get((input.shape, bias is None, settings))
+    except TypeError:  # lists
+        return None
+    if call is None or call.epoch != epoch.current or torch.is_autocast_enabled("cpu"):
+        return None
+    return call(input, bias) if is_alone(input, weight, bias) else None
