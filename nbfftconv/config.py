@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-from nbfftconv import environment, kept_kernels, machine, paths, profile, scratch, threads
-from nbfftconv.kept_kernels import get_kept_limit, set_kept_limit
+from nbfftconv import environment, machine, memory, paths, profile, scratch, threads
 from nbfftconv.machine import DEFAULT as DEFAULT_MACHINE
 from nbfftconv.machine import Machine, get_machine, set_machine
+from nbfftconv.memory import get_memory_limit, set_memory_limit
 from nbfftconv.paths import cache_directory as get_cache_directory
 from nbfftconv.paths import set_cache_directory
 from nbfftconv.profile import profile_file as get_profile_file
@@ -39,8 +39,8 @@ __all__ = [
     "Machine",
     "Setting",
     "get_cache_directory",
-    "get_kept_limit",
     "get_machine",
+    "get_memory_limit",
     "get_num_threads",
     "get_planning_effort",
     "get_profile_file",
@@ -48,8 +48,8 @@ __all__ = [
     "load_wisdom",
     "save_wisdom",
     "set_cache_directory",
-    "set_kept_limit",
     "set_machine",
+    "set_memory_limit",
     "set_num_threads",
     "set_planning_effort",
     "set_profile_file",
@@ -75,8 +75,8 @@ class Setting:
     Examples
     --------
     >>> from nbfftconv import config
-    >>> config.settings()["kept_limit"].change
-    'config.set_kept_limit(nbytes)'
+    >>> config.settings()["machine"].change
+    'config.set_machine(machine)'
     """
 
     value: Any
@@ -91,14 +91,14 @@ def settings() -> dict[str, Setting]:
     -------
     dict from str to Setting
         "threads" of all loops, "library_threads" of the stages whose transforms are a library's; "scratch_limit" and
-        "kept_limit" in bytes; "planning_effort"; "machine", a `Machine`, or None if nothing was measured yet; "profile"
-        and "cache_directory", paths that need not exist.
+        "memory_limit" in bytes; "planning_effort"; "machine", a `Machine`, or None if nothing was measured yet;
+        "profile" and "cache_directory", paths that need not exist.
 
     Examples
     --------
     >>> from nbfftconv import config
     >>> list(config.settings())[:4]
-    ['threads', 'library_threads', 'scratch_limit', 'kept_limit']
+    ['threads', 'library_threads', 'scratch_limit', 'memory_limit']
     """
     (loops, library), from_where = threads.get_counts(), threads.counts_source()
     figures, measured = machine.known_machine()
@@ -111,7 +111,11 @@ def settings() -> dict[str, Setting]:
             scratch.scratch_limit_source(),
             f"config.set_scratch_limit(nbytes), {environment.SCRATCH_BYTES}",
         ),
-        "kept_limit": Setting(get_kept_limit(), kept_kernels.kept_limit_source(), "config.set_kept_limit(nbytes)"),
+        "memory_limit": Setting(
+            get_memory_limit(),
+            memory.memory_limit_source(),
+            f"config.set_memory_limit(nbytes), {environment.MEMORY_BYTES}",
+        ),
         "planning_effort": Setting(
             get_planning_effort(), planning_effort_source(), "config.set_planning_effort(effort)"
         ),

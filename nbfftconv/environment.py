@@ -10,6 +10,8 @@ CACHE_DIR = "NBFFTCONV_CACHE_DIR"
 PROFILE = "NBFFTCONV_PROFILE"
 #: Bound on scratch memory, in bytes.
 SCRATCH_BYTES = "NBFFTCONV_SCRATCH_BYTES"
+#: Bound on what is kept between calls, in bytes.
+MEMORY_BYTES = "NBFFTCONV_MEMORY_BYTES"
 #: Threads of any OpenMP program, and of any Numba program.
 OPENMP_THREADS, NUMBA_THREADS = "OMP_NUM_THREADS", "NUMBA_NUM_THREADS"
 

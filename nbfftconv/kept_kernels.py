@@ -1,10 +1,12 @@
 """The kernels of a layer, kept from call to call in the forms that its plans need, within a bound."""
 
+import itertools
+import operator
 from typing import Any
 
 import numpy as np
 
-from nbfftconv import scratch
+from nbfftconv import memory, scratch
 from nbfftconv.arrays import compact
 from nbfftconv.forking import fork_safe_lock
 from nbfftconv.geometry import ConvGeometry
@@ -12,64 +14,22 @@ from nbfftconv.implementations import Kernels, registry
 from nbfftconv.plan import ConvPlan, KernelForm
 from nbfftconv.planner import make_plan, make_plan_for_kept, planning_state
 
-_DEFAULT_LIMIT = 512 * 2**20
-_limit = _DEFAULT_LIMIT
-_limit_source = "default"
+#: Bytes that kernels leave to free memory.
+_RESERVE = 48 * 2**20
+#: So many times its weight, or half of what is left, a layer may take.
+_FAIR_SHARE = 2
 # Sizes of images whose plan a layer remembers.
 _CHOSEN = 512
 
 _kept_lock = fork_safe_lock()  # for moments
 
 
-def set_kept_limit(nbytes: int) -> None:
-    """Bound the memory that each layer keeps of its kernels: of their spectra, and of packed or transposed kernels.
-
-    Parameters
-    ----------
-    nbytes : int
-        At first 512 MiB. The one form of the kernels that a layer used last is kept whatever it takes, so 0 keeps
-        nothing else. A layer heeds it when it next needs a form that it has not.
-
-    Raises
-    ------
-    TypeError
-        If it is not an integer.
-    ValueError
-        If it is negative.
-
-    Examples
-    --------
-    >>> from nbfftconv import config
-    >>> before = config.get_kept_limit()
-    >>> config.set_kept_limit(2**26)
-    >>> config.get_kept_limit()
-    67108864
-    >>> config.set_kept_limit(before)
-    """
-    global _limit, _limit_source
-    _limit, _limit_source = scratch.check_bytes("the limit of kept kernels", nbytes, 0), "set"
+_ticks = itertools.count(1)
 
 
-def get_kept_limit() -> int:
-    """Return the bound on what each layer keeps of its kernels.
-
-    Returns
-    -------
-    int
-        Bytes, as of `set_kept_limit`.
-
-    Examples
-    --------
-    >>> from nbfftconv import config
-    >>> config.get_kept_limit() >= 0
-    True
-    """
-    return _limit
-
-
-def kept_limit_source() -> str:
-    """Return where the bound comes from: "set" or "default"."""
-    return _limit_source
+def tick() -> int:
+    """Return the time, in uses of kernels."""
+    return next(_ticks)
 
 
 def keep_call(calls: dict[Any, Any], key: Any, call: Any) -> None:
@@ -79,27 +39,41 @@ def keep_call(calls: dict[Any, Any], key: Any, call: Any) -> None:
     calls[key] = call
 
 
+class Kept:
+    """Kernels in one form, their bytes on top of the weight, and the time of their last use, as `tick` counts it."""
+
+    __slots__ = "kernels", "nbytes", "used"
+
+    def __init__(self, kernels: Kernels, nbytes: int) -> None:
+        self.kernels, self.nbytes, self.used = kernels, nbytes, tick()
+
+
 class KeptKernels:
     """A layer's kernels, in the forms that its plans need: transformed, transposed or packed.
 
-    Those that were used last are kept, as far as they fit the bound of `set_kept_limit`. Any number of threads may ask
-    at once; of those that need the same new form, each may make it.
+    They are kept as far as they fit the bound of `nbfftconv.config.set_memory_limit`. Where they do not, those of any
+    layer go that were not used since these were last asked for, the longest unused first: so layers that take turns do
+    not drive each other out. Any number of threads may ask at once; of those that need the same new form, each may make
+    it.
 
     Attributes
     ----------
     weight : numpy.ndarray
-    forms : dict from KernelForm to Kernels or None
-        Kept, the one that was used last at the end; None if a plan needs it that is about to be run.
+    forms : dict from KernelForm to Kept
+        What is kept.
     calls : dict
         What is ready to be called again, by what it is called with. It holds kernels, and goes when any of them goes.
     """
 
     def __init__(self, weight: np.ndarray) -> None:
         self.weight = weight
-        self.forms: dict[KernelForm, Kernels | None] = {}
+        self.forms: dict[KernelForm, Kept] = {}
         self.calls: dict[Any, Any] = {}
+        # when forms were last asked for
+        self._wanted: dict[KernelForm, int] = {}
         # what plans depended on when they were made, and the plan in force
         self._chosen: dict[tuple[ConvGeometry, np.dtype, str], tuple[Any, ConvPlan]] = {}
+        memory.add_holder(self)
 
     def plan(self, geometry: ConvGeometry, dtype: np.dtype, algorithm: str) -> ConvPlan:
         """Plan a forward pass, for kernels in a form that is kept if that is nearly as fast as the best plan.
@@ -110,39 +84,64 @@ class KeptKernels:
         found = self._chosen.get(key)
         if found is not None and found[0] == state:
             return found[1]
-        best = make_plan(geometry, "forward", dtype, algorithm, weight_is_transformed=True)
+        best = self._best_plan(*key)
         with _kept_lock:
             found = self._chosen.get(key)  # another thread may have been first
             if found is None or found[0] != state:
-                chosen = make_plan_for_kept(best, algorithm, self.forms.keys())
-                self.forms.setdefault(chosen.kernel_form, None)
+                chosen = make_plan_for_kept(best, algorithm, self._wanted.keys())
+                self._wanted.setdefault(chosen.kernel_form, 0)
                 self._chosen[key] = found = state, chosen
                 if len(self._chosen) > _CHOSEN:
                     del self._chosen[next(iter(self._chosen))]
         return found[1]
 
+    def _best_plan(self, geometry: ConvGeometry, dtype: np.dtype, algorithm: str) -> ConvPlan:
+        """Return the best plan whose kernels find room."""
+        best = make_plan(geometry, "forward", dtype, algorithm, weight_is_transformed=True)
+        if best.kernel_form in self._wanted:
+            return best
+        memory.forget_room()  # layers may be gone
+        room = memory.room() - _RESERVE
+        # others are to come that need room, too
+        share = min(room, max(_FAIR_SHARE * self.weight.nbytes, room // 2))
+        if best.weight_bytes <= share:
+            return best
+        if share < self.weight.nbytes:  # kernels are made anew by every call
+            return make_plan(geometry, "forward", dtype, algorithm)
+        return make_plan(geometry, "forward", dtype, algorithm, weight_is_transformed=True, weight_limit=share)
+
     def of(self, plan: ConvPlan) -> Kernels:
         """Return the kernels as `plan` needs them."""
-        form, dropped = plan.kernel_form, {}
+        form, now = plan.kernel_form, tick()
         with _kept_lock:
-            kernels = self.forms.pop(form, None)
-            self.forms[form] = kernels
-        if kernels is not None:
-            return kernels
+            since = self._wanted.get(form, 0)
+            self._wanted[form] = now
+            kept = self.forms.get(form)
+        if kept is not None:
+            kept.used = now
+            return kept.kernels
         weight = compact(self.weight, plan.dtype)
         if weight.shape != plan.geometry.weight_size:  # of sequences or volumes
             weight = weight.reshape(plan.geometry.weight_size)
         kernels = registry.get(plan.algorithm).prepare(plan, weight)
+        kept = Kept(kernels, self._bytes_of(kernels))
         with _kept_lock:
-            kernels = self.forms.pop(form, None) or kernels
-            self.forms[form] = kernels
-            while len(self.forms) > 1 and self.nbytes > _limit:
-                oldest = next(iter(self.forms))
-                dropped[oldest] = self.forms.pop(oldest)
-            if dropped:
-                self.forget_calls()
-                self._chosen = {key: each for key, each in self._chosen.items() if each[1].kernel_form in self.forms}
+            if form in self.forms or _make_room(kept.nbytes, since):
+                self.forms.setdefault(form, kept)
+                memory.forget_room()
+        scratch.trim()
         return kernels
+
+    def _bytes_of(self, kernels: Kernels) -> int:
+        arrays = kernels.arrays()
+        return sum(array.nbytes for array in arrays if self.weight is not array and self.weight is not array.base)
+
+    def drop(self, form: KernelForm) -> None:
+        """Keep a form no longer, nor what holds it."""
+        self.forms.pop(form, None)
+        self._wanted.pop(form, None)
+        self.calls = {}
+        self._chosen = {key: each for key, each in self._chosen.items() if each[1].kernel_form != form}
 
     def forget_calls(self) -> None:
         """Make nothing ready any more: what calls depend on has changed."""
@@ -151,5 +150,29 @@ class KeptKernels:
     @property
     def nbytes(self) -> int:
         """Bytes of all forms that are kept, on top of the layer's weight."""
-        arrays = (array for kernels in list(self.forms.values()) if kernels is not None for array in kernels.arrays())
-        return sum(array.nbytes for array in arrays if self.weight is not array and self.weight is not array.base)
+        return sum(kept.nbytes for kept in list(self.forms.values()))
+
+
+def _make_room(nbytes: int, since: int) -> bool:
+    """Let go of kernels that were not used since a time until there is room for so many bytes; tell whether there is.
+
+    If there is not, nothing goes.
+    """
+    memory.forget_room()  # layers may be gone
+    lacking = nbytes - memory.room()
+    holders: list[Any] = memory.holders() if lacking > 0 else []
+    unused = [
+        (kept.used, index, form, kept.nbytes)
+        for index, holder in enumerate(holders)
+        for form, kept in list(holder.forms.items())
+        if kept.used < since
+    ]
+    if sum(each[-1] for each in unused) < lacking:
+        return False
+    for _, index, form, freed in sorted(unused, key=operator.itemgetter(0)):
+        if lacking <= 0:
+            break
+        holders[index].drop(form)
+        lacking -= freed
+    memory.forget_room()
+    return True

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import ArrayLike
 
-from nbfftconv import epoch, scratch
+from nbfftconv import epoch, memory, scratch
 from nbfftconv import padding as padding_modes
 from nbfftconv.arguments import (
     as_batch,
@@ -78,7 +78,7 @@ def _flag(layer: "Layer", name: str, value: Any) -> bool:
 
 
 def _bytes(layer: "Layer", name: str, value: Any) -> int:
-    return scratch.check_bytes(name, value, 0)
+    return memory.check_bytes(name, value, 0)
 
 
 class Layer:
@@ -307,15 +307,16 @@ class ConvLayer(Layer):
         self._last.forward = None  # before there is more to keep
         step = self._step(geometry, dtype) if self._training else None
         plan = step.forward if step else kernels.plan(geometry, dtype, self._algorithm)
+        transformed = kernels.of(plan)
         is_plain = array is not None and array.dtype == dtype and padding_mode == "zeros"
-        if is_plain and not (step or is_last):
+        found = kernels.forms.get(plan.kernel_form) if is_plain and not (step or is_last) else None
+        if found is not None:
             size = size_of(given.output_size, is_batch, False)
-            call = ReadyForward(plan, kernels.of(plan), bias, activation == "relu", size)
-            keep_call(calls, (array.shape, dtype), call)
+            keep_call(calls, (array.shape, dtype), ReadyForward(plan, found, bias, activation == "relu", size))
         result, kept = run_forward(
             plan,
             x,
-            kernels.of(plan),
+            transformed,
             bias,
             padding_mode,
             activation,

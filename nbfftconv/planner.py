@@ -15,6 +15,7 @@ from nbfftconv import autotune, profile
 from nbfftconv.geometry import ConvGeometry, Padding, check_flag, numbers, pair
 from nbfftconv.implementations import WEIGHT_LIMIT, Candidates, Implementation, Inapplicable, Request, registry
 from nbfftconv.machine import get_machine
+from nbfftconv.memory import given_memory_limit
 from nbfftconv.plan import DIRECTIONS, Choices, ConvPlan, KernelForm, StepPlan
 from nbfftconv.report import report
 from nbfftconv.scratch import get_scratch_limit
@@ -345,13 +346,14 @@ def make_plan(
     choices: Choices = (),
     weight_is_transformed: bool = False,
     transposes: bool = True,
+    weight_limit: int = WEIGHT_LIMIT,
 ) -> ConvPlan:
     """Return the plan for a validated geometry, from memory if it was made before.
 
     `choices` are options of the implementation, with their values, such as a transform or a tile.
     `weight_is_transformed` says that the kernels are kept as the plan needs them from call to call, so that none pays
     for that; `transposes`, that a gradient at the input may be planned as a forward pass, of other kernels than the
-    geometry's own.
+    geometry's own; `weight_limit` is how many bytes they may take in another form, unless `algorithm` is asked for.
     """
     is_asked = algorithm != "auto" or bool(choices)
     implementations, winner = registry.candidates(algorithm), None
@@ -361,15 +363,22 @@ def make_plan(
         if "transform" in options:
             name = transforms.get(options["transform"]).algorithm
             implementations = tuple(each for each in implementations if each.name == name) or implementations
-    elif transposes and not is_asked:
+    elif transposes and not is_asked and weight_limit >= WEIGHT_LIMIT:
         winner = _winner(geometry, direction, dtype, weight_is_transformed)
-    fields = _fields(geometry, direction, dtype, choices, is_asked, weight_is_transformed, transposes)
+    fields = _fields(geometry, direction, dtype, choices, is_asked, weight_is_transformed, transposes, weight_limit)
     return _make_plan(implementations, winner, *fields)
 
 
 def planning_state() -> tuple[Any, ...]:
     """Return all that plans depend on besides their arguments; it is equal as long as plans are the same."""
-    return registry.candidates(), transforms.candidates(), get_scratch_limit(), get_machine(), profile.get_profile()
+    return (
+        registry.candidates(),
+        transforms.candidates(),
+        get_scratch_limit(),
+        get_machine(),
+        profile.get_profile(),
+        given_memory_limit(),
+    )
 
 
 def _fields(
@@ -380,6 +389,7 @@ def _fields(
     is_asked: bool,
     weight_is_transformed: bool,
     transposes: bool,
+    weight_limit: int = WEIGHT_LIMIT,
 ) -> tuple[Any, ...]:
     """Return the fields of a `Request`, with all else that a plan depends on.
 
@@ -396,6 +406,7 @@ def _fields(
         is_asked,
         get_scratch_limit(),
         get_machine(),
+        weight_limit,
     )
 
 

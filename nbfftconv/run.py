@@ -8,6 +8,7 @@ from nbfftconv import epoch, scratch
 from nbfftconv import padding as padding_modes
 from nbfftconv.arrays import address_of, compact, is_usable_out
 from nbfftconv.implementations import Kernels, registry
+from nbfftconv.kept_kernels import Kept, tick
 from nbfftconv.plan import ConvPlan
 
 
@@ -46,7 +47,7 @@ class ReadyForward:
     Parameters
     ----------
     plan : ConvPlan
-    kernels : Kernels
+    kept : Kept
     bias : numpy.ndarray or None
     relu : bool
     size : tuple of int
@@ -58,17 +59,16 @@ class ReadyForward:
         Of which these passes are.
     """
 
-    def __init__(
-        self, plan: ConvPlan, kernels: Kernels, bias: np.ndarray | None, relu: bool, size: tuple[int, ...]
-    ) -> None:
-        self.epoch = epoch.current
+    def __init__(self, plan: ConvPlan, kept: Kept, bias: np.ndarray | None, relu: bool, size: tuple[int, ...]) -> None:
+        self.epoch, self._kept = epoch.current, kept
         self._geometry, self._dtype, self._size = plan.geometry, plan.dtype, size
         self._bias = None if bias is None else compact(bias, plan.dtype)
         self._bias_address = 0 if self._bias is None else address_of(self._bias)
-        self._bound = registry.get(plan.algorithm).bind(plan, plan.geometry, kernels, bias is not None, relu)
+        self._bound = registry.get(plan.algorithm).bind(plan, plan.geometry, kept.kernels, bias is not None, relu)
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
         """Convolve an array that is compact, of this size and dtype."""
+        self._kept.used = tick()
         result = scratch.result(self._size, self._dtype)
         left = self._bound.run(address_of(x), self._bias_address, address_of(result))
         if left is not None:

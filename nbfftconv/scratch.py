@@ -14,11 +14,11 @@ import math
 import operator
 import sys
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from nbfftconv import environment, epoch
+from nbfftconv import environment, epoch, memory
 from nbfftconv.rounding import round_up
 
 _DEFAULT_LIMIT = 512 * 2**20
@@ -58,15 +58,6 @@ _size = operator.attrgetter("nbytes")
 _pool: dict[int, _Owner] = {}
 
 
-def check_bytes(name: str, value: Any, least: int) -> int:
-    """Return a limit in bytes as an int; raise TypeError if it is no integer, ValueError if it is below `least`."""
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-        raise TypeError(f"{name} must be an integer number of bytes, got {value!r}")
-    if value < least:
-        raise ValueError(f"{name} must be at least {least} byte{'s' * (least != 1)}, got {value}")
-    return int(value)
-
-
 def set_scratch_limit(nbytes: int) -> None:
     """Bound the memory that a call takes for the spectra of its tiles; the kernels' spectra come on top of it.
 
@@ -74,8 +65,9 @@ def set_scratch_limit(nbytes: int) -> None:
     ----------
     nbytes : int
         At least 1; at first 512 MiB, or what ``NBFFTCONV_SCRATCH_BYTES`` says. As much memory is kept to be used again,
-        at most, with that of results, whether somebody refers to them or not. Results depend on it by rounding only,
-        where it rules out the tiles or the blocks that would be chosen without it.
+        at most, with that of results, whether somebody refers to them or not, and less if that is free and
+        `nbfftconv.config.set_memory_limit` says so. Results depend on it by rounding only, where it rules out the tiles
+        or the blocks that would be chosen without it.
 
     Raises
     ------
@@ -94,7 +86,7 @@ def set_scratch_limit(nbytes: int) -> None:
     >>> set_scratch_limit(before)
     """
     global _limit, _limit_source
-    _limit, _limit_source = check_bytes("the scratch limit", nbytes, 1), "set"
+    _limit, _limit_source = memory.check_bytes("the scratch limit", nbytes, 1), "set"
     epoch.begin()
     _pool.clear()
 
@@ -134,18 +126,19 @@ def borrow(nbytes: int, spare: float = 1.0) -> Memory:
     limit = _limit
     owner = _take_free(nbytes, (1 + spare) * nbytes + 2**16) if _pool else None
     if owner is not None:
-        memory = owner.lent()  # first: who finds the owner in the pool sees by it that it is lent
+        lent = owner.lent()  # first: who finds the owner in the pool sees by it that it is lent
         _pool[id(owner.array)] = owner
-        if limit != _limit:  # another thread has set it, and emptied the pool
-            _make_room(0)
-        return memory
+        # another thread may have set a limit; and results may be free by now that were not
+        if limit != _limit or sum(map(_size, list(_pool.values()))) > memory.room():
+            trim()
+        return lent
     owner = _new(nbytes)
-    memory = owner.lent()
+    lent = owner.lent()
     if nbytes <= _limit:
         _make_room(nbytes)
         _pool[id(owner.array)] = owner
-        _make_room(0)  # the limit may have changed, or another thread have lent as well
-    return memory
+        trim()  # the limit may have changed, or another thread have lent as well
+    return lent
 
 
 def borrow_together(sizes: Sequence[int]) -> list[Memory]:
@@ -210,16 +203,23 @@ def _references(owner: _Owner) -> int:
 _FEWEST = _references(_Owner(np.empty(0, _BYTE), 0, 0, 0))
 
 
+def trim() -> None:
+    """Let go of what is not within the bounds, which have changed."""
+    _make_room(0)
+
+
 def _make_room(nbytes: int) -> None:
-    """Let go of what was lent longest ago until so many bytes more are within the bound.
+    """Let go of what was lent longest ago until so many bytes more are within the bounds: of all, and of what is free.
 
     What is in use then belongs to its users alone.
     """
-    keys = list(_pool)
-    excess = sum(owner.nbytes for owner in list(_pool.values())) + nbytes - _limit
-    for key in keys:
-        if excess <= 0:
-            break
-        owner = _pool.pop(key, None)
-        if owner is not None:
-            excess -= owner.nbytes
+    owners = list(_pool.items())
+    excess = sum(owner.nbytes for _, owner in owners) + nbytes - _limit
+    free = [(key, owner) for key, owner in owners if _is_free(owner)]
+    excess_free = sum(owner.nbytes for _, owner in free) - memory.room()
+    for kind, over in ((free, excess_free), (owners, excess)):
+        for key, owner in kind:
+            if over <= 0:
+                break
+            if _pool.pop(key, None) is not None:
+                over -= owner.nbytes

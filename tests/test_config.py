@@ -16,11 +16,11 @@ import numpy as np
 import pytest
 
 import nbfftconv
-from nbfftconv import config, environment, kept_kernels, machine, paths, profile, scratch, threads
+from nbfftconv import config, environment, machine, memory, paths, profile, scratch, threads
 from nbfftconv.transforms import fftw
 
 NAMES = [
-    "threads", "library_threads", "scratch_limit", "kept_limit", "planning_effort", "machine", "profile",
+    "threads", "library_threads", "scratch_limit", "memory_limit", "planning_effort", "machine", "profile",
     "cache_directory",
 ]  # fmt: skip
 
@@ -46,7 +46,7 @@ def test_at_first(tmp_path):
     found = in_a_process("", XDG_CACHE_HOME=str(tmp_path), HOME=str(tmp_path))
     assert list(found) == NAMES
     assert {source for _, source in found.values()} == {"default"}
-    assert found["scratch_limit"][0] == found["kept_limit"][0] == str(512 * 2**20)
+    assert (found["scratch_limit"][0], found["memory_limit"][0]) == (str(512 * 2**20), str(128 * 2**20))
     assert found["planning_effort"][0] == "measure" and found["machine"][0] == "None"
     folder = Path(found["cache_directory"][0])
     assert folder == tmp_path / "nbfftconv" or sys.platform != "linux"
@@ -60,19 +60,21 @@ def test_from_the_environment(tmp_path):
         NBFFTCONV_CACHE_DIR=str(tmp_path / "cache"),
         NBFFTCONV_PROFILE=str(tmp_path / "profile.json"),
         NBFFTCONV_SCRATCH_BYTES="12345678",
+        NBFFTCONV_MEMORY_BYTES="87654321",
         OMP_NUM_THREADS="1",
     )
     assert found["threads"] == found["library_threads"] == ["1", "environment"]
     assert found["scratch_limit"] == ["12345678", "environment"]
+    assert found["memory_limit"] == ["87654321", "environment"]
     assert found["profile"] == [str(tmp_path / "profile.json"), "environment"]
     assert found["cache_directory"] == [str(tmp_path / "cache"), "environment"]
-    assert found["kept_limit"][1] == found["planning_effort"][1] == "default"
+    assert found["planning_effort"][1] == "default"
 
 
 SET = """
 config.set_num_threads(3, library=2)
 config.set_scratch_limit(10**6)
-config.set_kept_limit(0)
+config.set_memory_limit(0)
 config.set_planning_effort("patient")
 config.set_machine(config.Machine(1e9, 2e9))
 config.set_profile_file({folder!r} + "/mine.json")
@@ -128,8 +130,8 @@ def test_one_place():
     assert config.get_num_threads is threads.get_num_threads
     assert config.set_scratch_limit is scratch.set_scratch_limit
     assert config.get_scratch_limit is scratch.get_scratch_limit
-    assert config.set_kept_limit is kept_kernels.set_kept_limit
-    assert config.get_kept_limit is kept_kernels.get_kept_limit
+    assert config.set_memory_limit is memory.set_memory_limit
+    assert config.get_memory_limit is memory.get_memory_limit
     assert config.set_machine is machine.set_machine and config.DEFAULT_MACHINE is machine.DEFAULT
     for name in ("set_planning_effort", "get_planning_effort", "save_wisdom", "load_wisdom"):
         assert getattr(config, name) is getattr(fftw, name)
@@ -220,33 +222,6 @@ def test_plans_follow_the_profile_that_is_set(restore_paths, monkeypatch, tmp_pa
     assert profile.get_profile().threads == (2, 1)
     config.set_profile_file(tmp_path / "other.json")
     assert profile.get_profile().threads is None
-
-
-@pytest.mark.parametrize(
-    ("value", "exception"), [(-1, ValueError), (1.5, TypeError), (True, TypeError), ("1", TypeError), (None, TypeError)]
-)
-def test_the_limit_of_kept_kernels(value, exception, monkeypatch):
-    monkeypatch.setattr(kept_kernels, "_limit", 17)
-    with pytest.raises(exception, match=f"kept kernels.*{value}"):
-        config.set_kept_limit(value)
-    assert config.get_kept_limit() == 17
-
-
-def test_a_layer_heeds_the_limit_of_kept_kernels(monkeypatch, rng):
-    monkeypatch.setattr(kept_kernels, "_limit", kept_kernels._limit)
-    monkeypatch.setattr(kept_kernels, "_limit_source", "default")
-    images = [rng.standard_normal((1, 4, size, size)).astype(np.float32) for size in (12, 40)]
-    forms = []
-    for limit in (2**30, 0):
-        config.set_kept_limit(np.int64(limit))
-        assert config.settings()["kept_limit"] == config.Setting(limit, "set", "config.set_kept_limit(nbytes)")
-        layer = nbfftconv.Conv2d(rng.standard_normal((4, 4, 5, 5)).astype(np.float32), training=False)
-        for algorithm in ("fft", "direct"):
-            layer.algorithm = algorithm
-            for image in images:
-                layer(image)
-        forms.append(len(layer._kernels.forms))
-    assert forms[0] > forms[1] == 1
 
 
 @pytest.mark.parametrize("figure", ["flops", "bandwidth"])
@@ -374,7 +349,6 @@ def test_counts_are_asked_for_once_and_when_they_are_needed(monkeypatch):
         threads.begin_with(before)
 
 
-def test_examples(restore_paths, monkeypatch):
-    monkeypatch.setattr(kept_kernels, "_limit_source", "default")
-    for module in (config, kept_kernels, paths, profile):
+def test_examples(restore_paths):
+    for module in (config, memory, paths, profile):
         assert doctest.testmod(module).failed == 0

@@ -23,14 +23,14 @@ from nbfftconv.layer import Layer
 #: What users call, besides the public names of the package.
 KNOBS = (
     "nbfftconv.config.Setting",
-    "nbfftconv.config.get_kept_limit",
     "nbfftconv.config.set_cache_directory",
-    "nbfftconv.config.set_kept_limit",
     "nbfftconv.config.set_profile_file",
     "nbfftconv.config.settings",
     "nbfftconv.config.show",
     "nbfftconv.machine.Machine",
     "nbfftconv.machine.get_machine",
+    "nbfftconv.memory.get_memory_limit",
+    "nbfftconv.memory.set_memory_limit",
     "nbfftconv.machine.set_machine",
     "nbfftconv.paths.cache_directory",
     "nbfftconv.profile.profile_file",

@@ -15,7 +15,7 @@ from geometries import DIRECTIONS, Case, cases, generators, has_few_taps
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nbfftconv import Conv2d, kept_kernels, planner
+from nbfftconv import Conv2d, kept_kernels, memory, planner
 from nbfftconv import layer as layer_module
 from nbfftconv.geometry import ConvGeometry
 from nbfftconv.implementations import Kernels, direct, fft, registry, tiled
@@ -569,7 +569,7 @@ def test_few_forms_serve_many_sizes(weight_size, padding, groups, algorithm, mon
         kept.of(plan)
         forms.add(plan.kernel_form)
         best_forms.add(best.kernel_form)
-        assert kept.nbytes <= kept_kernels.get_kept_limit()
+        assert kept.nbytes <= memory.get_memory_limit()
     assert len(forms) <= max(2, len(best_forms) // 2)  # of Winograd's, one is best nearly always
     if len(kept.forms) == len(forms):  # nothing had to go
         remembered = list(chosen.items())[-kept_kernels._CHOSEN :]
@@ -592,27 +592,6 @@ def test_sizes_share_spectra_and_results_stay(rng):
             assert_accurate(y, oracle.conv2d(x, w, padding="same"), np.float32)
             np.testing.assert_array_equal(layer(x), y)
         assert len(made) == len(set(made))
-
-
-@pytest.mark.parametrize("training", [False, True])
-@pytest.mark.parametrize("algorithm", ["fft", "direct"])
-def test_kernels_that_were_not_used_for_long_go(algorithm, training, monkeypatch, rng):
-    """Spectra, packed and transposed kernels, and copies of another dtype."""
-    monkeypatch.setattr(kept_kernels, "_limit", 40_000)
-    w = rng.standard_normal((8, 8, 5, 5)).astype(np.float32)
-    layer = Conv2d(w, padding=2)
-    layer.algorithm, layer.training = algorithm, training
-    for size in [(12, 12), (40, 9), (30, 30), (7, 60), (12, 12), (90, 5)]:
-        for dtype in (np.float32, np.float64):
-            x = rng.standard_normal((1, 8, *size)).astype(dtype)
-            assert_accurate(layer(x), oracle.conv2d(x, w, padding=2), dtype)
-            if training:
-                g = rng.standard_normal(x.shape).astype(dtype)
-                assert_accurate(layer.backward(g), oracle.conv2d_input(x.shape, w, g, padding=2), dtype)
-            kept = layer._kernels
-            held = kept.nbytes
-            assert held <= kept_kernels.get_kept_limit() or len(kept.forms) == 1
-            assert len(kept.forms) >= 1
 
 
 @pytest.mark.parametrize("stride", [2, (3, 1)])

@@ -41,10 +41,12 @@ class Request(NamedTuple):
     transposes : bool
         Whether a gradient at the input may be planned as a forward pass.
     is_asked : bool
-        Whether the implementation was asked for: then it is not refused for being slow, or for `WEIGHT_LIMIT`.
+        Whether the implementation was asked for: then it is not refused for being slow, or for its kernels' memory.
     limit : int
         The scratch limit.
     machine : Machine
+    weight_limit : int
+        Bytes that the kernels may take in another form, unless the implementation was asked for.
     """
 
     geometry: ConvGeometry
@@ -57,6 +59,7 @@ class Request(NamedTuple):
     is_asked: bool
     limit: int
     machine: Machine
+    weight_limit: int = WEIGHT_LIMIT
 
     def transposed(self) -> ConvGeometry | None:
         """Return the problem whose forward pass is the gradient that is asked for, None if there is none."""

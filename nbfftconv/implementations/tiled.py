@@ -17,7 +17,6 @@ import numpy as np
 from nbfftconv import direct, outliers
 from nbfftconv.geometry import FLAT, ConvGeometry, pair
 from nbfftconv.implementations import (
-    WEIGHT_LIMIT,
     BoundForward,
     Candidates,
     Implementation,
@@ -64,7 +63,7 @@ class CostedChoices(NamedTuple):
     def of(cls, choices: BlockedChoices, fixed: float, request: Request) -> "CostedChoices":
         """Return the choices with their costs, on top of `fixed` seconds."""
         cost = tiled_cost(choices, request.weight_is_transformed, request.machine)
-        fits = choices.fits if request.is_asked else choices.fits & (choices.weight <= WEIGHT_LIMIT)
+        fits = choices.fits if request.is_asked else choices.fits & (choices.weight <= request.weight_limit)
         return cls(choices, cost, np.where(fits, fixed + sum(cost), math.inf))
 
 

@@ -3,6 +3,7 @@
 These are most calls of a network in inference. They need neither an operator of PyTorch's nor a look at the geometry.
 """
 
+import contextlib
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from nbfftconv import epoch, scratch
 from nbfftconv.geometry import ConvGeometry
 from nbfftconv.implementations import registry
-from nbfftconv.kept_kernels import KeptKernels, keep_call
+from nbfftconv.kept_kernels import Kept, keep_call, tick
 from nbfftconv.plan import ConvPlan
 from nbfftconv.torch.arrays import array_of, geometry_of
 from nbfftconv.torch.kept_weights import known_kernels_of
@@ -50,7 +51,7 @@ class ReadyConvolution:
     Parameters
     ----------
     plan : ConvPlan
-    kernels : KeptKernels
+    kept : Kept
     given : ConvGeometry
         Of the tensors.
     has_bias, relu : bool
@@ -61,10 +62,10 @@ class ReadyConvolution:
         Of which they are.
     """
 
-    def __init__(self, plan: ConvPlan, kernels: KeptKernels, given: ConvGeometry, has_bias: bool, relu: bool) -> None:
-        self.epoch = epoch.current
+    def __init__(self, plan: ConvPlan, kept: Kept, given: ConvGeometry, has_bias: bool, relu: bool) -> None:
+        self.epoch, self._kept = epoch.current, kept
         self._geometry, self._dtype = plan.geometry, plan.dtype
-        self._bound = registry.get(plan.algorithm).bind(plan, plan.geometry, kernels.of(plan), has_bias, relu)
+        self._bound = registry.get(plan.algorithm).bind(plan, plan.geometry, kept.kernels, has_bias, relu)
         self._input_size, self._output_size = given.input_size, given.output_size
         self._bias_size = given.weight_size[:1]
         self._tensor_dtype = torch.from_numpy(np.empty(0, plan.dtype)).dtype
@@ -79,6 +80,7 @@ class ReadyConvolution:
             if not _is_plain(bias, dtype, self._bias_size):
                 return None
             of_bias = bias.data_ptr()
+        self._kept.used = tick()
         output = torch.from_numpy(scratch.result(self._output_size, self._dtype))
         left = self._bound.run(input.data_ptr(), of_bias, output.data_ptr())
         if left is not None:
@@ -102,11 +104,12 @@ def make_ready(
     *of_geometry, relu = numbers
     given = geometry_of(input.shape, weight.shape, of_geometry)
     plan = kernels.plan(given.of_images, array_of(weight).dtype, "auto")
-    try:
-        call = ReadyConvolution(plan, kernels, given, bias is not None, relu)
+    kept = kernels.forms.get(plan.kernel_form)
+    if kept is None:
+        return
+    with contextlib.suppress(TypeError):  # settings that are lists
+        call = ReadyConvolution(plan, kept, given, bias is not None, relu)
         keep_call(kernels.calls, (input.shape, bias is None, settings), call)
-    except TypeError:  # lists
-        pass
 
 
 def convolve_again(
