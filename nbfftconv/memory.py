@@ -51,8 +51,9 @@ def check_bytes(name: str, value: Any, least: int) -> int:
 
 
 def set_memory_limit(nbytes: int | None) -> None:
-    """Bound the memory that is kept between calls: kernels of all layers in the forms that their plans need, and
-    memory of results and tiles that is free to be used again.
+    """Bound the memory that is kept between calls.
+
+    That is the kernels of all layers in the forms that plans need, and free memory of results and tiles.
 
     Parameters
     ----------
