@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import re
 
 import numpy as np
@@ -198,12 +199,75 @@ def test_what_has_no_channels(axes, groups):
     out = np.zeros((2, 0, *[4] * axes))
     assert conv(x, w, groups=groups, out=out) is out
     assert conv(np.moveaxis(x, 1, -1), w, groups=groups, channels_last=True).shape == (2, *[4] * axes, 0)
-    g = np.ones((2, 4, *[4] * axes), np.float32)
-    assert conv_weight(x, w.shape, g, groups=groups).shape == w.shape
-    assert conv_input(x.shape, w, g, groups=groups).shape == x.shape
+    for channels in (0, 4):  # of the output, or of the kernels, as in torch.nn.grad
+        g = np.ones((2, channels, *[4] * axes), np.float32)
+        assert conv_weight(x, w.shape, g, groups=groups).shape == w.shape
+        assert conv_input(x.shape, w, g, groups=groups).shape == x.shape
     with pytest.raises(ValueError, match="channels must be at least 1"):
         conv(x, np.zeros((4, 2, *[3] * axes)))
     with pytest.raises(ValueError, match="more than the padded input"):
         conv(x[:, :, :2], w)
     with pytest.raises(ValueError, match=re.escape("grad_output has shape")):
         conv_weight(x, w.shape, g[:, :, :3])
+
+
+@pytest.mark.parametrize("axes", [1, 2, 3])
+@pytest.mark.parametrize("batch", [0, 2, None])
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_layers_without_channels(axes, batch, channels_last):
+    """As PyTorch's: empty arrays, and a gradient of zeros at the bias."""
+    space, out, bias = [6] * axes, [2] * axes, np.ones(4)
+    size, result = ((*each, 0) if channels_last else (0, *each) for each in (space, out))
+    sizes = [each if batch is None else (batch, *each) for each in (size, result)]
+    layer = getattr(nbfftconv, f"Conv{axes}d")(
+        np.zeros((4, 0, *[3] * axes), np.float32), bias, stride=2, groups=2, activation="relu"
+    )
+    layer.channels_last = channels_last
+    for settings in (layer, pickle.loads(pickle.dumps(layer))):
+        y = settings(np.zeros(sizes[0], np.float32))
+        assert y.shape == sizes[1] and y.dtype == np.float64
+        dx = settings.backward(y)
+        assert dx.shape == sizes[0] and dx.dtype == np.float64
+        assert settings.weight_grad.shape == layer.weight.shape
+        np.testing.assert_array_equal(settings.bias_grad, np.zeros(4))
+        assert settings.eval()(np.zeros(sizes[0], np.float32)).shape == sizes[1]
+    with pytest.raises(ValueError, match="grad_output has shape"):
+        layer.train()(np.zeros(sizes[0], np.float32))
+        layer.backward(np.ones(4))
+    layer.bias = None
+    layer.backward(layer(np.zeros(sizes[0], np.float32)))
+    assert layer.bias_grad is None
+    with pytest.raises(ValueError, match="channels"):
+        layer(np.zeros([2, *space, 3] if channels_last else [2, 3, *space], np.float32))
+    with pytest.raises(ValueError, match="more than the padded input"):
+        layer(np.zeros([2, *[2] * axes, 0] if channels_last else [2, 0, *[2] * axes], np.float32))
+    with pytest.raises(ValueError, match="not a multiple of groups=3"):
+        layer.groups = 3
+    layer.weight = np.ones((4, 2, *[3] * axes))
+    y = layer(np.ones((2, *space, 4) if channels_last else (2, 4, *space)))
+    assert layer.backward(y).shape == ((2, *space, 4) if channels_last else (2, 4, *space))
+
+
+@pytest.mark.parametrize("name", [f"{kind}{axes}d" for kind in ("Conv", "ConvTranspose") for axes in (1, 2, 3)])
+@pytest.mark.parametrize("activation", MODES)
+def test_layers_on_an_empty_batch(name, activation):
+    axes = int(name[-2])
+    layer = getattr(nbfftconv, name)(np.ones((4, 4, *[3] * axes), np.float32), np.ones(4), activation=activation)
+    x = np.zeros((0, 4, *[6] * axes), np.float32)
+    y = layer(x)
+    assert y.shape == (0, 4, *[8 if "Transpose" in name else 4] * axes) and y.dtype == np.float64
+    assert layer.backward(y).shape == x.shape
+    np.testing.assert_array_equal(layer.weight_grad, np.zeros(layer.weight.shape))
+    np.testing.assert_array_equal(layer.bias_grad, np.zeros(4))
+    assert layer.eval()(x).shape == y.shape
+
+
+@pytest.mark.parametrize("axes", [1, 2, 3])
+def test_transposed_convolutions_without_channels_are_refused(axes):
+    """As by PyTorch, on either side."""
+    for weight_size in ((0, 4), (4, 0)):
+        w = np.ones((*weight_size, *[3] * axes), np.float32)
+        with pytest.raises(ValueError, match="channels.* must be at least 1"):
+            getattr(nbfftconv, f"ConvTranspose{axes}d")(w)
+        with pytest.raises(ValueError, match="channels.* must be at least 1"):
+            getattr(nbfftconv, f"conv_transpose{axes}d")(np.ones((2, weight_size[0], *[6] * axes), np.float32), w)
