@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 import nbfftconv
 from nbfftconv import layer
-from nbfftconv.geometry import ConvGeometry
+from nbfftconv.geometry import ConvGeometry, TransposedGeometry
 from nbfftconv.passes.plan import TiledPlan
 from nbfftconv.plan import ConvPlan, StepPlan
 from nbfftconv.planner import make_plan
@@ -229,9 +229,14 @@ FEW_TAPS = 3
 
 
 def are_few_taps(input_size: Any, weight_size: Any, options: dict[str, Any]) -> bool:
-    """Whether Winograd's maps are for a convolution, of any number of axes."""
+    """Whether Winograd's maps are for a convolution, of any number of axes, or for a transposed one."""
     numbers = {name: value for name, value in options.items() if name != "padding_mode"}
-    geometry = ConvGeometry.from_arguments(input_size, weight_size, **numbers, axes=len(weight_size) - 2)
+    if "output_padding" in numbers:  # transposed
+        geometry = TransposedGeometry.from_arguments(
+            input_size, weight_size, **numbers, axes=len(weight_size) - 2
+        ).convolution
+    else:
+        geometry = ConvGeometry.from_arguments(input_size, weight_size, **numbers, axes=len(weight_size) - 2)
     return max(taps for _, taps in problem_sizes(geometry.of_images)) <= FEW_TAPS
 
 
