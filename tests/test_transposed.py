@@ -147,17 +147,86 @@ def test_decoders(dtype, rng):
     assert_accurate(nbfftconv.conv_transpose1d(x, w, stride=128), expected, dtype)
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_a_value_that_is_not_finite(value, rng):
-    """It reaches the outputs that its own products are in."""
-    x, w = (
-        rng.uniform(0.5, 1.5, (2, 4, 30, 30)).astype(np.float32),
-        rng.uniform(0.5, 1.5, (4, 3, 5, 5)).astype(np.float32),
-    )
-    x[1, 2, 11, 12] = value
-    for options in ({}, {"stride": 2, "padding": 1}):
-        expected = oracle.conv_transpose(x, w, **options)
-        assert_accurate_where_finite(nbfftconv.conv_transpose2d(x, w, **options), expected, np.float32)
+# of a size at which blocks and tiles are many: with and without strides that divide the kernel, dilated, depthwise
+LARGE = [
+    ((2, 4, 30, 30), (4, 3, 5, 5), {}),
+    ((2, 4, 30, 30), (4, 3, 5, 5), {"stride": 2, "padding": 1}),
+    ((2, 20, 28, 28), (20, 12, 2, 2), {"stride": 2}),
+    ((1, 24, 33, 40), (24, 20, 3, 3), {"stride": 2, "padding": 1, "output_padding": 1}),
+    ((2, 16, 30, 30), (16, 1, 3, 3), {"padding": 1, "dilation": 2, "groups": 16, "output_padding": 1}),
+    ((2, 3, 700), (3, 2, 512), {"stride": 128}),
+    ((2, 16, 900), (16, 20, 3), {"padding": 1}),
+    ((1, 20, 8, 16, 16), (20, 12, 3, 3, 3), {"stride": 2, "padding": 1}),
+    ((1, 8, 10, 20, 20), (8, 6, 3, 3, 3), {"padding": 1}),
+]
+
+
+def is_possible(input_size, weight_size, options, algorithm):
+    numbers = {"stride": 1, "padding": 0, "output_padding": 0, "groups": 1, "dilation": 1}
+    return algorithm != "winograd" or are_few_taps(input_size, weight_size, numbers | options)
+
+
+def all_passes(x, w, bias, g, options, algorithm):
+    """Return the output of the function, and output, dX, dW and dB of a layer."""
+    axes = x.ndim - 2
+    with planned_by(algorithm):
+        layer = getattr(nbfftconv, f"ConvTranspose{axes}d")(w, bias, **options)
+        y, own = transposed(axes)(x, w, bias, **options), layer(x)
+        return y, own, layer.backward(g), layer.weight_grad, layer.bias_grad
+
+
+def large_operands(input_size, weight_size, options, draw):
+    """Return input, kernels, bias and a gradient."""
+    groups = options.get("groups", 1)
+    x, w, bias = (draw(size).astype(np.float32) for size in (input_size, weight_size, weight_size[1] * groups))
+    g = draw(transposed(x.ndim - 2)(x, w, bias, **options).shape).astype(np.float32)
+    return x, w, bias, g
+
+
+@pytest.mark.usefixtures("restore_threads")
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize(("input_size", "weight_size", "options"), LARGE, ids=str)
+def test_threads_do_not_change_bits(input_size, weight_size, options, algorithm, rng):
+    if not is_possible(input_size, weight_size, options, algorithm):
+        pytest.skip("Winograd's maps are for fewer taps")
+    operands = large_operands(input_size, weight_size, options, rng.standard_normal)
+    results = []
+    for count in (1, 2, 5):
+        nbfftconv.set_num_threads(count)
+        results.append([each.tobytes() for each in all_passes(*operands, options, algorithm)])
+    assert results[0] == results[1] == results[2]
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e18])
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize(("input_size", "weight_size", "options"), LARGE, ids=str)
+def test_a_value_that_is_not_finite(input_size, weight_size, options, algorithm, value, rng):
+    """It reaches what its own products are in, and nothing else."""
+    if not is_possible(input_size, weight_size, options, algorithm):
+        pytest.skip("Winograd's maps are for fewer taps")
+    x, w, bias, g = large_operands(input_size, weight_size, options, lambda size: rng.uniform(0.5, 1.5, size))
+    x[0, 2].flat[251] = value
+    expected = oracle.conv_transpose(x, w, bias, **options)
+    for found in all_passes(x, w, bias, g, options, algorithm)[:2]:
+        assert_accurate_where_finite(found, expected, np.float32)
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize(("input_size", "weight_size", "options"), LARGE, ids=str)
+def test_zeros_are_exact(input_size, weight_size, options, algorithm, rng):
+    """Where every product is zero, results are zero, or the bias."""
+    if not is_possible(input_size, weight_size, options, algorithm):
+        pytest.skip("Winograd's maps are for fewer taps")
+    x, w, bias, g = large_operands(input_size, weight_size, options, rng.standard_normal)
+    x[..., input_size[-1] // 2 :], x[:, 1], w[2] = 0, 0, 0
+    g[..., : g.shape[-1] // 2] = 0
+    y, own, dx, dw, _ = all_passes(x, w, bias, g, options, algorithm)
+    untouched = oracle.conv_transpose(x != 0, w != 0, **options) == 0
+    assert untouched.any() and not untouched.all()
+    left = np.broadcast_to(bias.reshape(-1, *[1] * (x.ndim - 2)), y.shape)
+    for found in (y, own):
+        np.testing.assert_array_equal(found[untouched], left[untouched])
+    assert not dx[:, 2].any() and not dw[1].any()
 
 
 X, W = np.ones((2, 4, 9, 9), np.float32), np.ones((4, 3, 3, 3), np.float32)
