@@ -57,6 +57,12 @@ def size_of(shape: tuple[int, ...], is_batch: bool, channels_last: bool) -> tupl
     return (batch, *of_image) if is_batch else of_image
 
 
+def without_channels(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the shape of an array (batch, channels, height, width) that has no channels."""
+    batch, _, *space = shape
+    return batch, 0, *space
+
+
 def as_given(array: np.ndarray, is_batch: bool, channels_last: bool) -> np.ndarray:
     """Return an array (batch, channels, height, width) as its user sees it."""
     if channels_last:
@@ -77,7 +83,8 @@ def geometry_for(
 ) -> tuple[ConvGeometry, bool]:
     """Return the geometry of arguments, and whether they agree that there is no channel.
 
-    Then it is that of one channel a group, by which all other numbers are checked.
+    Then it is that of one channel a group, by which all other numbers are checked. The output has no channels either,
+    whatever its geometry says: that is how PyTorch has it.
     """
     sizes = input_size, weight_size
     is_empty = all(isinstance(size, (tuple, list)) and len(size) == axes + 2 and size[1] == 0 for size in sizes)

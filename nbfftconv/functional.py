@@ -15,6 +15,7 @@ from nbfftconv.arguments import (
     geometry_for,
     plan_for,
     size_of,
+    without_channels,
 )
 from nbfftconv.arrays import check_out, compact, result_type
 from nbfftconv.geometry import Padding, check_flag
@@ -47,8 +48,7 @@ def _conv(
     padding_modes.check(geometry, padding_mode)
     check_activation(activation)
     dtype = result_type(x, w) if b is None else result_type(x, w, b)
-    batch, filters, *space = geometry.output_size
-    size = batch, 0 if is_empty else filters, *space  # as PyTorch has it
+    size = without_channels(geometry.output_size) if is_empty else geometry.output_size
     if out is not None:
         check_out(out, size_of(size, is_batch, is_last), dtype)
     if is_empty:

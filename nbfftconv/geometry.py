@@ -545,10 +545,14 @@ class TransposedGeometry:
         Its output is the transposed one's input, its input the transposed one's output.
     beyond : tuple of int
         Samples of the output after those of `convolution.input_size`, along each axis, which no kernel reaches.
+    left_out : tuple of int
+        Samples of `convolution.input_size` before the output's, along each axis: 1, which is all, where no kernel
+        reaches the output, else 0.
     """
 
     convolution: ConvGeometry
     beyond: tuple[int, ...]
+    left_out: tuple[int, ...]
 
     @classmethod
     def from_arguments(
@@ -570,17 +574,24 @@ class TransposedGeometry:
             raise ValueError(
                 f"input {input_size} has {input_size[1]} channels, but weight {weight_size} needs {weight_size[0]}"
             )
-        size, around, beyond = [], [], []
+        size, around, beyond, left_out = [], [], [], []
         for length, taps, s, d, (before, after), more in zip(
             input_size[2:], weight_size[2:], strides, dilations, padded, added, strict=True
         ):
             # With less than a stride more, a convolution takes no further step; else there is less padding after it.
             end = after if more < s else after - more
-            size.append((length - 1) * s + d * (taps - 1) + 1 - before - after + more - max(0, -end))
+            reached = (length - 1) * s + d * (taps - 1) + 1
+            total, rest = reached - before - after + more, max(0, -end)
+            is_apart = total - rest < 1 <= total  # all of the output comes after what kernels reach
+            if is_apart:
+                before, end, rest = reached - 1, 0, total
+            size.append(1 if is_apart else total - rest)
             around.append((before, max(0, end)))
-            beyond.append(max(0, -end))
-        output = (input_size[0], weight_size[1] * groups, *(a + b for a, b in zip(size, beyond, strict=True)))
-        if min(size) < 1:
+            beyond.append(rest)
+            left_out.append(int(is_apart))
+        along = (a - b + c for a, b, c in zip(size, left_out, beyond, strict=True))
+        output = (input_size[0], weight_size[1] * groups, *along)
+        if min(output[2:]) < 1:
             raise ValueError(
                 f"the output would be of size {output}: input {input_size}, weight {weight_size}, stride {strides}, "
                 f"padding {padded}, dilation {dilations}, output_padding {added}"
@@ -589,13 +600,13 @@ class TransposedGeometry:
         of_input = (*output[:2], *size)
         convolution = ConvGeometry(of_input, weight_size, strides, tuple(around), dilations, groups)
         check_bytes(f"output for input {input_size} with padding {padded}", (*output[:2], *convolution.padded_size))
-        return cls(convolution, tuple(beyond))
+        return cls(convolution, tuple(beyond), tuple(left_out))
 
     @property
     def output_size(self) -> tuple[int, ...]:
         """Shape of the output."""
         batch, filters, *size = self.convolution.input_size
-        return batch, filters, *(a + b for a, b in zip(size, self.beyond, strict=True))
+        return batch, filters, *(a - b + c for a, b, c in zip(size, self.left_out, self.beyond, strict=True))
 
 
 def _is_plain(value: Any) -> bool:

@@ -13,6 +13,7 @@ from nbfftconv.arguments import (
     geometry_for,
     plan_for,
     size_of,
+    without_channels,
 )
 from nbfftconv.arrays import check_shape, compact, result_type
 from nbfftconv.geometry import ConvGeometry, Padding, check_flag
@@ -40,8 +41,8 @@ def _grad_weight(
     x, is_batch = as_batch("input", input, axes, is_last)
     g, _ = as_batch("grad_output", grad_output, axes, is_last)
     geometry, is_empty = geometry_for(x.shape, weight_size, stride, padding, dilation, groups, axes)
-    why = f"input {np.shape(input)} and weight {geometry.weight_size}"
-    _check_gradient(grad_output, geometry, is_batch, is_last, why)
+    why = f"input {np.shape(input)} and weight {tuple(map(int, weight_size))}"
+    _check_gradient(grad_output, geometry, is_empty, is_batch, is_last, why)
     padding_modes.check(geometry, padding_mode)
     if is_empty:
         return np.empty(weight_size, result_type(x, g))
@@ -76,8 +77,8 @@ def _grad_input(
     if is_last and has_length and len(input_size) == axes + 2:
         input_size = (input_size[0], input_size[-1], *input_size[1:-1])
     geometry, is_empty = geometry_for(input_size, w.shape, stride, padding, dilation, groups, axes)
-    why = f"input {size_of(geometry.input_size, is_batch, is_last)} and weight {w.shape}"
-    _check_gradient(grad_output, geometry, is_batch, is_last, why)
+    why = f"input {size_of(tuple(map(int, input_size)), is_batch, is_last)} and weight {w.shape}"
+    _check_gradient(grad_output, geometry, is_empty, is_batch, is_last, why)
     padding_modes.check(geometry, padding_mode)
     dtype, images = result_type(w, g), geometry.of_images
     if is_empty:
@@ -89,11 +90,16 @@ def _grad_input(
 
 
 def _check_gradient(
-    grad_output: ArrayLike, geometry: ConvGeometry, is_batch: bool, channels_last: bool, why: str
+    grad_output: ArrayLike, geometry: ConvGeometry, is_empty: bool, is_batch: bool, channels_last: bool, why: str
 ) -> None:
-    """Raise ValueError if a gradient has not the shape of the output."""
-    size = size_of(geometry.output_size, is_batch, channels_last)
-    check_shape("grad_output", np.asarray(grad_output), size, why)
+    """Raise ValueError if a gradient has not the shape of the output.
+
+    Of inputs without channels it may have those of the kernels or, as the output, none; as in `torch.nn.grad`.
+    """
+    array = np.asarray(grad_output)
+    if is_empty and array.shape == size_of(without_channels(geometry.output_size), is_batch, channels_last):
+        return
+    check_shape("grad_output", array, size_of(geometry.output_size, is_batch, channels_last), why)
 
 
 def conv1d_weight(

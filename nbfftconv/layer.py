@@ -19,7 +19,9 @@ from nbfftconv.arguments import (
     check_activation,
     check_algorithm,
     check_bias,
+    geometry_for,
     size_of,
+    without_channels,
 )
 from nbfftconv.arrays import as_float, check_shape, compact, is_compact, result_type
 from nbfftconv.geometry import ConvGeometry, Padding, check_flag, layer_numbers, unchanging
@@ -252,7 +254,9 @@ class ConvLayer(Layer):
         self._begin(weight, bias, stride=stride, padding=padding, dilation=dilation, groups=groups)
 
     def _check_numbers(self, weight_size: tuple[int, ...], **numbers: Any) -> None:
-        layer_numbers(weight_size, **numbers, axes=self._axes)
+        # Without channels they are those of a channel a group, as in `geometry_for`.
+        size = (*weight_size[:1], weight_size[1] or 1, *weight_size[2:])
+        layer_numbers(size, **numbers, axes=self._axes)
 
     def __call__(self, input: ArrayLike) -> np.ndarray:
         """Convolve images, or sequences, with the layer's kernels.
@@ -266,8 +270,8 @@ class ConvLayer(Layer):
         Returns
         -------
         numpy.ndarray, shape (batch, out channels, out height, out width) or (batch, out channels, out length)
-            Without the batch if the input has none. Of the dtype to which NumPy promotes those of input, weight and
-            bias.
+            Without the batch if the input has none, and without channels if it has none, as in PyTorch. Of the dtype to
+            which NumPy promotes those of input, weight and bias.
 
         Raises
         ------
@@ -298,13 +302,22 @@ class ConvLayer(Layer):
         is_last, bias = self._channels_last, self._bias
         weight, padding_mode, activation = kernels.weight, self._padding_mode, self._activation
         numbers = self._stride, self._padding, self._dilation, self._groups
-        given = ConvGeometry.of_unchanging(x.shape, weight.shape, *numbers)
+        has_channels = weight.size > 0
+        if has_channels:
+            given = ConvGeometry.of_unchanging(x.shape, weight.shape, *numbers)
+        else:
+            given, _ = geometry_for(x.shape, weight.shape, *numbers, self._axes)
         if padding_mode != "zeros":
             padding_modes.check(given, padding_mode)
-        geometry = given.of_images
-        x = x.reshape(geometry.input_shape)
         dtype = result_type(x, weight) if bias is None else result_type(x, weight, bias)
         self._last.forward = None  # before there is more to keep
+        settings = padding_mode, bias is not None, is_batch, is_last
+        if not has_channels:
+            if self._training:
+                self._last.forward = given, dtype, x, None, None, None, kernels, *settings
+            return as_given(np.empty(without_channels(given.output_size), dtype), is_batch, is_last)
+        geometry = given.of_images
+        x = x.reshape(geometry.input_shape)
         step = self._step(geometry, dtype) if self._training else None
         plan = step.forward if step else kernels.plan(geometry, dtype, self._algorithm)
         transformed = kernels.of(plan)
@@ -324,7 +337,6 @@ class ConvLayer(Layer):
         )
         if step:
             passed = passed_by_relu(result) if activation == "relu" else None
-            settings = padding_mode, bias is not None, is_batch, is_last
             self._last.forward = given, dtype, x, step, kept, passed, kernels, *settings
         return as_given(result.reshape(given.output_size), is_batch, is_last)
 
@@ -369,9 +381,14 @@ class ConvLayer(Layer):
             raise RuntimeError("backward needs a forward pass of the same thread, made with training = True")
         given, dtype, x, forward_step, kept, passed, kernels, padding_mode, has_bias, is_batch, is_last = last
         g, geometry = as_float("grad_output", grad_output), given.of_images
-        check_shape("grad_output", g, size_of(given.output_size, is_batch, is_last), "the last forward pass")
-        g, _ = as_batch("grad_output", g, self._axes, is_last)
+        output_size = given.output_size if kernels.weight.size else without_channels(given.output_size)
+        check_shape("grad_output", g, size_of(output_size, is_batch, is_last), "the last forward pass")
         result_dtype = np.promote_types(dtype, result_type(g))
+        if not kernels.weight.size:
+            self.weight_grad = np.empty(kernels.weight.shape, result_dtype)
+            self.bias_grad = np.zeros(len(kernels.weight), result_dtype) if has_bias else None
+            return as_given(np.empty(x.shape, result_dtype), is_batch, is_last)
+        g, _ = as_batch("grad_output", g, self._axes, is_last)
         g = compact(g, result_dtype).reshape(geometry.output_shape)
         if passed is not None:
             g = masked(g, passed)

@@ -67,8 +67,15 @@ def run_transposed(
         reached, result = result, scratch.result(geometry.output_size, plan.dtype)
         result[...] = 0
         add_bias(result, None if bias is None else bias.astype(plan.dtype), activation == "relu")
-        result[tuple(map(slice, reached.shape))] = reached
+        if not any(geometry.left_out):
+            result[tuple(map(slice, reached.shape))] = reached
     return result
+
+
+def gradient_of_convolution(geometry: TransposedGeometry, g: np.ndarray) -> np.ndarray:
+    """Return the gradient at the input of `geometry.convolution`, given that at the output."""
+    size = geometry.convolution.input_size
+    return np.zeros(size, g.dtype) if any(geometry.left_out) else g[tuple(map(slice, size))]
 
 
 def conv_transpose1d(

@@ -12,7 +12,7 @@ from nbfftconv.geometry import Numbers, Padding, TransposedGeometry, transposed_
 from nbfftconv.layer import Layer, Setting, masked, passed_by_relu, with_the_others
 from nbfftconv.planner import make_plan
 from nbfftconv.run import run_forward, run_grad_weight
-from nbfftconv.transposed import run_transposed
+from nbfftconv.transposed import gradient_of_convolution, run_transposed
 
 # Of shapes of arrays and numbers that `nbfftconv.geometry.unchanging` has returned.
 _geometry = functools.lru_cache(maxsize=256)(TransposedGeometry.from_arguments)
@@ -154,8 +154,8 @@ class ConvTransposeLayer(Layer):
             g = masked(g, passed)
         with np.errstate(all="ignore"):  # inf - inf is NaN
             self.bias_grad = g.sum(axis=(0, *range(2, g.ndim))) if has_bias else None
-        reached, of_images = geometry.convolution.input_size, geometry.convolution.of_images
-        g = compact(g[tuple(map(slice, reached))], dtype).reshape(of_images.input_shape)
+        of_images = geometry.convolution.of_images
+        g = compact(gradient_of_convolution(geometry, g), dtype).reshape(of_images.input_shape)
         plan = make_plan(of_images, "forward", dtype)
         grad_input, _ = run_forward(plan, g, kernels.of(plan), None, "zeros", None)
         grad_weight = run_grad_weight(

@@ -36,7 +36,7 @@ from typing import Any
 import numpy as np
 from engines import ENGINES, OURS, REQUIRES, Convolution, this_engine
 from layers import BY_NAME, KINDS, SETS, Layer
-from rounds import TURN, difference, hold_threads, medians, new_process, race, seconds_of, table
+from rounds import TURN, difference, digits, hold_threads, medians, new_process, race, seconds_of, table
 from stages import clock_stages
 
 USUAL = ("torch", "onnxruntime")
@@ -169,11 +169,6 @@ def compare(layer: Layer, engines: list[str], dtype: str, threads: int, rounds: 
         "usual_ratio": min(usual) / seconds[OURS] if usual else None,
         **profile,
     }
-
-
-def digits(value: float, decimals: int) -> str:
-    """Return a number with so many decimals, or with three digits where these are fewer."""
-    return f"{value:.{decimals}f}" if abs(value) >= 10 else f"{value:#.3g}"
 
 
 def kinds_of_ratio(engines: list[str]) -> dict[str, str]:

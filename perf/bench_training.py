@@ -1,116 +1,283 @@
-"""Training on the layers in layers.py: forward pass, dW, dX and a whole step, this engine against PyTorch.
+"""Training on the layers in layers.py: forward pass, dW, dX and a whole step, this engine against PyTorch and others.
 
-A step is the forward pass and both gradients with new weights, by `Conv2d` here and by autograd there; the passes alone
-are `conv2d`, `conv2d_weight` and `conv2d_input`, which share nothing, and autograd's with one gradient wanted. Engines
-take turns, each in a process of its own (see `rounds`). A ratio is PyTorch's median time by that of this engine;
-`shared` is the time of a step by that of its three passes called apart, one after the other.
+A step is the forward pass and both gradients with new weights, by a layer here and by autograd there; the passes alone
+are `conv2d`, `conv2d_weight` and `conv2d_input`, or their like of other layers, which share nothing, and autograd's
+with one gradient wanted. Engines take turns, each in a process of its own (see `rounds`). A ratio is the median time of
+the fastest peer by that of this engine; where others than PyTorch on arrays as ours take part, there is also that of
+PyTorch. `shared` is the time of a step by that of its three passes called apart, one after the other.
 
-Then a small CNN is trained for one epoch in both, from the same weights on the same batches of seeded images.
+Peers are torch, and with `--peers all` also torch on arrays in NHWC order; of sequences whose kernels' spectra are of a
+sensible size, transforms of whole sequences by torch.fft; of one channel, SciPy. ONNX Runtime has no gradients. All
+results have to agree to 1e-5, and dW of more than 100,000 products to what rounding leaves of their sums.
+
+With the set "layers", a small CNN is trained for one epoch, too, here and in PyTorch, from the same weights on the same
+batches of seeded images.
 """
 
 import argparse
+import functools
 import importlib.metadata
 import itertools
 import json
+import math
 import os
 import statistics
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from layers import LAYERS, Layer
-from rounds import Operations, difference, hold_threads, medians, new_process, race, table
+from engines import OURS, REQUIRES
+from layers import BY_NAME, SETS, Layer
+from rounds import Operations, difference, digits, hold_threads, medians, new_process, race, seconds_of, table
 
-OURS, PEER = "nbfftconv", "torch"
+PEER = "torch"
 PASSES = ("forward", "dW", "dX")
 TOLERANCE = 1e-5  # of the difference of two results, in the 2-norm
 LOSS_TOLERANCE = 1e-2  # of the difference of the losses of a batch, after up to an epoch of rounding
+MOST_FREQUENCIES = 2**24  # of kernels' spectra of whole sequences: with more, torch.fft is slower than torch
 STEPS = [  # layers whose steps are compared with their passes called apart
     Layer("5x5", "", 8, 64, 64, 56, 5, 2),
     Layer("3x3", "", 8, 128, 128, 56, 3, 1),
     Layer("9x9", "", 16, 64, 128, 64, 9, 4),
     Layer("7x7", "", 8, 64, 64, 64, 7, 3),
 ]
+NAMED = BY_NAME | {layer.name: layer for layer in STEPS}
 IMAGES, BATCH, RATE, CLASSES = 2000, 50, 0.01, 10  # of the small CNN
 
 
-def gradient_like(output: np.ndarray) -> np.ndarray:
+def gradient_like(size: tuple[int, ...]) -> np.ndarray:
     """Return the gradient at an output that all engines are given."""
-    return np.random.default_rng(4).standard_normal(output.shape, dtype=np.float32)
+    return np.random.default_rng(4).standard_normal(size, dtype=np.float32)
 
 
 def this_engine(layer: Layer, threads: int) -> Operations:
-    """The functions, and a `Conv2d` layer in training."""
+    """The functions, and a layer in training."""
     import nbfftconv  # each engine is imported by its own process only
 
     nbfftconv.set_num_threads(threads)
     x, w = layer.arrays("float32")
-    options = {"padding": layer.padding, "groups": layer.groups}
-    convolution = nbfftconv.Conv2d(w, **options)
-    g = gradient_like(convolution(x))
+    options = {"stride": layer.stride, "padding": layer.pads, "dilation": layer.dilation, "groups": layer.groups}
+    axes = len(layer.space)
+    convolution = getattr(nbfftconv, f"Conv{'Transpose' * layer.is_transposed}{axes}d")(w, **options)
+    forward, convolve, at_weight, at_input = (
+        functools.partial(getattr(nbfftconv, name), **options)
+        for name in (layer.operator, *(f"conv{axes}d{of}" for of in ("", "_weight", "_input")))
+    )
+    g = gradient_like(convolution(x).shape)
     weights = itertools.cycle([w, w.copy()])
 
     def step() -> tuple[np.ndarray, ...]:
         convolution.weight = next(weights)
         return convolution(x), convolution.backward(g), convolution.weight_grad
 
-    passes = {
-        "forward": lambda: nbfftconv.conv2d(x, w, **options),
-        "dW": lambda: nbfftconv.conv2d_weight(x, w.shape, g, **options),
-        "dX": lambda: nbfftconv.conv2d_input(x.shape, w, g, **options),
-    }
+    passes = {"forward": lambda: forward(x, w)}
+    if layer.is_transposed:  # input and gradient have changed roles
+        passes |= {"dW": lambda: at_weight(g, w.shape, x), "dX": lambda: convolve(g, w)}
+    else:
+        passes |= {"dW": lambda: at_weight(x, w.shape, g), "dX": lambda: at_input(x.shape, w, g)}
     return {**passes, "step": step, "apart": lambda: tuple(run() for run in passes.values())}
 
 
-def pytorch(layer: Layer, threads: int) -> Operations:
-    """Autograd."""
+def pytorch(layer: Layer, threads: int, channels_last: bool = False) -> Operations:
+    """Autograd; with `channels_last` all arrays are in that order."""
     import torch
 
     torch.set_num_threads(threads)
+    formats = {2: torch.channels_last, 3: torch.channels_last_3d}
+    order = formats[len(layer.space)] if channels_last else torch.contiguous_format
+    x, w = (torch.from_numpy(each).to(memory_format=order) for each in layer.arrays("float32"))
+    convolution = getattr(torch.nn.functional, layer.operator)
+    options = {"stride": layer.stride, "dilation": layer.dilation, "groups": layer.groups}
+    around = [amount for pads in reversed(layer.pads) for amount in pads]
+
+    def pads_first(x: Any, w: Any) -> Any:
+        return convolution(torch.nn.functional.pad(x, around), w, **options)
+
+    def pads_itself(x: Any, w: Any) -> Any:
+        return convolution(x, w, padding=tuple(before for before, _ in layer.pads), **options)
+
+    def operations(convolve: Callable[[Any, Any], Any]) -> Operations:
+        renewed = w.clone().requires_grad_()
+        x_wanted, w_wanted = x.clone().requires_grad_(), w.clone().requires_grad_()
+        of_w, of_x = convolve(x, w_wanted), convolve(x_wanted, w)
+        g = torch.from_numpy(gradient_like(tuple(of_w.shape))).to(memory_format=order)
+
+        def step() -> tuple[Any, ...]:
+            with torch.no_grad():
+                renewed.copy_(w)
+            y = convolve(x_wanted, renewed)
+            return y.detach(), *torch.autograd.grad(y, (x_wanted, renewed), g)
+
+        return {
+            "forward": lambda: convolve(x, w_wanted).detach(),
+            "dW": lambda: torch.autograd.grad(of_w, w_wanted, g, retain_graph=True),
+            "dX": lambda: torch.autograd.grad(of_x, x_wanted, g, retain_graph=True),
+            "step": step,
+        }
+
+    if any(before != after for before, after in layer.pads):  # it knows no other way
+        return operations(pads_first)
+    if len(layer.space) == 1 and layer.groups > 1:  # it is slow at padding of its own there
+        ways = operations(pads_first), operations(pads_itself)
+        return {name: min((way[name] for way in ways), key=fastest_of_three) for name in ways[0]}
+    return operations(pads_itself)
+
+
+def fastest_of_three(operation: Callable[[], Any]) -> float:
+    """Return the least time of three calls."""
+    return min(seconds_of(operation) for _ in range(3))
+
+
+def torch_fft(layer: Layer, threads: int) -> Operations:
+    """Transforms of whole sequences by PyTorch, and their products; a step makes each transform once."""
+    import torch
+    from scipy import fft
+
+    torch.set_num_threads(threads)
     x, w = map(torch.from_numpy, layer.arrays("float32"))
-    renewed = w.clone().requires_grad_()
+    (length,), (taps,) = layer.space, layer.along(layer.kernel)
+    (before, after), (stride,), (dilation,) = layer.pads[0], layer.along(layer.stride), layer.along(layer.dilation)
+    padded, reach = length + before + after, dilation * (taps - 1)
+    size, outputs = fft.next_fast_len(padded, real=True), padded - reach
+    g = torch.from_numpy(gradient_like((layer.batch, layer.filters, (outputs - 1) // stride + 1)))
+    is_apart = layer.groups > 1 or layer.channels == 1  # one channel for each filter
 
-    def convolve(x: Any, w: Any) -> Any:
-        return torch.nn.functional.conv2d(x, w, padding=layer.padding, groups=layer.groups)
+    def apart_by(values: Any, step: int) -> Any:
+        if step == 1:
+            return values
+        result = values.new_zeros((*values.shape[:-1], (values.shape[-1] - 1) * step + 1))
+        result[..., ::step] = values
+        return result
 
-    x_wanted, w_wanted = x.clone().requires_grad_(), w.clone().requires_grad_()
-    of_w, of_x = convolve(x, w_wanted), convolve(x_wanted, w)
-    g = torch.from_numpy(gradient_like(of_w.detach().numpy()))
+    def of_input() -> Any:
+        return torch.fft.rfft(torch.nn.functional.pad(x, (before, after)), size)
+
+    def of_weight() -> Any:
+        return torch.fft.rfft(apart_by(w, dilation), size)
+
+    def of_gradient() -> Any:
+        return torch.fft.rfft(apart_by(g, stride), size)
+
+    def forward(inputs: Any, weights: Any) -> Any:
+        weights = weights.conj()
+        product = inputs * weights[:, 0] if is_apart else torch.einsum("ncf,kcf->nkf", inputs, weights)
+        return torch.fft.irfft(product, size)[..., :outputs:stride].contiguous()
+
+    def at_weight(inputs: Any, gradients: Any) -> Any:
+        gradients = gradients.conj()
+        product = (inputs * gradients).sum(0)[:, None] if is_apart else torch.einsum("ncf,nkf->kcf", inputs, gradients)
+        return torch.fft.irfft(product, size)[..., : reach + 1 : dilation].contiguous()
+
+    def at_input(weights: Any, gradients: Any) -> Any:
+        if is_apart:
+            product = gradients * weights[:, 0]
+            product = product if layer.groups > 1 else product.sum(1, keepdim=True)
+        else:
+            product = torch.einsum("nkf,kcf->ncf", gradients, weights)
+        return torch.fft.irfft(product, size)[..., before : before + length].contiguous()
 
     def step() -> tuple[Any, ...]:
-        with torch.no_grad():
-            renewed.copy_(w)
-        y = convolve(x_wanted, renewed)
-        return y.detach(), *torch.autograd.grad(y, (x_wanted, renewed), g)
+        inputs, weights, gradients = of_input(), of_weight(), of_gradient()
+        return forward(inputs, weights), at_input(weights, gradients), at_weight(inputs, gradients)
 
-    return {
-        "forward": lambda: convolve(x, w_wanted).detach(),
-        "dW": lambda: torch.autograd.grad(of_w, w_wanted, g, retain_graph=True),
-        "dX": lambda: torch.autograd.grad(of_x, x_wanted, g, retain_graph=True),
+    operations = {
+        "forward": lambda: forward(of_input(), of_weight()),
+        "dW": lambda: at_weight(of_input(), of_gradient()),
+        "dX": lambda: at_input(of_weight(), of_gradient()),
         "step": step,
     }
+    return {name: torch.inference_mode()(run) for name, run in operations.items()}
 
 
-ENGINES = {OURS: this_engine, PEER: pytorch}
+def scipy_oaconvolve(layer: Layer, threads: int) -> Operations:
+    """SciPy's overlap-add convolution, of one channel."""
+    from scipy import fft, signal
+
+    arrays, kernel = (array[:, 0] for array in layer.arrays("float32"))
+    axes = tuple(range(1, kernel.ndim))
+    padded = np.pad(arrays, ((0, 0), *layer.pads))
+    outputs = (size - taps + 1 for size, taps in zip(padded.shape[1:], kernel.shape[1:], strict=True))
+    g = gradient_like((layer.batch, 1, *outputs))[:, 0]
+    reversed_kernel, reversed_g = np.flip(kernel, axes).copy(), np.flip(g, axes).copy()
+    inside = (slice(None), *(slice(p, p + n) for (p, _), n in zip(layer.pads, layer.space, strict=True)))
+
+    def convolve(a: np.ndarray, b: np.ndarray, mode: str) -> np.ndarray:
+        with fft.set_workers(threads):
+            return signal.oaconvolve(a, b, mode, axes)
+
+    passes = {
+        "forward": lambda: convolve(np.pad(arrays, ((0, 0), *layer.pads)), reversed_kernel, "valid")[:, None],
+        "dW": lambda: convolve(padded, reversed_g, "valid").sum(0)[None, None],
+        "dX": lambda: convolve(g, kernel, "full")[inside][:, None],
+    }
+    return {**passes, "step": lambda: (passes["forward"](), passes["dX"](), passes["dW"]())}
+
+
+ENGINES = {
+    OURS: this_engine,
+    PEER: pytorch,
+    "torch-nhwc": functools.partial(pytorch, channels_last=True),
+    "torch-fft": torch_fft,
+    "scipy": scipy_oaconvolve,
+}
+
+
+def engines_for(layer: Layer, engines: list[str]) -> list[str]:
+    """Return the engines that take part on a layer."""
+    axes, is_plain = len(layer.space), not layer.is_transposed
+    frequencies = layer.filters * layer.channels // layer.groups * layer.space[0] // 2
+    takes_part = {
+        "torch-nhwc": axes > 1,
+        "torch-fft": axes == 1 and is_plain and frequencies <= MOST_FREQUENCIES,
+        "scipy": layer.channels == layer.filters == 1 and is_plain,
+    }
+    return [name for name in engines if takes_part.get(name, True)]
+
+
+def operations(engine: str, layer: Layer, threads: int) -> Operations:
+    """Return what a process of one engine times. This one has compiled and planned: it may take longer than a turn."""
+    made = ENGINES[engine](layer, threads)
+    if engine == OURS:
+        for run in made.values():
+            run()
+    return made
+
+
+def tolerance(layer: Layer, operation: str) -> float:
+    """Return the largest difference of two results that is due to rounding."""
+    if operation not in ("dW", "step"):
+        return TOLERANCE
+    products = layer.flops / 2 / math.prod(layer.weight_size)  # in the sum of one weight's gradient
+    return max(TOLERANCE, float(np.finfo(np.float32).eps) / 4 * math.sqrt(products))
 
 
 def compare(layer: Layer, engines: list[str], threads: int, rounds: int) -> dict[str, Any]:
     """Time the engines on a layer in interleaved rounds, and compare their results."""
-    outputs, times = race({name: (ENGINES[name], (layer, threads)) for name in engines}, rounds)
+    outputs, times = race({name: (operations, (name, layer, threads)) for name in engines}, rounds)
     seconds = {operation: medians(samples) for operation, samples in times.items()}
     differences = {}
     for operation, results in outputs.items():
+        of_peers = {}
         for other in results.keys() - {OURS}:
             pairs = zip(results[OURS], results[other], strict=True)
-            differences[operation] = max(difference(ours, theirs) for ours, theirs in pairs)
+            of_peers[other] = max(difference(ours, theirs) for ours, theirs in pairs)
+        if of_peers:
+            differences[operation] = of_peers
     return {
         "layer": layer.name,
         "threads": threads,
         "seconds": seconds,
         "samples": times,
         "differences": differences,
-        "ratios": {name: each[PEER] / each[OURS] for name, each in seconds.items() if PEER in each},
+        "ratios": {
+            name: min(seconds[name][peer] for peer in peers) / seconds[name][OURS]
+            for name, peers in differences.items()
+        },
+        "usual_ratios": {
+            name: seconds[name][PEER] / seconds[name][OURS] for name, peers in differences.items() if PEER in peers
+        },
         "shared": seconds["step"][OURS] / seconds["apart"][OURS],
     }
 
@@ -212,38 +379,52 @@ def _memory(name: str) -> int:
     return int(line.split()[1]) * 1024
 
 
-def report(document: dict[str, Any]) -> str:
-    """Return the tables and summaries, in Markdown."""
-    layers = {layer.name: layer for layer in [*LAYERS, *STEPS]}
-    rows, shared_rows, ratios = [], [], {name: [] for name in (*PASSES, "step")}
-    for row in document["results"]:
-        cells = []
-        for operation in ratios:
+def pass_table(results: list[dict[str, Any]], engines: list[str]) -> str:
+    """Return the table of times and ratios, a row for each operation of a layer."""
+    has_others = PEER in engines and bool(set(engines) - {OURS, PEER})
+    rows = []
+    for row in results:
+        for operation in (*PASSES, "step"):
             seconds = row["seconds"][operation]
-            cells += [f"{1e3 * seconds[name]:.1f}" if name in seconds else "" for name in (OURS, PEER)]
-            ratio = row["ratios"].get(operation)
-            cells.append("" if ratio is None else f"{ratio:.2f}")
-            if ratio is not None and row["layer"] in {layer.name for layer in LAYERS}:
-                ratios[operation].append(ratio)
-        cells.append(f"{row['shared']:.2f}")
-        rows.append([row["layer"], str(layers[row["layer"]]), *cells])
-        if row["layer"] in {layer.name for layer in STEPS}:
-            shared_rows.append(row["shared"])
-    header = ["layer", "batch, channels, image, kernel, padding"]
-    for operation in ratios:
-        header += [f"{operation}, ms", "torch, ms", "ratio"]
-    parts = [table([*header, "shared"], rows)]
-    gradients = ratios["dW"] + ratios["dX"]
-    if gradients:
-        parts.append(
-            f"Against {PEER}: dW and dX {statistics.geometric_mean(gradients):.2f} in the mean of {len(gradients)}, "
-            f"the worst {min(gradients):.2f}; a step {statistics.geometric_mean(ratios['step']):.2f}, the worst "
-            f"{min(ratios['step']):.2f}.\n"
-        )
-    if shared_rows:
-        parts.append(
-            f"A step by its passes called apart, median of {len(shared_rows)}: {np.median(shared_rows):.2f}.\n"
-        )
+            cells = [digits(1e3 * seconds[name], 1) if name in seconds else "-" for name in engines]
+            ratios = ["ratios", *["usual_ratios"] * has_others]
+            cells += [f"{row[each][operation]:.2f}" if operation in row[each] else "-" for each in ratios]
+            is_first, is_step = operation == PASSES[0], operation == "step"
+            named = [row["layer"], str(NAMED[row["layer"]])] if is_first else ["", ""]
+            differences = row["differences"].get(operation, {}).values()
+            largest = f"{max(differences):.0e}" if differences else "-"
+            rows.append([*named, operation, *cells, f"{row['shared']:.2f}" if is_step else "", largest])
+    header = ["layer", "batch, channels, image, kernel, padding", "pass", *(f"{name}, ms" for name in engines)]
+    return table([*header, "ratio", *[f"ratio to {PEER}"] * has_others, "shared", "difference"], rows)
+
+
+def mean_and_worst(results: list[dict[str, Any]], key: str, who: str) -> str:
+    """Return a sentence on the ratios of a kind."""
+    sentences = []
+    for what, operations in (("dW and dX", ("dW", "dX")), ("a step", ("step",))):
+        ratios = {
+            f"{operation} of {row['layer']}": row[key][operation]
+            for row in results
+            for operation in operations
+            if operation in row[key]
+        }
+        if ratios:
+            worst, mean = min(ratios, key=ratios.__getitem__), statistics.geometric_mean(ratios.values())
+            sentences.append(f"{what} {mean:.2f} in the mean of {len(ratios)}, the worst {ratios[worst]:.2f}, {worst}")
+    return f"Against {who}: {'; '.join(sentences)}.\n" if sentences else ""
+
+
+def report(document: dict[str, Any], engines: list[str]) -> str:
+    """Return the tables and summaries, in Markdown."""
+    of_steps = {layer.name for layer in STEPS}
+    in_sets = [row for row in document["results"] if row["layer"] not in of_steps]
+    who = engines[1] if len(engines) == 2 else "the fastest peer"
+    parts = [pass_table(document["results"], engines), mean_and_worst(in_sets, "ratios", who)]
+    if set(engines) - {OURS, PEER}:
+        parts.append(mean_and_worst(in_sets, "usual_ratios", PEER))
+    shared = [row["shared"] for row in document["results"] if row["layer"] in of_steps]
+    if shared:
+        parts.append(f"A step by its passes called apart, median of {len(shared)}: {np.median(shared):.2f}.\n")
     if "epoch" in document:
         epoch = document["epoch"]
         for name, seconds in epoch["seconds"].items():
@@ -256,17 +437,19 @@ def report(document: dict[str, Any]) -> str:
         parts.append(
             f"Steps on vgg2.2 by {name}: peak memory {peak / 2**20:.0f} MiB, {before / 2**20:.0f} MiB before.\n"
         )
-    return "\n".join(parts)
+    return "\n".join(filter(None, parts))
 
 
 def main() -> int:
     """Measure, report, and return 1 if two engines' results differ."""
-    layers = {layer.name: layer for layer in [*LAYERS, *STEPS]}
+    peers = [name for name in ENGINES if name != OURS]
     parser = argparse.ArgumentParser(
         description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    parser.add_argument("--layers", nargs="*", choices=list(layers), default=list(layers), metavar="NAME")
-    parser.add_argument("--alone", action="store_true", help=f"without {PEER}")
+    parser.add_argument("--set", choices=list(SETS), default="layers", help="which layers")
+    parser.add_argument("--layers", nargs="+", choices=list(NAMED), metavar="NAME", help="these only, of any set")
+    parser.add_argument("--peers", nargs="+", choices=[*peers, "all"], default=[PEER], help="these peers only")
+    parser.add_argument("--alone", action="store_true", help="without peers")
     parser.add_argument("--threads", type=int, default=2, help="threads of each engine")
     parser.add_argument("--rounds", type=int, default=5, help="interleaved rounds")
     parser.add_argument("--only-layers", action="store_true", help="neither the epoch nor the memory")
@@ -277,35 +460,40 @@ def main() -> int:
     if os.getloadavg()[0] > 0.5:
         print("OTHER PROCESSES COMPUTE: ratios at more than 1 thread will mean little", file=sys.stderr)
     hold_threads(args.threads)
-    engines = [OURS] if args.alone else [OURS, PEER]
-    versions = {name: importlib.metadata.version(name) for name in [*engines[1:], "numpy", "numba", "pyfftw"]}
+    engines = [OURS, *([] if args.alone else peers if "all" in args.peers else args.peers)]
+    packages = [*(REQUIRES[name][0] for name in engines[1:]), "numpy", "numba", "pyfftw"]
+    versions = {name: importlib.metadata.version(name) for name in packages}
     document: dict[str, Any] = {"threads": args.threads, "versions": versions, "results": []}
+    chosen = SETS[args.set] + (STEPS if args.set == "layers" else [])
+    layers = [NAMED[name] for name in args.layers] if args.layers else chosen
 
     def keep() -> None:
         if args.json:
             args.json.write_text(json.dumps(document, indent=1) + "\n")
 
-    for name in args.layers:
-        row = compare(layers[name], engines, args.threads, args.rounds)
+    for layer in layers:
+        row = compare(layer, engines_for(layer, engines), args.threads, args.rounds)
         document["results"].append(row)
         figures = ", ".join(f"{operation} {ratio:.2f}" for operation, ratio in row["ratios"].items())
-        print(f"{name}: {figures}; shared {row['shared']:.2f}", file=sys.stderr)
+        print(f"{layer.name}: {figures}; shared {row['shared']:.2f}", file=sys.stderr)
         keep()
-    if not args.only_layers:
-        document["epoch"] = compare_epochs(engines, args.threads, args.rounds)
+    if args.set == "layers" and not args.only_layers:
+        trained = [name for name in engines if name in (OURS, PEER)]
+        document["epoch"] = compare_epochs(trained, args.threads, args.rounds)
         document["memory"] = {}
-        for name in engines:
+        for name in trained:
             with new_process() as process:
-                vgg = layers["vgg2.2"]
+                vgg = NAMED["vgg2.2"]
                 document["memory"][name] = process.submit(peak_memory, name, vgg, args.threads).result()
         keep()
 
-    text = report(document)
+    text = report(document, engines)
     wrong = [
-        f"{row['layer']} {operation}"
+        f"{row['layer']} {operation} of {name}"
         for row in document["results"]
-        for operation, value in row["differences"].items()
-        if value > TOLERANCE
+        for operation, of_peers in row["differences"].items()
+        for name, value in of_peers.items()
+        if value > tolerance(NAMED[row["layer"]], operation)
     ]
     if "epoch" in document and document["epoch"]["difference"] > LOSS_TOLERANCE:
         wrong.append("loss of the small CNN")

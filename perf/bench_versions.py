@@ -15,7 +15,8 @@ import sys
 from pathlib import Path
 
 from bench_training import this_engine
-from layers import LAYERS, Layer
+from engines import this_engine as in_inference
+from layers import BY_NAME, LAYERS, Layer
 from rounds import Operations, difference, hold_threads, medians, race, table
 
 OPERATIONS = ("inference", "forward", "dW", "dX", "step")
@@ -33,20 +34,17 @@ def engine(layer: Layer, threads: int, checkout: str, figures: tuple[float, floa
     set_machine(Machine(*figures))
     operations = this_engine(layer, threads)
     x, w = layer.arrays("float32")
-    convolution = nbfftconv.Conv2d(w, padding=layer.padding, groups=layer.groups)
-    convolution.training = False
-    operations["inference"] = lambda: convolution(x)
+    operations["inference"] = in_inference(layer, x, w, threads)
     return {name: operations[name] for name in OPERATIONS}
 
 
 def main() -> int:
     """Measure, report, and return 1 if results differ."""
-    names = [layer.name for layer in LAYERS]
     parser = argparse.ArgumentParser(
         description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     parser.add_argument("other", type=Path, help="a checkout of another version")
-    parser.add_argument("--layers", nargs="*", choices=names, default=names, metavar="NAME")
+    parser.add_argument("--layers", nargs="+", choices=list(BY_NAME), metavar="NAME", help="these only, of any set")
     parser.add_argument("--threads", type=int, default=2, help="threads of each")
     parser.add_argument("--processes", type=int, default=4, help="pairs of processes, one after the other")
     parser.add_argument("--rounds", type=int, default=2, help="interleaved rounds of each pair")
@@ -61,9 +59,7 @@ def main() -> int:
     figures = machine.flops, machine.bandwidth
     checkouts = {"this": str(HERE), "other": str(args.other.resolve())}
     rows, ratios, document, wrong = [], {name: [] for name in OPERATIONS}, {}, []
-    for layer in LAYERS:
-        if layer.name not in args.layers:
-            continue
+    for layer in [BY_NAME[name] for name in args.layers] if args.layers else LAYERS:
         engines = {name: (engine, (layer, args.threads, path, figures)) for name, path in checkouts.items()}
         times = {operation: {name: [] for name in checkouts} for operation in OPERATIONS}
         for pair in range(args.processes):

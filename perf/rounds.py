@@ -104,6 +104,11 @@ def difference(ours: np.ndarray, other: np.ndarray) -> float:
     return float(np.linalg.norm(other.reshape(ours.shape) - ours) / np.linalg.norm(ours))
 
 
+def digits(value: float, decimals: int) -> str:
+    """Return a number with so many decimals, or with three digits where these are fewer."""
+    return f"{value:.{decimals}f}" if abs(value) >= 10 else f"{value:#.3g}"
+
+
 def table(header: list[str], rows: list[list[str]]) -> str:
     """Return a table in Markdown that also reads well as it is; figures are in all columns but the first."""
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 from unittest import mock
 
 import numpy as np
 import oracle
+import pytest
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 import nbfftconv
 from nbfftconv import layer
-from nbfftconv.geometry import ConvGeometry
+from nbfftconv.geometry import ConvGeometry, TransposedGeometry
 from nbfftconv.passes.plan import TiledPlan
 from nbfftconv.plan import ConvPlan, StepPlan
 from nbfftconv.planner import make_plan
@@ -25,6 +26,7 @@ from nbfftconv.transforms import registry
 DIRECTIONS = ("forward", "grad_weight", "grad_input")
 # Directions, and whether a gradient at the input is run as a forward pass, where it can be.
 WAYS = (("forward", None), ("grad_weight", None), ("grad_input", False), ("grad_input", True))
+ALGORITHMS = ("auto", "fft", "winograd", "direct")
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 MAX_SIZE = 70
 MAX_KERNEL = 31
@@ -226,10 +228,34 @@ def four_step_tiles(case: Case) -> st.SearchStrategy[tuple[int, int]]:
 FEW_TAPS = 3
 
 
+def are_few_taps(input_size: Any, weight_size: Any, options: dict[str, Any]) -> bool:
+    """Whether Winograd's maps are for a convolution, of any number of axes, or for a transposed one."""
+    numbers = {name: value for name, value in options.items() if name != "padding_mode"}
+    if "output_padding" in numbers:  # transposed
+        geometry = TransposedGeometry.from_arguments(
+            input_size, weight_size, **numbers, axes=len(weight_size) - 2
+        ).convolution
+    else:
+        geometry = ConvGeometry.from_arguments(input_size, weight_size, **numbers, axes=len(weight_size) - 2)
+    return max(taps for _, taps in problem_sizes(geometry.of_images)) <= FEW_TAPS
+
+
 def has_few_taps(case: Case) -> bool:
     """Whether Winograd's maps are for a case."""
-    geometry = ConvGeometry.from_arguments(case.input_size, case.weight_size, **case.options)
-    return max(taps for _, taps in problem_sizes(geometry)) <= FEW_TAPS
+    return are_few_taps(case.input_size, case.weight_size, case.options)
+
+
+def skip_unless_possible(input_size: Any, weight_size: Any, options: dict[str, Any], algorithm: str) -> None:
+    """Skip a test by Winograd's maps that they are not for."""
+    if algorithm == "winograd" and not are_few_taps(input_size, weight_size, options):
+        pytest.skip("Winograd's maps are for fewer taps")
+
+
+@contextmanager
+def refused_unless(is_possible: bool) -> Iterator[None]:
+    """Expect the error that Winograd's maps are asked for too many taps, unless they are not."""
+    with nullcontext() if is_possible else pytest.raises(ValueError, match="3 taps a side at most"):
+        yield
 
 
 def winograd_tiles(case: Case) -> st.SearchStrategy[tuple[int, int]]:

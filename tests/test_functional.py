@@ -7,6 +7,7 @@ import oracle
 import pytest
 from compare import assert_accurate, relative_error
 from geometries import (
+    ALGORITHMS,
     CODELET_TILES,
     DIRECTIONS,
     FEW_TAPS,
@@ -18,6 +19,8 @@ from geometries import (
     codelet_tiles,
     four_step_tiles,
     generators,
+    has_few_taps,
+    refused_unless,
     tiles,
     winograd_tiles,
 )
@@ -45,6 +48,19 @@ def test_any_geometry(choice, direction, case, dtype, rng):
     a, b, expected = case.operands_and_expected(direction, dtype, rng)
     plan = case.plan(direction, dtype, **CHOICES[choice]) if choice != "auto" else None
     assert_accurate(case.run(direction, a, b, plan), expected, dtype)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@settings(max_examples=500)  # whatever the profile
+@given(data=st.data(), dtype=st.sampled_from(DTYPES), rng=generators())
+def test_500_geometries(algorithm, data, dtype, rng):
+    """All passes, or all are refused."""
+    case = data.draw(cases(max_size=28, max_kernel=5 if algorithm == "winograd" else 12, max_products=100_000))
+    for direction in DIRECTIONS:
+        a, b, expected = case.operands_and_expected(direction, dtype, rng)
+        with refused_unless(algorithm != "winograd" or has_few_taps(case)):
+            assert_accurate(case.run(direction, a, b, algorithm=algorithm), expected, dtype)
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
