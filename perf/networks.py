@@ -1,15 +1,26 @@
-"""The networks of bench_networks.py, by their papers, with random weights; each function returns one and an input.
+"""Networks of bench_networks.py by their papers, with random weights; each function returns one and an input.
 
 Weights are such that values keep their size from layer to layer, so that errors are comparable. PyTorch only.
 """
 
 import itertools
 from collections.abc import Callable
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import nn
 
-Made = tuple[nn.Module, torch.Tensor]
+
+class Made(NamedTuple):
+    """A network, what it is called with, and what returns the things that it finds, if its outputs mean any.
+
+    These are arrays, as long as there are things, which have to be the same whatever computes the network.
+    """
+
+    model: nn.Module
+    inputs: tuple[torch.Tensor, ...]
+    find: Callable[[nn.Module], tuple[np.ndarray, ...]] | None = None
 
 
 def _convolution(
@@ -25,7 +36,7 @@ def _normed(channels: int, filters: int, kernel: int, stride: int = 1, groups: i
 def srcnn() -> Made:
     """Dong et al. 2014: three layers of 9, 1 and 5 pixels a side."""
     layers = _convolution(1, 64, 9), nn.ReLU(), _convolution(64, 32, 1), nn.ReLU(), _convolution(32, 1, 5)
-    return nn.Sequential(*layers), torch.randn(1, 1, 512, 512)
+    return Made(nn.Sequential(*layers), (torch.randn(1, 1, 512, 512),))
 
 
 def dncnn() -> Made:
@@ -33,7 +44,7 @@ def dncnn() -> Made:
     layers: list[nn.Module] = [_convolution(1, 64, 3), nn.ReLU()]
     for _ in range(15):
         layers += [*_normed(64, 64, 3), nn.ReLU()]
-    return nn.Sequential(*layers, _convolution(64, 1, 3)), torch.randn(1, 1, 256, 256)
+    return Made(nn.Sequential(*layers, _convolution(64, 1, 3)), (torch.randn(1, 1, 256, 256),))
 
 
 class _EdsrBlock(nn.Module):
@@ -62,7 +73,7 @@ class Edsr(nn.Module):
 
 def edsr() -> Made:
     """EDSR-baseline on a small picture."""
-    return Edsr(), torch.randn(1, 3, 180, 320)
+    return Made(Edsr(), (torch.randn(1, 3, 180, 320),))
 
 
 class Unet(nn.Module):
@@ -94,7 +105,7 @@ class Unet(nn.Module):
 
 def unet() -> Made:
     """U-Net on 256 × 256 pixels."""
-    return Unet(), torch.randn(1, 3, 256, 256)
+    return Made(Unet(), (torch.randn(1, 3, 256, 256),))
 
 
 def _vgg(batch: int) -> Made:
@@ -106,7 +117,7 @@ def _vgg(batch: int) -> Made:
             channels = width
         layers.append(nn.MaxPool2d(2))
     head = nn.Flatten(), nn.Linear(25088, 4096), nn.ReLU(), nn.Linear(4096, 4096), nn.ReLU(), nn.Linear(4096, 1000)
-    return nn.Sequential(*layers, *head), torch.randn(batch, 3, 224, 224)
+    return Made(nn.Sequential(*layers, *head), (torch.randn(batch, 3, 224, 224),))
 
 
 class _Residual(nn.Module):
@@ -142,7 +153,7 @@ def _resnet(batch: int, counts: tuple[int, ...], is_bottleneck: bool) -> Made:
             layers.append(_Residual(nn.Sequential(*body), shortcut))
             channels = after
     head = nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, 1000)
-    return nn.Sequential(*layers, *head), torch.randn(batch, 3, 224, 224)
+    return Made(nn.Sequential(*layers, *head), (torch.randn(batch, 3, 224, 224),))
 
 
 class _ConvNextBlock(nn.Module):
@@ -162,7 +173,7 @@ def convnext() -> Made:
         layers += [nn.Conv2d(channels, width, size, size), *(_ConvNextBlock(width) for _ in range(count))]
         channels = width
     head = nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, 1000)
-    return nn.Sequential(*layers, *head), torch.randn(1, 3, 224, 224)
+    return Made(nn.Sequential(*layers, *head), (torch.randn(1, 3, 224, 224),))
 
 
 def replknet() -> Made:
@@ -178,7 +189,7 @@ def replknet() -> Made:
             layers.append(_Residual(nn.Sequential(*body), nn.Identity()))
         channels = width
     head = nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, 1000)
-    return nn.Sequential(*layers, *head), torch.randn(1, 3, 224, 224)
+    return Made(nn.Sequential(*layers, *head), (torch.randn(1, 3, 224, 224),))
 
 
 NETWORKS: dict[str, Callable[[], Made]] = {
@@ -199,8 +210,9 @@ NETWORKS: dict[str, Callable[[], Made]] = {
 def make(name: str) -> Made:
     """Return a network in eval mode, and its input; the same in every process."""
     torch.manual_seed(0)
-    model, x = NETWORKS[name]()
-    for module in model.modules():
+    made = NETWORKS[name]()
+    for module in made.model.modules():
         if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
             nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-    return model.eval(), x
+    made.model.eval()
+    return made
