@@ -216,3 +216,101 @@ def make(name: str) -> Made:
             nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
     made.model.eval()
     return made
+
+
+# Training
+
+
+class Lesson(NamedTuple):
+    """A network in training mode, a batch, the loss of its outputs, and the rate of its steps.
+
+    Where normalization of small batches makes gradients of deep networks differ by a hundredth between PyTorch's own
+    two layouts, the rate is low enough for their losses to stay together.
+    """
+
+    model: nn.Module
+    x: torch.Tensor
+    loss: Callable[[torch.Tensor], torch.Tensor]
+    rate: float
+
+
+def _imitation(model: nn.Module, x: torch.Tensor, target: torch.Tensor, rate: float) -> Lesson:
+    return Lesson(model, x, lambda y: nn.functional.mse_loss(y, target), rate)
+
+
+def _naming(model: nn.Module, x: torch.Tensor, labels: torch.Tensor, rate: float) -> Lesson:
+    return Lesson(model, x, lambda y: nn.functional.cross_entropy(y, labels), rate)
+
+
+def _smooth(*size: int) -> torch.Tensor:
+    """Return noise without high frequencies, whose values are about 1."""
+    noise = torch.randn(*size)
+    for _ in range(4):
+        noise = nn.functional.avg_pool2d(noise, 5, 1, 2)
+    return noise / noise.std()
+
+
+def edsr_lesson() -> Lesson:
+    """EDSR with half of its blocks, on two patches of 96 × 96."""
+    target = _smooth(2, 3, 192, 192)
+    return _imitation(Edsr(8), nn.functional.avg_pool2d(target, 2), target, 1e-2)
+
+
+def dncnn_lesson() -> Lesson:
+    """DnCNN on patches of 40 × 40, as in its paper, an eighth of the batch; it learns the noise."""
+    noise = 0.3 * torch.randn(16, 1, 40, 40)
+    return _imitation(dncnn().model, _smooth(16, 1, 40, 40) + noise, noise, 3e-5)
+
+
+def unet_lesson() -> Lesson:
+    """U-Net on two images of 128 × 128, parted by their sign."""
+    x = _smooth(2, 3, 128, 128)
+    return _naming(Unet(), x + 0.3 * torch.randn_like(x), (x.sum(1) > 0).long(), 1e-2)
+
+
+def resnet_lesson() -> Lesson:
+    """ResNet-18 on a batch of 8."""
+    return _naming(_resnet(8, (2, 2, 2, 2), is_bottleneck=False).model, _smooth(8, 3, 224, 224), torch.arange(8), 1e-4)
+
+
+def replknet_lesson() -> Lesson:
+    """RepLKNet on a batch of 2."""
+    return _naming(replknet().model, _smooth(2, 3, 224, 224), torch.arange(2), 3e-5)
+
+
+class _LongBlock(nn.Module):
+    """A causal depthwise convolution as long as the sequence, and layers for each sample."""
+
+    def __init__(self, channels: int, length: int) -> None:
+        super().__init__()
+        self.long = nn.Conv1d(channels, channels, length, padding=length - 1, groups=channels)
+        self.norm = nn.BatchNorm1d(channels)
+        self.mix = nn.Sequential(nn.Conv1d(channels, 2 * channels, 1), nn.GELU(), nn.Conv1d(2 * channels, channels, 1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.mix(self.norm(self.long(x)[..., : x.shape[-1]]))
+
+
+def long_lesson() -> Lesson:
+    """Four blocks of long convolutions on two sequences of 1,024 samples, as of Li et al. 2022 (SGConv)."""
+    channels, length = 64, 1024
+    blocks = (_LongBlock(channels, length) for _ in range(4))
+    model = nn.Sequential(nn.Conv1d(1, channels, 1), *blocks, nn.Conv1d(channels, 1, 1))
+    x = torch.randn(2, 1, length)
+    return _imitation(model, x, x.cumsum(-1) / length**0.5, 1e-2)
+
+
+LESSONS: dict[str, Callable[[], Lesson]] = {
+    "EDSR, 8 blocks, 2×96²": edsr_lesson,
+    "DnCNN, 16×40²": dncnn_lesson,
+    "U-Net, 2×128²": unet_lesson,
+    "ResNet-18, batch 8": resnet_lesson,
+    "RepLKNet, batch 2": replknet_lesson,
+    "long convolutions, 2×1024": long_lesson,
+}
+
+
+def make_lesson(name: str) -> Lesson:
+    """Return a network and what it is trained on, with PyTorch's initial weights; the same in every process."""
+    torch.manual_seed(0)
+    return LESSONS[name]()
