@@ -98,13 +98,14 @@ def _add_demo(commands: _Parsers) -> None:
     parser.add_argument("--out", type=Path, default="nbfftconv-demo", metavar="DIR", help="where results go")
     parser.add_argument("--epochs", type=_at_least_one, default=8, help="passes over the training digits")
     parser.add_argument("--seed", type=_seed, default=0, help="seed of the initial weights and of the shuffling")
+    parser.add_argument("--torch", action="store_true", help="train in PyTorch, and convert the network")
     parser.set_defaults(run=_demo)
 
 
 def _demo(args: argparse.Namespace) -> int:
     from nbfftconv.demo.run import run_demo
 
-    return run_demo(args.out, args.epochs, args.seed)
+    return run_demo(args.out, args.epochs, args.seed, args.torch)
 
 
 def _add_info(commands: _Parsers) -> None:

@@ -1,15 +1,26 @@
-"""The networks of bench_networks.py, by their papers, with random weights; each function returns one and an input.
+"""Networks of bench_networks.py by their papers, with random weights; each function returns one and an input.
 
 Weights are such that values keep their size from layer to layer, so that errors are comparable. PyTorch only.
 """
 
 import itertools
 from collections.abc import Callable
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import nn
 
-Made = tuple[nn.Module, torch.Tensor]
+
+class Made(NamedTuple):
+    """A network, what it is called with, and what returns the things that it finds, if its outputs mean any.
+
+    These are arrays, as long as there are things, which have to be the same whatever computes the network.
+    """
+
+    model: nn.Module
+    inputs: tuple[torch.Tensor, ...]
+    find: Callable[[nn.Module], tuple[np.ndarray, ...]] | None = None
 
 
 def _convolution(
@@ -25,7 +36,7 @@ def _normed(channels: int, filters: int, kernel: int, stride: int = 1, groups: i
 def srcnn() -> Made:
     """Dong et al. 2014: three layers of 9, 1 and 5 pixels a side."""
     layers = _convolution(1, 64, 9), nn.ReLU(), _convolution(64, 32, 1), nn.ReLU(), _convolution(32, 1, 5)
-    return nn.Sequential(*layers), torch.randn(1, 1, 512, 512)
+    return Made(nn.Sequential(*layers), (torch.randn(1, 1, 512, 512),))
 
 
 def dncnn() -> Made:
@@ -33,7 +44,7 @@ def dncnn() -> Made:
     layers: list[nn.Module] = [_convolution(1, 64, 3), nn.ReLU()]
     for _ in range(15):
         layers += [*_normed(64, 64, 3), nn.ReLU()]
-    return nn.Sequential(*layers, _convolution(64, 1, 3)), torch.randn(1, 1, 256, 256)
+    return Made(nn.Sequential(*layers, _convolution(64, 1, 3)), (torch.randn(1, 1, 256, 256),))
 
 
 class _EdsrBlock(nn.Module):
@@ -62,7 +73,7 @@ class Edsr(nn.Module):
 
 def edsr() -> Made:
     """EDSR-baseline on a small picture."""
-    return Edsr(), torch.randn(1, 3, 180, 320)
+    return Made(Edsr(), (torch.randn(1, 3, 180, 320),))
 
 
 class Unet(nn.Module):
@@ -94,7 +105,7 @@ class Unet(nn.Module):
 
 def unet() -> Made:
     """U-Net on 256 × 256 pixels."""
-    return Unet(), torch.randn(1, 3, 256, 256)
+    return Made(Unet(), (torch.randn(1, 3, 256, 256),))
 
 
 def _vgg(batch: int) -> Made:
@@ -106,7 +117,7 @@ def _vgg(batch: int) -> Made:
             channels = width
         layers.append(nn.MaxPool2d(2))
     head = nn.Flatten(), nn.Linear(25088, 4096), nn.ReLU(), nn.Linear(4096, 4096), nn.ReLU(), nn.Linear(4096, 1000)
-    return nn.Sequential(*layers, *head), torch.randn(batch, 3, 224, 224)
+    return Made(nn.Sequential(*layers, *head), (torch.randn(batch, 3, 224, 224),))
 
 
 class _Residual(nn.Module):
@@ -142,7 +153,7 @@ def _resnet(batch: int, counts: tuple[int, ...], is_bottleneck: bool) -> Made:
             layers.append(_Residual(nn.Sequential(*body), shortcut))
             channels = after
     head = nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, 1000)
-    return nn.Sequential(*layers, *head), torch.randn(batch, 3, 224, 224)
+    return Made(nn.Sequential(*layers, *head), (torch.randn(batch, 3, 224, 224),))
 
 
 class _ConvNextBlock(nn.Module):
@@ -162,7 +173,7 @@ def convnext() -> Made:
         layers += [nn.Conv2d(channels, width, size, size), *(_ConvNextBlock(width) for _ in range(count))]
         channels = width
     head = nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, 1000)
-    return nn.Sequential(*layers, *head), torch.randn(1, 3, 224, 224)
+    return Made(nn.Sequential(*layers, *head), (torch.randn(1, 3, 224, 224),))
 
 
 def replknet() -> Made:
@@ -178,7 +189,7 @@ def replknet() -> Made:
             layers.append(_Residual(nn.Sequential(*body), nn.Identity()))
         channels = width
     head = nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, 1000)
-    return nn.Sequential(*layers, *head), torch.randn(1, 3, 224, 224)
+    return Made(nn.Sequential(*layers, *head), (torch.randn(1, 3, 224, 224),))
 
 
 NETWORKS: dict[str, Callable[[], Made]] = {
@@ -199,8 +210,107 @@ NETWORKS: dict[str, Callable[[], Made]] = {
 def make(name: str) -> Made:
     """Return a network in eval mode, and its input; the same in every process."""
     torch.manual_seed(0)
-    model, x = NETWORKS[name]()
-    for module in model.modules():
+    made = NETWORKS[name]()
+    for module in made.model.modules():
         if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
             nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-    return model.eval(), x
+    made.model.eval()
+    return made
+
+
+# Training
+
+
+class Lesson(NamedTuple):
+    """A network in training mode, a batch, the loss of its outputs, and the rate of its steps.
+
+    Where normalization of small batches makes gradients of deep networks differ by a hundredth between PyTorch's own
+    two layouts, the rate is low enough for their losses to stay together.
+    """
+
+    model: nn.Module
+    x: torch.Tensor
+    loss: Callable[[torch.Tensor], torch.Tensor]
+    rate: float
+
+
+def _imitation(model: nn.Module, x: torch.Tensor, target: torch.Tensor, rate: float) -> Lesson:
+    return Lesson(model, x, lambda y: nn.functional.mse_loss(y, target), rate)
+
+
+def _naming(model: nn.Module, x: torch.Tensor, labels: torch.Tensor, rate: float) -> Lesson:
+    return Lesson(model, x, lambda y: nn.functional.cross_entropy(y, labels), rate)
+
+
+def _smooth(*size: int) -> torch.Tensor:
+    """Return noise without high frequencies, whose values are about 1."""
+    noise = torch.randn(*size)
+    for _ in range(4):
+        noise = nn.functional.avg_pool2d(noise, 5, 1, 2)
+    return noise / noise.std()
+
+
+def edsr_lesson() -> Lesson:
+    """EDSR with half of its blocks, on two patches of 96 × 96."""
+    target = _smooth(2, 3, 192, 192)
+    return _imitation(Edsr(8), nn.functional.avg_pool2d(target, 2), target, 1e-2)
+
+
+def dncnn_lesson() -> Lesson:
+    """DnCNN on patches of 40 × 40, as in its paper, an eighth of the batch; it learns the noise."""
+    noise = 0.3 * torch.randn(16, 1, 40, 40)
+    return _imitation(dncnn().model, _smooth(16, 1, 40, 40) + noise, noise, 3e-5)
+
+
+def unet_lesson() -> Lesson:
+    """U-Net on two images of 128 × 128, parted by their sign."""
+    x = _smooth(2, 3, 128, 128)
+    return _naming(Unet(), x + 0.3 * torch.randn_like(x), (x.sum(1) > 0).long(), 1e-2)
+
+
+def resnet_lesson() -> Lesson:
+    """ResNet-18 on a batch of 8."""
+    return _naming(_resnet(8, (2, 2, 2, 2), is_bottleneck=False).model, _smooth(8, 3, 224, 224), torch.arange(8), 1e-4)
+
+
+def replknet_lesson() -> Lesson:
+    """RepLKNet on a batch of 2."""
+    return _naming(replknet().model, _smooth(2, 3, 224, 224), torch.arange(2), 3e-5)
+
+
+class _LongBlock(nn.Module):
+    """A causal depthwise convolution as long as the sequence, and layers for each sample."""
+
+    def __init__(self, channels: int, length: int) -> None:
+        super().__init__()
+        self.long = nn.Conv1d(channels, channels, length, padding=length - 1, groups=channels)
+        self.norm = nn.BatchNorm1d(channels)
+        self.mix = nn.Sequential(nn.Conv1d(channels, 2 * channels, 1), nn.GELU(), nn.Conv1d(2 * channels, channels, 1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.mix(self.norm(self.long(x)[..., : x.shape[-1]]))
+
+
+def long_lesson() -> Lesson:
+    """Four blocks of long convolutions on two sequences of 1,024 samples, as of Li et al. 2022 (SGConv)."""
+    channels, length = 64, 1024
+    blocks = (_LongBlock(channels, length) for _ in range(4))
+    model = nn.Sequential(nn.Conv1d(1, channels, 1), *blocks, nn.Conv1d(channels, 1, 1))
+    x = torch.randn(2, 1, length)
+    return _imitation(model, x, x.cumsum(-1) / length**0.5, 1e-2)
+
+
+LESSONS: dict[str, Callable[[], Lesson]] = {
+    "EDSR, 8 blocks, 2×96²": edsr_lesson,
+    "DnCNN, 16×40²": dncnn_lesson,
+    "U-Net, 2×128²": unet_lesson,
+    "ResNet-18, batch 8": resnet_lesson,
+    "RepLKNet, batch 2": replknet_lesson,
+    "long convolutions, 2×1024": long_lesson,
+}
+
+
+def make_lesson(name: str) -> Lesson:
+    """Return a network and what it is trained on, with PyTorch's initial weights; the same in every process."""
+    torch.manual_seed(0)
+    return LESSONS[name]()

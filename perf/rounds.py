@@ -8,7 +8,7 @@ import multiprocessing
 import os
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from typing import Any
@@ -53,7 +53,9 @@ def _arrays(output: Any) -> tuple[np.ndarray, ...]:
     return tuple(map(_array, output if isinstance(output, tuple) else (output,)))
 
 
-def _prepare(make: Callable[..., Operations], arguments: tuple) -> dict[str, tuple[tuple[np.ndarray, ...], float]]:
+def _prepare(
+    make: Callable[..., Operations], arguments: tuple, once: Collection[str]
+) -> dict[str, tuple[tuple[np.ndarray, ...], float]]:
     """Make the operations of this process; return the output of each, and the time of a call as it warms up."""
     global _operations, _repeats
     _operations, _repeats, results = make(*arguments), {}, {}
@@ -61,7 +63,7 @@ def _prepare(make: Callable[..., Operations], arguments: tuple) -> dict[str, tup
         start = time.perf_counter()
         output = _arrays(operation())
         first = time.perf_counter() - start
-        if first < BUDGET:
+        if first < BUDGET and name not in once:
             first = seconds_of(operation)
         _repeats[name] = 1 + int(TURN / first)
         results[name] = output, first
@@ -75,17 +77,21 @@ def _take_turn(name: str) -> list[float]:
 
 
 def race(
-    engines: dict[str, tuple[Callable[..., Operations], tuple]], rounds: int
+    engines: dict[str, tuple[Callable[..., Operations], tuple]], rounds: int, once: Collection[str] = ()
 ) -> tuple[dict[str, dict[str, tuple[np.ndarray, ...]]], dict[str, dict[str, list[float]]]]:
-    """Time the operations of each engine, a function and its arguments; return outputs and times by operation."""
+    """Time the operations of each engine, a function and its arguments; return outputs and times by operation.
+
+    Those that are named in `once` are called once, for their outputs, and not timed.
+    """
     outputs: dict[str, dict] = {}
     times: dict[str, dict] = {}
     with ExitStack() as stack:
         processes = {name: stack.enter_context(new_process()) for name in engines}
         for name, process in processes.items():
-            for operation, (output, first) in process.submit(_prepare, *engines[name]).result().items():
+            for operation, (output, first) in process.submit(_prepare, *engines[name], once).result().items():
                 outputs.setdefault(operation, {})[name] = output
-                times.setdefault(operation, {})[name] = [first] if first > BUDGET else []
+                if operation not in once:
+                    times.setdefault(operation, {})[name] = [first] if first > BUDGET else []
         for _ in range(rounds):
             for operation, samples in times.items():
                 for name, process in processes.items():

@@ -121,12 +121,12 @@ def test_all_three_passes_follow_the_algorithm():
 
 def test_training_learns(small_demo):
     from nbfftconv.demo.compare import predict
-    from nbfftconv.demo.train import train
+    from nbfftconv.demo.train import learner, train
 
     training, held_out = small_demo
     rng = np.random.default_rng(0)
     network = Network(initial_parameters(rng), "fft")
-    history = train(network, training, epochs=3, rng=rng)
+    history = train(learner(network), training, epochs=3, rng=rng)
     assert len(history) == 3
     assert history[2][0] < history[0][0] and history[2][1] > history[0][1]
     accuracy = np.mean(predict(network, held_out.images).argmax(axis=1) == held_out.labels)
@@ -171,6 +171,35 @@ def test_demo_fails_if_predictions_differ(small_demo, tmp_path, monkeypatch):
     assert report["all_predictions_equal"] is False
 
 
+def test_demo_in_torch(small_demo, tmp_path, capsys):
+    pytest.importorskip("torch")
+    assert main(["demo", "--torch", "--out", str(tmp_path), "--epochs", "1"]) == 0
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["predictions_equal"] == report["test_images"] == 100
+    assert report["accuracy"] == report["torch_accuracy"]
+    assert report["max_abs_logit_difference"] <= 1e-5 * report["max_abs_logit"]
+    assert report["torch_seconds"] > 0 and report["nbfftconv_seconds"] > 0
+    for picture in ("training.png", "layers.png"):
+        assert (tmp_path / picture).read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+    printed = capsys.readouterr().out
+    assert "100 of 100" in printed
+    assert "computed by" in printed
+
+
+def test_the_network_in_torch_is_the_same(digits):
+    pytest.importorskip("torch")
+    from nbfftconv.demo.in_numpy import InNumPy
+    from nbfftconv.demo.in_torch import InTorch
+
+    training, _ = digits
+    images, labels = training.images[:50], training.labels[:50]
+    losses = []
+    for way in (InNumPy, InTorch):
+        learn = way(initial_parameters(np.random.default_rng(0))).learn
+        losses.append([learn(images, labels, 2e-3)[0] for _ in range(5)])
+    np.testing.assert_allclose(*losses, rtol=1e-4)
+
+
 @pytest.mark.parametrize("missing", ["matplotlib", "mlxtend", "rich"])
 def test_missing_extra_is_named(missing, tmp_path):
     code = f"""
@@ -183,6 +212,13 @@ sys.exit(main(["demo", "--out", {str(tmp_path / "out")!r}]))
     assert result.returncode == 1
     assert result.stderr == f'nbfftconv demo needs {missing}: pip install "nbfftconv[demo]"\n'
     assert not (tmp_path / "out").exists()
+
+
+def test_missing_torch_is_named(digits, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    monkeypatch.delitem(sys.modules, "nbfftconv.demo.in_torch", raising=False)
+    assert main(["demo", "--torch", "--out", str(tmp_path / "out")]) == 1
+    assert capsys.readouterr().err == 'nbfftconv demo --torch needs torch: pip install "nbfftconv[demo,torch]"\n'
 
 
 def test_package_does_not_import_the_demo():

@@ -134,6 +134,59 @@ def test_a_network_in_training_keeps_its_norms():
 
 
 @pytest.mark.usefixtures("always")
+def test_a_norm_that_is_frozen_in_training_stays():
+    model = networks()[0].train()
+    model[1].eval()
+    weight = model[0].weight
+    nt.convert(model, (torch.randn(2, 3, 16, 16),))
+    assert isinstance(model[1], torch.nn.BatchNorm2d)
+    assert model[0].weight is weight  # which an optimizer may have
+
+
+@pytest.mark.usefixtures("always")
+@pytest.mark.parametrize("way", ["model", "measure", "first call"])
+def test_a_layer_in_training_is_judged_by_its_gradients(way, monkeypatch):
+    planned = []
+
+    def make_plan(images, direction, *arguments, weight_is_transformed=False, **options):
+        planned.append((direction, weight_is_transformed))
+        return right_make_plan(images, direction, *arguments, weight_is_transformed=weight_is_transformed, **options)
+
+    right_make_plan = conversion.make_plan
+    monkeypatch.setattr(conversion, "make_plan", make_plan)
+    frozen = torch.nn.Conv2d(4, 4, 3)
+    frozen.requires_grad_(False)
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), frozen, torch.nn.ConvTranspose2d(4, 2, 2), torch.nn.ReLU())
+    x = torch.randn(2, 3, 12, 12)
+    nt.convert(model, None if way == "first call" else (x,), measure=way == "measure")
+    model(x).sum().backward()
+    first, input_only, both = [
+        [("forward", False), ("grad_weight", False)],
+        [("forward", True), ("grad_input", True)],
+        [("grad_input", False), ("forward", False), ("grad_weight", False)],
+    ]
+    assert planned == ([] if way == "measure" else [*first, *input_only, *both])
+    assert all("with gradients" in choice.why for choice in nt.report(model).choices.values())
+    assert (frozen.weight.grad is None) and model[0].weight.grad is not None
+    nt.convert(nt.revert(model.eval()), (x,))
+    assert not any("gradients" in choice.why for choice in nt.report(model).choices.values())
+
+
+@pytest.mark.usefixtures("always")
+def test_a_race_in_training_leaves_no_trace():
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU(), torch.nn.Conv2d(4, 2, 3))
+    before = copy.deepcopy(model.state_dict())
+    with torch.no_grad():  # which is of the caller
+        nt.convert(model, (torch.randn(2, 3, 12, 12),), measure=True)
+    assert all(each.grad is None for each in model.parameters())
+    assert all(torch.equal(before[name], each) for name, each in model.state_dict().items())
+    assert "with gradients" in nt.report(model).choices["2"].why
+    with torch.inference_mode():  # there are no gradients
+        nt.convert(nt.revert(model), (torch.randn(2, 3, 12, 12),), measure=True)
+    assert "with gradients" not in nt.report(model).choices["2"].why
+
+
+@pytest.mark.usefixtures("always")
 def test_what_is_left_alone():
     class Own(torch.nn.Conv2d):
         def _conv_forward(self, input, weight, bias):
@@ -203,3 +256,26 @@ def test_a_model_that_is_one_layer():
     assert type(model) is nt.Conv2d
     check(model, expected, x)
     assert type(nt.revert(model)) is torch.nn.Conv2d
+
+
+def test_the_picture_of_a_report(tmp_path):
+    figure = pytest.importorskip("matplotlib.figure")
+    geometries = "1×3×9×9, 4×3×3×3; 1×3×7×7, 4×3×3×3"
+    choices = {
+        "head": nt.Choice(geometries, 4e-3, 1e-3, True, ""),
+        "body.0": nt.Choice("1×4×7×7, 4×4×3×3", 2e-3, 3e-3, False, ""),
+        "unused": nt.Choice("", np.nan, np.nan, False, "was not called"),
+    }
+    report = nt.Report(choices)
+    axes = report.plot(figure.Figure().subplots())
+    assert [text.get_text() for text in axes.get_yticklabels()] == [
+        "head  1×3×9×9, 4×3×3×3; …",
+        "body.0  1×4×7×7, 4×4×3×3",
+    ]
+    assert axes.get_title() == "Convolutions: 6.0 ms by PyTorch, 3.0 ms as converted"
+    widths = [patch.get_width() for patch in axes.patches if not np.isnan(patch.get_width())]
+    np.testing.assert_allclose(widths, [4, 2, 1, 3])
+    report.plot(tmp_path / "layers.png")
+    nt.Report({}).plot(str(tmp_path / "none.svg"))
+    assert (tmp_path / "layers.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+    assert (tmp_path / "none.svg").stat().st_size > 0

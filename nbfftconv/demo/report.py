@@ -11,32 +11,30 @@ from rich.table import Table
 from nbfftconv.demo.network import Network, Parameters
 
 
-def results_table(report: dict[str, Any]) -> Table:
-    """Return the figures of a report as a table, direct beside FFT."""
-    images, direct, fft = report["test_images"], report["direct_seconds"], report["fft_seconds"]
-    table = Table(
-        *("", "direct", "FFT"),
-        title=f"{images:,} held-out digits, the same trained weights",
-        caption="direct: this package's own direct convolution, on the same micro-kernels",
-    )
+def results_table(report: dict[str, Any], names: dict[str, str], caption: str) -> Table:
+    """Return the figures of a report as a table, what is compared with beside ours; `names` has their headings."""
+    images, (other, ours) = report["test_images"], names
+    before, after = report[f"{other}_seconds"], report[f"{ours}_seconds"]
+    title = f"{images:,} held-out digits, the same trained weights"
+    table = Table("", *names.values(), title=title, caption=caption)
     for column in table.columns[1:]:
         column.justify = "right"
-    table.add_row("accuracy", f"{report['direct_accuracy']:.2%}", f"{report['accuracy']:.2%}")
-    table.add_row("seconds", f"{direct:.4f}", f"{fft:.4f}")
-    table.add_row("images a second", f"{images / direct:,.0f}", f"{images / fft:,.0f}")
-    table.add_row("speed, direct = 1", "1.00", f"{direct / fft:.2f}", end_section=True)
+    table.add_row("accuracy", f"{report[f'{other}_accuracy']:.2%}", f"{report['accuracy']:.2%}")
+    table.add_row("seconds", f"{before:.4f}", f"{after:.4f}")
+    table.add_row("images a second", f"{images / before:,.0f}", f"{images / after:,.0f}")
+    table.add_row(f"speed, {names[other]} = 1", "1.00", f"{before / after:.2f}", end_section=True)
     table.add_row("equal predictions", "", f"{report['predictions_equal']:,} of {images:,}")
     table.add_row("largest difference of a logit", "", f"{report['max_abs_logit_difference']:.1e}")
     table.add_row("largest logit", "", f"{report['max_abs_logit']:.1f}")
     return table
 
 
-def draw_training(history: list[tuple[float, float]], path: Path) -> None:
-    """Draw loss and accuracy of each epoch."""
+def draw_training(history: list[tuple[float, float]], how: str, path: Path) -> None:
+    """Draw loss and accuracy of each epoch, under a title that says how the network was trained."""
     losses, accuracies = zip(*history, strict=True) if history else ((), ())
     epochs = range(1, len(history) + 1)
     figure = Figure(figsize=(9, 3.4), layout="constrained")
-    figure.suptitle("Training digits, means over the batches of an epoch; FFT convolutions in all three passes")
+    figure.suptitle(f"Training digits, means over the batches of an epoch; {how}")
     for axes, values, label in zip(figure.subplots(1, 2), (losses, accuracies), ("loss", "accuracy"), strict=True):
         axes.plot(epochs, values, marker="o")
         axes.set_xlabel("epoch")

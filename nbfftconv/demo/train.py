@@ -1,11 +1,16 @@
 """Training: Adam over shuffled mini-batches, with a progress bar."""
 
+from collections.abc import Callable
+
 import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from nbfftconv.demo.data import Digits
 from nbfftconv.demo.network import Network, softmax_cross_entropy
+
+#: Takes a step at some rate on a batch of images with labels; returns the loss and the logits before it.
+Learner = Callable[[np.ndarray, np.ndarray, float], tuple[float, np.ndarray]]
 
 
 class Adam:
@@ -30,13 +35,27 @@ class Adam:
                 setattr(layer, name, getattr(layer, name) - rate * mean / (np.sqrt(square) + 1e-8))
 
 
+def learner(network: Network) -> Learner:
+    """Return what trains a network in place."""
+    optimizer = Adam(network.weighted_layers)
+
+    def learn(images: np.ndarray, labels: np.ndarray, rate: float) -> tuple[float, np.ndarray]:
+        logits = network(images)
+        loss, grad = softmax_cross_entropy(logits, labels)
+        network.backward(grad)
+        optimizer.step(rate)
+        return loss, logits
+
+    return learn
+
+
 def random_shift(images: np.ndarray, rng: np.random.Generator, pixels: int = 2) -> np.ndarray:
     """Shift a batch by up to some pixels; what wraps around is the blank border of the digits."""
     return np.roll(images, rng.integers(-pixels, pixels, size=2, endpoint=True), axis=(2, 3))
 
 
 def train(
-    network: Network,
+    learn: Learner,
     digits: Digits,
     epochs: int,
     rng: np.random.Generator,
@@ -44,14 +63,13 @@ def train(
     batch_size: int = 50,
     rate: float = 2e-3,
 ) -> list[tuple[float, float]]:
-    """Train the network in place; the learning rate falls linearly to zero.
+    """Train by steps on shuffled batches; the learning rate falls linearly to zero.
 
     Returns
     -------
     list of (float, float)
         Mean loss and accuracy of each epoch's batches, as they were before their steps.
     """
-    optimizer = Adam(network.weighted_layers)
     batches = -(-len(digits.labels) // batch_size)
     columns = (
         TextColumn("{task.description}"),
@@ -65,11 +83,9 @@ def train(
         for epoch in range(epochs):
             bar = progress.add_task(f"epoch {epoch + 1}/{epochs}", total=batches, loss=np.nan, accuracy=0)
             losses, hits = [], []
-            for batch in np.array_split(rng.permutation(len(digits.labels)), batches):
-                logits = network(random_shift(digits.images[batch], rng))
-                loss, grad = softmax_cross_entropy(logits, digits.labels[batch])
-                network.backward(grad)
-                optimizer.step(rate * (1 - optimizer.steps / (epochs * batches)))
+            for step, batch in enumerate(np.array_split(rng.permutation(len(digits.labels)), batches)):
+                remaining = 1 - (epoch * batches + step) / (epochs * batches)
+                loss, logits = learn(random_shift(digits.images[batch], rng), digits.labels[batch], rate * remaining)
                 losses.append(loss)
                 hits.extend(logits.argmax(axis=1) == digits.labels[batch])
                 progress.update(bar, advance=1, loss=np.mean(losses), accuracy=np.mean(hits))

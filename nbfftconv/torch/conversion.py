@@ -6,6 +6,7 @@ it are as before. Which layers are, is told by the cost model of this package an
 
 import itertools
 import math
+import os
 import statistics
 import time
 from collections.abc import Callable
@@ -36,8 +37,8 @@ _HOST_RATE, _HOST_CHANNELS, _HOST_CALL = 0.7, 8, 1.5e-5
 _CALL = 3e-5
 #: So many times longer than its model says may take what reads memory that the threads share, as 1×1 does.
 _CAUTION = {"direct": 2.0}
-#: Rounds of a race, at least, and seconds after which there are no more.
-_ROUNDS, _RACE = 5, 0.2
+#: Rounds of a race, at least, and seconds after which there are no more; seconds after which one round is enough.
+_ROUNDS, _RACE, _LONG = 5, 0.2, 2.0
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class Choice:
     geometry : str
         Input and kernels.
     host, ours : float
-        Seconds of a call by PyTorch, and by this package; NaN if they are not known.
+        Seconds of a call by PyTorch, and by this package, with its gradients in training; NaN if they are not known.
     is_converted : bool
         Whether this package computes it.
     why : str
@@ -105,6 +106,57 @@ class Report:
         ]
         return "\n".join(lines)
 
+    def plot(self, target: Any) -> Any:
+        """Draw the time of each layer by PyTorch and by this package, as far as both are known.
+
+        Needs matplotlib. The bar of the one that does not compute the layer is pale.
+
+        Parameters
+        ----------
+        target : str, path or matplotlib.axes.Axes
+            A file to write, in the format that its name ends with, or axes to draw into.
+
+        Returns
+        -------
+        matplotlib.axes.Axes
+            What was drawn into.
+
+        Examples
+        --------
+        >>> import nbfftconv.torch as nt
+        >>> from matplotlib.figure import Figure
+        >>> report = nt.Report({"head": nt.Choice("1×1×9×9, 1×1×3×3", 2e-3, 1e-3, True, "")})
+        >>> report.plot(Figure().subplots()).get_title()
+        'Convolutions: 2.0 ms by PyTorch, 1.0 ms as converted'
+        """
+        from matplotlib.figure import Figure
+
+        timed = {name: each for name, each in self.choices.items() if not math.isnan(each.host + each.ours)}
+        is_file = isinstance(target, (str, os.PathLike))
+        axes: Any = Figure((10, 1.5 + 0.3 * len(timed)), layout="constrained").subplots() if is_file else target
+        for is_ours, label, color in ((False, "PyTorch", "tab:gray"), (True, "nbfftconv", "tab:blue")):
+            places = [place + (0.2 if is_ours else -0.2) for place in range(len(timed))]
+            seconds = [each.ours if is_ours else each.host for each in timed.values()]
+            colors = [(color, 1.0 if each.is_converted == is_ours else 0.3) for each in timed.values()]
+            axes.barh(places, [1e3 * each for each in seconds], 0.4, color=colors)
+            axes.barh([math.nan], [math.nan], color=color, label=label)  # for the legend
+        axes.set_yticks(range(len(timed)), [f"{name}  {_first(each.geometry)}" for name, each in timed.items()])
+        axes.set_ylim(len(timed) - 0.4, -0.6)
+        axes.set_xlabel("ms")
+        axes.legend(title="pale: not in use")
+        before = sum(each.host for each in timed.values())
+        after = sum(each.ours if each.is_converted else each.host for each in timed.values())
+        axes.set_title(f"Convolutions: {1e3 * before:.1f} ms by PyTorch, {1e3 * after:.1f} ms as converted")
+        if is_file:
+            axes.figure.savefig(target, dpi=120)
+        return axes
+
+
+def _first(geometry: str) -> str:
+    """Return the first of several geometries."""
+    first, _, rest = geometry.partition("; ")
+    return f"{first}; …" if rest else first
+
 
 def convert(model: _Model, example_inputs: tuple[Any, ...] | None = None, *, measure: bool = False) -> _Model:
     """Let this package compute the convolutions of a network wherever that is faster; in place.
@@ -112,14 +164,15 @@ def convert(model: _Model, example_inputs: tuple[Any, ...] | None = None, *, mea
     Of a network that is in eval mode, batch normalization is first folded into the convolution before it, and a ReLU
     that follows is left to it, where modules that nothing else uses follow each other. Results change by rounding only.
     Layers that are subclasses of PyTorch's, such as those with parametrizations, stay as they are; `report` says why.
+    A layer that is in training mode is judged by its forward pass and those gradients that it has to compute.
 
     Parameters
     ----------
     model : torch.nn.Module
         On the CPU.
     example_inputs : tuple, optional
-        Arguments of the model, which is run once on them, to see the geometry of each layer. Without them a layer is
-        decided on at its first call.
+        Arguments of the model, which is run once on them, to see the geometry of each layer, and in training mode
+        whether it computes the gradient at its input. Without them a layer is decided on at its first call.
     measure : bool, default False
         Race both convolutions of each layer, for some tenths of a second, instead of asking models of their times.
 
@@ -235,22 +288,27 @@ def report(model: torch.nn.Module) -> Report:
 def _seen(
     model: torch.nn.Module, layers: list[torch.nn.Module], example_inputs: tuple[Any, ...]
 ) -> dict[torch.nn.Module, list[torch.Tensor]]:
-    """Run a model once; return what each layer got, of every shape one."""
+    """Run a model once; return what each layer got, of every shape one, which requires a gradient if that did."""
     seen: dict[torch.nn.Module, list[torch.Tensor]] = {layer: [] for layer in layers}
 
     def note(layer: torch.nn.Module, arguments: tuple[Any, ...]) -> None:
         x = arguments[0]
         if all(each.shape != x.shape for each in seen[layer]):
-            seen[layer].append(x.detach())
+            seen[layer].append(_alone(x))
 
     hooks = [layer.register_forward_pre_hook(note) for layer in layers]
     try:
-        with torch.no_grad():
+        with torch.set_grad_enabled(model.training):
             model(*example_inputs)
     finally:
         for hook in hooks:
             hook.remove()
     return seen
+
+
+def _alone(x: torch.Tensor) -> torch.Tensor:
+    """Return a tensor without what it was computed from."""
+    return x.detach() if torch.is_inference_mode_enabled() else x.detach().requires_grad_(x.requires_grad)
 
 
 class _Deciding:
@@ -261,7 +319,7 @@ class _Deciding:
         for key in [key for key, hook in hooks.items() if hook is self]:
             del hooks[key]
         if type(layer) in COUNTERPARTS:
-            _decide(layer, [arguments[0].detach()], False)
+            _decide(layer, [_alone(arguments[0])], False)
 
 
 def _decide(layer: torch.nn.Module, inputs: list[torch.Tensor], measure: bool) -> None:
@@ -280,7 +338,8 @@ def _decide(layer: torch.nn.Module, inputs: list[torch.Tensor], measure: bool) -
         host, ours = host + of_input[0], ours + of_input[1]
     is_faster = ours <= _GAIN * host
     how = "measured" if measure else "by the cost model"
-    _note(layer, Choice(geometry, host, ours, is_faster, f"{host / ours:.2f} times as fast, {how}"))
+    passes = ", with gradients" if any(any(_gradients(layer, x)) for x in inputs) else ""
+    _note(layer, Choice(geometry, host, ours, is_faster, f"{host / ours:.2f} times as fast{passes}, {how}"))
 
 
 def _note(layer: torch.nn.Module, choice: Choice) -> None:
@@ -318,43 +377,71 @@ def _dtype(x: torch.Tensor) -> Any:
     return x.new_empty(0).numpy().dtype
 
 
+def _gradients(layer: Any, x: torch.Tensor) -> tuple[bool, bool]:
+    """Whether a layer computes the gradients at its input and at its weight."""
+    if not layer.training or torch.is_inference_mode_enabled():
+        return False, False
+    return x.requires_grad, layer.weight.requires_grad
+
+
 def _seconds(layer: torch.nn.Module, x: torch.Tensor) -> float:
-    """Return the seconds of a call that this package's model expects."""
+    """Return the seconds of a call, with its gradients, that this package's model expects."""
     geometry, direction = _convolution(layer, x)
-    plan = make_plan(geometry.of_images, direction, _dtype(x), "auto", weight_is_transformed=True)
-    return _CALL + _CAUTION.get(plan.algorithm, 1.0) * plan.seconds / get_num_threads()
+    of_input, of_weight = _gradients(layer, x)
+    directions = [direction]
+    if of_input:
+        directions.append("grad_input" if direction == "forward" else "forward")
+    if of_weight:
+        directions.append("grad_weight")
+    seconds = 0.0
+    for each in directions:  # a weight that changes is transformed in each pass
+        keeps = each != "grad_weight" and not of_weight
+        plan = make_plan(geometry.of_images, each, _dtype(x), "auto", weight_is_transformed=keeps)
+        seconds += _CALL + _CAUTION.get(plan.algorithm, 1.0) * plan.seconds / get_num_threads()
+    return seconds
 
 
 def _host_seconds(layer: torch.nn.Module, x: torch.Tensor) -> float:
-    """Return the seconds of PyTorch's convolution, by rule of thumb."""
+    """Return the seconds of PyTorch's convolution, with its gradients, by rule of thumb."""
     geometry, _ = _convolution(layer, x)
     machine, threads, itemsize = get_machine(), torch.get_num_threads(), x.element_size()
     channels = min(geometry.weight_size[0] // geometry.groups, geometry.weight_size[1])
     rate = _HOST_RATE * min(1.0, max(0.25, channels / _HOST_CHANNELS)) * machine.flops * 4 / itemsize
     moved = itemsize * (math.prod(geometry.input_size) + math.prod(geometry.output_size))
-    return _HOST_CALL + max(2 * geometry.multiply_adds / (rate * threads), moved / machine.bandwidth)
+    seconds = _HOST_CALL + max(2 * geometry.multiply_adds / (rate * threads), moved / machine.bandwidth)
+    return (1 + sum(_gradients(layer, x))) * seconds
 
 
 def _race(layer: torch.nn.Module, x: torch.Tensor) -> tuple[float, float]:
-    """Return the seconds of both convolutions of a layer, called in turns."""
+    """Return the seconds of both convolutions of a layer, with its gradients, called in turns."""
     own = type(layer)
     kinds = own, COUNTERPARTS[own]
     times: list[list[float]] = [[], []]
+    learns = any(_gradients(layer, x))
     try:
-        with torch.inference_mode():
-            end = time.perf_counter() + _RACE
+        with torch.enable_grad() if learns else torch.inference_mode():
+            call = _step(layer, x) if learns else lambda: layer.forward(x)
+            start = time.perf_counter()
             for turn in itertools.count():
                 for kind, of_kind in zip(kinds, times, strict=True):
                     layer.__class__ = kind
-                    seconds = _clock(lambda: layer.forward(x))
+                    seconds = _clock(call)
                     if turn > 0:  # plans are made, and kernels transformed, at the first call
                         of_kind.append(seconds)
-                if turn >= _ROUNDS and time.perf_counter() > end:
+                spent = time.perf_counter() - start
+                if turn > 0 and spent > (_RACE if turn >= _ROUNDS else _LONG):
                     break
     finally:
         layer.__class__ = own
     host, ours = map(statistics.median, times)
     return host, ours
+
+
+def _step(layer: torch.nn.Module, x: torch.Tensor) -> Callable[[], Any]:
+    """Return what computes a layer's results and its gradients, which go nowhere."""
+    wanted = [each for each in (x, *layer.parameters(recurse=False)) if each.requires_grad]
+    gradient = torch.ones_like(layer.forward(x))
+    return lambda: torch.autograd.grad(layer.forward(x), wanted, gradient)
 
 
 def _clock(call: Callable[[], Any]) -> float:

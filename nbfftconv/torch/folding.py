@@ -28,15 +28,15 @@ class _Tracer(fx.Tracer):
 def fold_norms(model: torch.nn.Module) -> None:
     """Fold what batch normalization there is into the convolutions before it, in place.
 
-    It has to be in eval mode; an identity takes its place.
+    Both have to be in eval mode; an identity takes the place of the normalization.
 
     Parameters
     ----------
     model : torch.nn.Module
     """
     for convolution, norm in _neighbours(model):
-        is_norm = type(norm) is _NORMS[convolution.weight.dim() - 2]
-        if is_norm and not norm.training and norm.track_running_stats and _has_own_parameters(model, convolution):
+        is_norm = type(norm) is _NORMS[convolution.weight.dim() - 2] and not (norm.training or convolution.training)
+        if is_norm and norm.track_running_stats and _has_own_parameters(model, convolution):
             if convolution.transposed and convolution.groups > 1:
                 continue
             _fold(convolution, norm)
