@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from nbfftconv import tables
 from nbfftconv.geometry import ConvGeometry, TransposedGeometry
 from nbfftconv.machine import get_machine
 from nbfftconv.planner import make_plan
@@ -98,12 +99,7 @@ class Report:
             )
             for name, each in self.choices.items()
         ]
-        widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
-        lines = [
-            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-            for row in (head, *rows)
-        ]
-        return "\n".join(lines)
+        return tables.as_text(head, rows)
 
 
 def convert(model: _Model, example_inputs: tuple[Any, ...] | None = None, *, measure: bool = False) -> _Model:
