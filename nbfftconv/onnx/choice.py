@@ -224,7 +224,7 @@ def _host_times(graph: Graph, feeds: dict[str, Any]) -> dict[int, float]:
     """Return the seconds that onnxruntime takes for each candidate, with what it fused to it, as its profile says."""
     session = graph.whole(enable_profiling=True, profile_file_prefix=str(Path(graph.folder, "profile")))
     for _ in range(1 + _ROUNDS):
-        session.run(graph.outputs, feeds)
+        session.run(graph.outputs, graph.defaults | feeds)
     events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
     durations: dict[str, list[float]] = {}
     for event in events:

@@ -153,7 +153,7 @@ class Graph:
     def optimized(cls, path_or_bytes: Any, options: Options) -> "Graph":
         """Return what onnxruntime makes of a model; raises what it raises."""
         folder = _Folder()
-        settings = options.part(folder.name, optimized_model_filepath=str(Path(folder.name, _MODEL)))
+        settings = options.part(None, optimized_model_filepath=str(Path(folder.name, _MODEL)))
         if settings.graph_optimization_level.value > BASIC.value:
             settings.graph_optimization_level = BASIC
         prefix = "session.optimized_model_external_initializers_"
@@ -190,7 +190,8 @@ class Graph:
             if kind is None:
                 found.pop(each.name, None)
             else:
-                found[each.name] = helper.make_tensor_type_proto(kind, each.shape)
+                # what has no sizes may be a scalar, or of any dimensions
+                found[each.name] = helper.make_tensor_type_proto(kind, each.shape or None)
         return found
 
     def convolution(self, candidate: Candidate) -> Convolution:
@@ -218,7 +219,7 @@ class Graph:
         asked = {f"nbfftconv shape {each.node}": self.nodes[each.node].input[0] for each in self._possible}
         nodes = [helper.make_node("Shape", [value], [name]) for name, value in asked.items()]
         session = self._session_of([*self.nodes, *nodes], self.inputs, list(asked))
-        found = session.run(list(asked), feeds)
+        found = session.run(list(asked), self.defaults | feeds)
         return {each.node: tuple(map(int, shape)) for each, shape in zip(self._possible, found, strict=True)}
 
     def session(
@@ -285,6 +286,11 @@ class Graph:
     @property
     def _possible(self) -> list[Candidate]:
         return [each for each in self.candidates if not each.why_not]
+
+    @property
+    def defaults(self) -> dict[str, np.ndarray]:
+        """What inputs are that need not be given."""
+        return {name: self.arrays[name] for name in self.replaceable}
 
     def _name_nodes(self) -> None:
         """Give each node a name of its own, by which it is found in a profile."""

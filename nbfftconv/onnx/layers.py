@@ -45,6 +45,8 @@ def why_not(node: onnx.NodeProto, weight: np.ndarray | None, bias: np.ndarray | 
     given = attributes_of(node)
     if tuple(given.get("kernel_shape", weight.shape[2:])) != weight.shape[2:]:
         return "its kernel_shape is not that of its weights"
+    if given.get("auto_pad", "").startswith("SAME") and any(each != 1 for each in given.get("dilations", ())):
+        return "onnxruntime takes no such auto_pad with dilations"
     if node.op_type == "FusedConv" and (given.get("activation", "Relu") != "Relu" or len(node.input) > 3):
         return "more than a ReLU is fused to it"
     return ""

@@ -36,6 +36,7 @@ _ENTRIES = (
     "session.qdqisint8allowed",
     "session.set_denormal_as_zero",
 )
+_FOLDER = "session.model_external_initializers_file_folder_path"
 _FIELDS = (
     "enable_cpu_mem_arena",
     "enable_mem_pattern",
@@ -102,19 +103,23 @@ class Options:
         if self.given is not None:
             for name in ("enable_profiling", "optimized_model_filepath", "profile_file_prefix"):
                 setattr(options, name, getattr(self.given, name))
-            for key in ("session.intra_op.allow_spinning", "session.inter_op.allow_spinning"):
+            for key in ("session.intra_op.allow_spinning", "session.inter_op.allow_spinning", _FOLDER):
                 self._take(options, key)
         return options
 
-    def part(self, folder: str, **changes: Any) -> onnxruntime.SessionOptions:
+    def part(self, folder: str | None, **changes: Any) -> onnxruntime.SessionOptions:
         """Return options for a sub-session, whose weights are in files of a folder, with changes.
 
-        Threads that spin while they wait would take the CPUs from the engine whose turn it is.
+        Without a folder they are where the user says, or beside the model. Threads that spin while they wait would take
+        the CPUs from the engine whose turn it is.
         """
         options = self._copy()
         for pool in ("intra_op", "inter_op"):
             options.add_session_config_entry(f"session.{pool}.allow_spinning", "0")
-        options.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
+        if folder is None:
+            self._take(options, _FOLDER)
+        else:
+            options.add_session_config_entry(_FOLDER, folder)
         if options.enable_cpu_mem_arena:
             _share_memory()
             options.add_session_config_entry("session.use_env_allocators", "1")

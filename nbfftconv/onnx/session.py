@@ -131,7 +131,7 @@ class InferenceSession:
             The outputs, in the order of the names.
         """
         if self._plain is None:
-            names = list(output_names or self._outputs)
+            names = output_names or self._outputs
             feeds = self._as_arrays(names, input_feed)
             if feeds is None:  # onnxruntime says what is wrong, or knows what to do with it
                 return self._face.run(output_names, input_feed, run_options)
@@ -331,9 +331,14 @@ class InferenceSession:
         self._split, self._undecided = split, None
         engines.graph.close()
 
-    def _as_arrays(self, names: list[str], given: dict[str, Any]) -> dict[str, np.ndarray] | None:
+    def _as_arrays(self, names: Sequence[str], given: dict[str, Any]) -> dict[str, np.ndarray] | None:
         """Return inputs as arrays; None if onnxruntime would not take them, or is better asked."""
-        if not isinstance(given, dict) or not self._required <= given.keys() or not set(names).issubset(self._outputs):
+        if (
+            isinstance(names, str)
+            or not isinstance(given, dict)
+            or not self._required <= given.keys()
+            or not set(names).issubset(self._outputs)
+        ):
             return None
         feeds = {}
         for name, value in given.items():

@@ -88,7 +88,7 @@ class Split:
     def __init__(self, engines: Engines, ours: frozenset[int]) -> None:
         graph = engines.graph
         self.ours, self._threads, self._outputs = ours, graph.options.threads, graph.outputs
-        self._given = {name: graph.arrays[name] for name in graph.replaceable}
+        self._given = graph.defaults
         constants = {name: graph.arrays[name] for name in graph.outputs if name in graph.arrays}
         self._constants = {name: array for name, array in constants.items() if name not in self._given}
         self._steps = list(_steps(engines, ours))
