@@ -15,6 +15,7 @@ from typing import Any
 
 import onnxruntime
 
+from nbfftconv import planner, threads
 from nbfftconv.geometry import ConvGeometry
 from nbfftconv.machine import get_machine
 from nbfftconv.onnx.graph import CannotSplit, Graph
@@ -139,6 +140,18 @@ def by_race(
     return race.splits[best], Report(choices, why, before, after)
 
 
+def race_plans(engines: Engines, feeds: dict[str, Any], progress: Progress = quiet) -> None:
+    """Race the plans of each convolution on random data, and keep the winners in the profile."""
+    graph = engines.graph
+    shapes = graph.shapes(feeds)
+    for done, candidate in enumerate(each for each in graph.candidates if each.node in shapes):
+        progress(f"plans of {graph.nodes[candidate.node].name} are raced", done / len(shapes))
+        convolution = engines.convolution(candidate)
+        geometry, direction = convolution.convolution(shapes[candidate.node])
+        with threads.holding(graph.options.threads):
+            planner.race_plans(geometry.of_images, direction, convolution.dtype)
+
+
 class _Race:
     """Races of a network with the first nodes of an order computed here, of any number; 0 is onnxruntime alone.
 
@@ -196,14 +209,12 @@ class _Race:
 
     def confirm(self) -> None:
         """Race the fastest again: of many races one may seem faster by chance."""
-        count = min(self.ratios, key=self.ratios.__getitem__)
-        if count:
+        for count in list(self.splits):
             self.run(count)
 
     def best(self) -> int:
         """Return the number of nodes of the fastest network; 0 unless one is clearly faster."""
-        count = min(self.ratios, key=self.ratios.__getitem__)
-        return count if count and self.ratios[count] <= _GAIN else 0
+        return next((count for count in self.splits if self.ratios[count] <= _GAIN), 0)
 
 
 def _seconds(run: Callable[[], Any]) -> float:

@@ -70,12 +70,14 @@ class Convolution:
     clips : bool
         As above.
     is_transposed : bool
+    dtype : numpy.dtype
     """
 
     def __init__(self, node: onnx.NodeProto, weight: np.ndarray, bias: np.ndarray | None, clips: bool) -> None:
         self._node, self._bias, self.clips = node, bias, clips
         self._kernels, self._axes = KeptKernels(weight), weight.ndim - 2
         given, ones = attributes_of(node), (1,) * self._axes
+        self.dtype = weight.dtype
         self.is_transposed = node.op_type == "ConvTranspose"
         self._activation = "relu" if clips or "activation" in given else None
         self._stride: tuple[int, ...] = tuple(given.get("strides", ones))
@@ -100,7 +102,7 @@ class Convolution:
             plan = self._plan(geometry)
             return run_transposed(geometry, plan, self._kernels.of(plan), x, self._bias, self._activation)
         images, kernels = geometry.of_images, self._kernels
-        plan = kernels.plan(images, kernels.weight.dtype, "auto")
+        plan = kernels.plan(images, self.dtype, "auto")
         x = x.reshape(images.input_shape)
         result, _ = run_forward(plan, x, kernels.of(plan), self._bias, "zeros", self._activation)
         return result.reshape(geometry.output_size)
@@ -143,7 +145,7 @@ class Convolution:
         is_transposed = isinstance(geometry, TransposedGeometry)
         images = (geometry.convolution if isinstance(geometry, TransposedGeometry) else geometry).of_images
         direction = "grad_input" if is_transposed else "forward"
-        return make_plan(images, direction, self._kernels.weight.dtype, weight_is_transformed=True)
+        return make_plan(images, direction, self.dtype, weight_is_transformed=True)
 
     def _geometry(self, shape: tuple[int, ...]) -> ConvGeometry | TransposedGeometry:
         size, weight_size = shape[2:], self._kernels.weight.shape
@@ -190,7 +192,7 @@ class Convolution:
         arrays = {self._node.input[1]: self._kernels.weight}
         if self._bias is not None:
             arrays[self._node.input[2]] = self._bias
-        kind = helper.np_dtype_to_tensor_dtype(self._kernels.weight.dtype)
+        kind = helper.np_dtype_to_tensor_dtype(self.dtype)
         given, made = self._node.input[0], self._node.output[0]
         nodes, result = [self._node], made
         if self.clips:

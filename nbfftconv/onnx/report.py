@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from nbfftconv import tables
 
 
-def _milliseconds(seconds: float) -> str:
+def milliseconds(seconds: float) -> str:
+    """Return seconds in milliseconds; nothing for NaN."""
     return "" if math.isnan(seconds) else f"{1e3 * seconds:.3f}"
 
 
@@ -71,8 +72,8 @@ class Report:
             (
                 name,
                 each.geometry,
-                _milliseconds(each.host),
-                _milliseconds(each.ours),
+                milliseconds(each.host),
+                milliseconds(each.ours),
                 "nbfftconv" if each.is_replaced else "onnxruntime",
                 each.why,
             )

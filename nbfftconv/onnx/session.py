@@ -12,7 +12,7 @@ from onnx import helper
 from nbfftconv.forking import fork_safe_lock
 from nbfftconv.geometry import check_flag, integer
 from nbfftconv.onnx import choice
-from nbfftconv.onnx.binding import IOBinding
+from nbfftconv.onnx.binding import IOBinding, keep, run_alone
 from nbfftconv.onnx.graph import TYPES, CannotSplit, Graph, has_convolutions, read
 from nbfftconv.onnx.options import ERRORS, NOT_IMPLEMENTED, PROVIDERS, Options
 from nbfftconv.onnx.report import Report
@@ -62,11 +62,11 @@ class InferenceSession:
     >>> from nbfftconv.onnx import InferenceSession
     >>> model = onnx.parser.parse_model('''
     ...     <ir_version: 8, opset_import: ["" : 17]>
-    ...     net (float[N, 1, H, W] x) => (float[N, 1, H, W] y) {
+    ...     net (float[N, 1, H, W] x) => (float[N, 1, H, W] y)
+    ...         <int64[4] size = {1, 1, 5, 5}> {
     ...         w = ConstantOfShape <value: tensor = float[1] {0.04}> (size)
     ...         y = Conv <auto_pad = "SAME_UPPER"> (x, w)
     ...     }''')
-    >>> model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([1, 1, 5, 5]), "size"))
     >>> session = InferenceSession(model.SerializeToString())
     >>> (y,) = session.run(None, {"x": np.ones((1, 1, 8, 8), np.float32)})
     >>> y.shape, round(float(y[0, 0, 4, 4]), 5)
@@ -208,9 +208,9 @@ class InferenceSession:
             if feeds is not None and self._split is None:
                 self._decide(feeds)
             if feeds is not None and self._split is not None:
-                iobinding.keep(self._split.run(names, feeds, run_options))
+                keep(iobinding, self._split.run(names, feeds, run_options))
                 return
-        iobinding.run_by(self._plain or self._face, run_options)
+        run_alone(iobinding, self._plain or self._face, run_options)
 
     def get_inputs(self) -> Sequence[Any]:
         """Return what the inputs are.
@@ -311,12 +311,16 @@ class InferenceSession:
             return str(error)
         return ""
 
-    def _decide(self, feeds: dict[str, np.ndarray], progress: choice.Progress = choice.quiet) -> None:
-        """Decide on a model at its first run."""
+    def _decide(
+        self, feeds: dict[str, np.ndarray], progress: choice.Progress = choice.quiet, writes_plans: bool = False
+    ) -> None:
+        """Decide on a model at its first run; before, on request, on the plans of its convolutions."""
         with _deciding:
             engines = self._undecided
             if engines is None:  # another thread was first
                 return
+            if writes_plans:
+                choice.race_plans(engines, feeds, progress)
             if self._measure:
                 plain = engines.graph.plain()
                 self._settle(engines, choice.by_race(engines, plain, feeds, progress))
@@ -351,6 +355,12 @@ class InferenceSession:
         return feeds
 
 
+def dtype_of(kind: str) -> np.dtype | None:
+    """Return the dtype of a type by onnxruntime's name for it; None if NumPy has none."""
+    found = TYPES.get(kind.removeprefix("tensor(").removesuffix(")"))
+    return None if found is None else np.dtype(helper.tensor_dtype_to_np_dtype(found))
+
+
 class _Input(NamedTuple):
     """What an input has to be: its dtype, None if that is none of NumPy's; and its sizes, None for any."""
 
@@ -360,9 +370,7 @@ class _Input(NamedTuple):
     @classmethod
     def of(cls, argument: Any) -> "_Input":
         """Return what onnxruntime's description of an input says."""
-        kind = TYPES.get(argument.type.removeprefix("tensor(").removesuffix(")"))
-        dtype = None if kind is None else np.dtype(helper.tensor_dtype_to_np_dtype(kind))
-        return cls(dtype, tuple(size if isinstance(size, int) else None for size in argument.shape))
+        return cls(dtype_of(argument.type), tuple(size if isinstance(size, int) else None for size in argument.shape))
 
     def takes(self, value: np.ndarray) -> bool:
         """Return whether an array is that."""
