@@ -138,7 +138,7 @@ def largest_difference(found: list[Any], expected: list[Any]) -> float:
             same = (a == b) | (np.isnan(a) & np.isnan(b))
             with np.errstate(invalid="ignore"):
                 difference = np.where(same, 0, np.abs(a - b)).max()
-            differences.append(float(difference / max(np.abs(b).max(), np.finfo(b.dtype).tiny)))
+            differences.append(float(difference / np.abs(b[np.isfinite(b)]).max(initial=np.finfo(b.dtype).tiny)))
     return float(np.max(differences))
 
 

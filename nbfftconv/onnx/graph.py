@@ -248,7 +248,7 @@ class Graph:
 
     def plain(self) -> onnxruntime.InferenceSession:
         """Return a session as a user would make it."""
-        return onnxruntime.InferenceSession(self._path, self.options.plain(), providers=PROVIDERS)
+        return self.options.session(self._path)
 
     def stand_in(self) -> onnxruntime.InferenceSession:
         """Return the same for a model that onnxruntime cannot run: one with the same inputs and outputs."""

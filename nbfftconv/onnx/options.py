@@ -107,6 +107,17 @@ class Options:
                 self._take(options, key)
         return options
 
+    def session(self, path_or_bytes: Any) -> onnxruntime.InferenceSession:
+        """Return a session of onnxruntime on its own; raises what it raises."""
+        options = self.plain()
+        try:
+            return onnxruntime.InferenceSession(path_or_bytes, options, providers=PROVIDERS)
+        except ERRORS:
+            if self.given is None or options is self.given:
+                raise
+            # operators that a user registered are in no copy
+            return onnxruntime.InferenceSession(path_or_bytes, self.given, providers=PROVIDERS)
+
     def part(self, folder: str | None, **changes: Any) -> onnxruntime.SessionOptions:
         """Return options for a sub-session, whose weights are in files of a folder, with changes.
 

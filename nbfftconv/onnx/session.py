@@ -14,7 +14,7 @@ from nbfftconv.geometry import check_flag, integer
 from nbfftconv.onnx import choice
 from nbfftconv.onnx.binding import IOBinding, keep, run_alone
 from nbfftconv.onnx.graph import TYPES, CannotSplit, Graph, has_convolutions, read
-from nbfftconv.onnx.options import ERRORS, NOT_IMPLEMENTED, PROVIDERS, Options
+from nbfftconv.onnx.options import ERRORS, NOT_IMPLEMENTED, Options
 from nbfftconv.onnx.report import Report
 from nbfftconv.onnx.split import Engines, Split
 
@@ -96,7 +96,7 @@ class InferenceSession:
         self._report = Report({}, "is decided on at the first run")
         refusal = self._open(path_or_bytes)
         if refusal:
-            self._plain = onnxruntime.InferenceSession(path_or_bytes, self._options.plain(), providers=PROVIDERS)
+            self._plain = self._options.session(path_or_bytes)
             self._face, self._report = self._plain, Report({}, f"onnxruntime runs it alone: {refusal}")
         given = self._face.get_inputs()
         self._required = frozenset(each.name for each in given)
