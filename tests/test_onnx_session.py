@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 import warnings
 
@@ -15,7 +16,7 @@ from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 
 import nbfftconv  # noqa: E402
 from nbfftconv import threads  # noqa: E402
-from nbfftconv.onnx import InferenceSession, choice  # noqa: E402
+from nbfftconv.onnx import InferenceSession, choice, graph, split  # noqa: E402
 from nbfftconv.onnx.graph import captured, needs  # noqa: E402
 from nbfftconv.onnx.options import Options  # noqa: E402
 
@@ -107,12 +108,14 @@ NETWORK = """net (float[N, 3, H, W] x) => (float[N, 4] y) {
 }"""
 
 
+WEIGHTS = {
+    "w1": normal(8, 3, 3, 3), "b1": normal(8), "scale": normal(8), "shift": normal(8), "mean": normal(8),
+    "var": np.abs(normal(8)) + 1, "w2": 0.2 * normal(8, 4, 5, 5), "w3": normal(8, 4, 2, 2), "b3": normal(4),
+}  # fmt: skip
+
+
 def network(**options):
-    weights = {
-        "w1": normal(8, 3, 3, 3), "b1": normal(8), "scale": normal(8), "shift": normal(8), "mean": normal(8),
-        "var": np.abs(normal(8)) + 1, "w2": 0.2 * normal(8, 4, 5, 5), "w3": normal(8, 4, 2, 2), "b3": normal(4),
-    }  # fmt: skip
-    return parse(NETWORK, **weights, **options)
+    return parse(NETWORK, **WEIGHTS, **options)
 
 
 X = {"x": normal(2, 3, 20, 24)}
@@ -217,9 +220,7 @@ def test_what_is_no_convolution_is_onnxruntimes_to_say(operator):
 
 @pytest.mark.parametrize("opset", [11, 13, 15, 17, 19, 21, NEWEST])
 def test_opsets(opset):
-    text = NETWORK.replace("BatchNormalization (a", "BatchNormalization (a") if opset > 12 else NETWORK
-    model = network(opset=opset) if text is NETWORK else parse(text, opset)
-    check(model, X, 3)
+    check(network(opset=opset), X, 3)
 
 
 def test_a_relu_that_others_need_as_well_is_not_fused_away():
@@ -659,6 +660,44 @@ def test_threads(restore_threads):
         patch.setattr(threads, "get_workers", lambda *rest: seen.append(threads.get_num_threads()) or original(*rest))
         ours(network(), threads=2).run(None, X)
     assert set(seen) == {2} and threads.get_num_threads() == 1
+
+
+def test_there_are_no_more_threads_than_needed(monkeypatch):
+    """A pool for each part; light parts have none where there would be too many."""
+    made = []
+    start = graph.Graph._start
+    monkeypatch.setattr(
+        graph.Graph, "_start", staticmethod(lambda *rest: made.append(rest[1].intra_op_num_threads) or start(*rest))
+    )
+    model = parse(
+        """net (float[N, 2, H, W] x) => (float[N, 2, H, W] y) {
+            a = Conv <pads = [1, 1, 1, 1]> (x, w)
+            b = Sigmoid (a)
+            c = Conv <pads = [1, 1, 1, 1]> (b, w)
+            y = Softmax (c)
+        }""",
+        w=normal(2, 2, 3, 3),
+    )
+    feeds = {"x": normal(1, 2, 9, 8)}
+    for most, light in ((256, 2), (0, 1)):
+        monkeypatch.setattr(split, "_MOST_THREADS", most)
+        session = ours(model, threads=2)
+        made.clear()
+        close(session.run(None, feeds), plain(model).run(None, feeds))
+        assert sorted(made[-2:]) == [light, 2]
+
+
+def test_sessions_of_splits_that_lost_are_gone():
+    engines = split.Engines(graph.Graph.optimized(network().SerializeToString(), Options(None, 1)))
+    possible = [each.node for each in engines.graph.candidates]
+    kept = engines.split(possible[:1])
+    count = len(engines._sessions)
+    other = engines.split(possible)
+    assert len(engines._sessions) > count
+    del other
+    gc.collect()
+    assert len(engines._sessions) == count
+    close(kept.run(["y"], X), plain(network()).run(None, X))
 
 
 def test_options_are_not_changed():

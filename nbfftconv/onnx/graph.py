@@ -223,7 +223,7 @@ class Graph:
         return {each.node: tuple(map(int, shape)) for each, shape in zip(self._possible, found, strict=True)}
 
     def session(
-        self, indices: Iterable[int], inputs: Sequence[str], outputs: Sequence[str]
+        self, indices: Iterable[int], inputs: Sequence[str], outputs: Sequence[str], threads: int
     ) -> onnxruntime.InferenceSession:
         """Return a part of the model as a session; raise `CannotSplit` if there is none, or NumPy lacks a type."""
         for name in (*inputs, *outputs):
@@ -231,7 +231,7 @@ class Graph:
                 raise CannotSplit(f"{name} is no tensor that NumPy has a type for")
         model = self._part([self.nodes[index] for index in indices], inputs, outputs)
         try:
-            return self._start(model, self.options.part(self.folder))
+            return self._start(model, self.options.part(self.folder, intra_op_num_threads=threads))
         except ERRORS as error:
             raise CannotSplit(f"a part of it is refused: {error}") from error
 

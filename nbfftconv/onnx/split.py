@@ -1,6 +1,7 @@
 """A model run by both engines: parts of it by onnxruntime's sub-sessions, between them nodes that are computed here."""
 
 import time
+import weakref
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -11,6 +12,16 @@ from nbfftconv import threads
 from nbfftconv.onnx.graph import Candidate, CannotSplit, Graph, needs
 from nbfftconv.onnx.layers import Convolution
 
+#: Threads of all parts of a model in all. Each has a pool; where there would be more, only parts that do more than what
+#: is in `_LIGHT`, a few operations a number, have threads.
+_MOST_THREADS = 256
+_LIGHT = {
+    "Abs", "Add", "And", "Cast", "Clip", "Concat", "Constant", "Div", "Dropout", "Elu", "Equal", "Expand",
+    "Flatten", "Floor", "Gather", "HardSigmoid", "HardSwish", "Identity", "LeakyRelu", "Less", "Max", "Min",
+    "Mul", "Neg", "Not", "Or", "PRelu", "Pad", "Range", "Relu", "Reshape", "Shape", "Sigmoid", "Slice",
+    "Split", "Sqrt", "Squeeze", "Sub", "Tanh", "Tile", "Transpose", "Unsqueeze", "Where",
+}  # fmt: skip
+
 
 class Part(NamedTuple):
     """Nodes that onnxruntime computes at once.
@@ -19,11 +30,13 @@ class Part(NamedTuple):
     ----------
     nodes : tuple of int
     inputs, outputs : tuple of str
+    threads : int
     """
 
     nodes: tuple[int, ...]
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
+    threads: int
 
 
 class _Step(NamedTuple):
@@ -40,6 +53,8 @@ class _Step(NamedTuple):
 class Engines:
     """Makes splits of one model; what two have in common, sessions and convolutions, is made once.
 
+    Sessions are there as long as a split is that has them, and so are their threads.
+
     Parameters
     ----------
     graph : Graph
@@ -52,7 +67,7 @@ class Engines:
 
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
-        self._sessions: dict[Part, onnxruntime.InferenceSession] = {}
+        self._sessions: weakref.WeakValueDictionary[Part, onnxruntime.InferenceSession] = weakref.WeakValueDictionary()
         self._convolutions: dict[int, Convolution] = {}
 
     def split(self, ours: Collection[int]) -> "Split":
@@ -65,9 +80,10 @@ class Engines:
 
     def session(self, part: Part) -> onnxruntime.InferenceSession:
         """Return the session of a part."""
-        if part not in self._sessions:
-            self._sessions[part] = self.graph.session(part.nodes, part.inputs, part.outputs)
-        return self._sessions[part]
+        session = self._sessions.get(part)
+        if session is None:
+            session = self._sessions[part] = self.graph.session(*part)
+        return session
 
 
 class Split:
@@ -142,10 +158,13 @@ def _steps(engines: Engines, ours: frozenset[int]) -> Iterator[_Step]:
         inputs = sorted(name for name in needed - made if name in graph.replaceable or name not in graph.arrays)
         parts.append((nodes, inputs, outputs, candidate))
         later |= needed
+    most = graph.options.threads
+    are_many = sum(candidate is None for *_, candidate in parts) * (most - 1) > _MOST_THREADS
     for number, (nodes, inputs, outputs, candidate) in enumerate(reversed(parts)):
         dropped = [name for name in (*inputs, *outputs) if last[name] == number]
         if candidate is None and outputs:
-            part = Part(tuple(nodes), tuple(inputs), tuple(outputs))
+            is_light = are_many and all(graph.nodes[index].op_type in _LIGHT for index in nodes)
+            part = Part(tuple(nodes), tuple(inputs), tuple(outputs), 1 if is_light else most)
             yield _Step(engines.session(part), inputs, outputs, -1, None, dropped)
         elif candidate is not None:
             convolution, given = engines.convolution(candidate), graph.nodes[candidate.node].input[0]
