@@ -4,6 +4,7 @@ A node that is faster alone may be slower in its network, since threads of both 
 of networks; what single nodes take, each in its place, only says in which order they are worth trying.
 """
 
+import itertools
 import json
 import math
 import statistics
@@ -32,8 +33,10 @@ _HOST_RATE, _HOST_CHANNELS, _HOST_CALL = 0.85, 8, 1e-5
 _CALL = 1e-4
 #: So many times longer than its model says may take what reads memory that the threads share, as 1×1 does.
 _CAUTION = {"direct": 2.0}
-#: Runs of a network that are timed, and seconds that a turn takes at least.
-_ROUNDS, _TURN = 5, 0.01
+#: Times that differ by less than this are the same.
+_SAME = 1.03
+#: Turns that are timed, more of short ones as long as they take no more than so many seconds; seconds of a turn.
+_ROUNDS, _RACE, _TURN = 5, 0.5, 0.01
 #: Networks that are raced, besides onnxruntime's, and seconds after which no more begin.
 _TRIALS, _SECONDS = 8, 10.0
 #: A call of so many seconds is not preceded by one that is not timed, to let threads of the other engine fall asleep.
@@ -196,15 +199,22 @@ class _Race:
         times = self._times.setdefault(count, ([], []))
         for run in runs:  # plans are made, and kernels transformed, at the first call
             run()
-        for _ in range(_ROUNDS):
+        end = time.perf_counter() + _RACE
+        for turn in itertools.count(1):
             for run, found in zip(runs, times, strict=True):
                 found.append(_seconds(run))
+            if turn >= _ROUNDS and time.perf_counter() > end:
+                break
         host, ours = map(statistics.median, times)
         self.seconds[count] = ours
         self.seconds[0] = min(host, self.seconds.get(0, math.inf))
-        self.ratios[count] = statistics.median(b / a for a, b in zip(*times, strict=True))
+        # Both have to be good: other processes disturb medians, and what happens once in a while is not in the least.
+        ratio = statistics.median(b / a for a, b in zip(*times, strict=True))
+        self.ratios[count] = max(ratio, min(times[1]) / min(times[0]))
         self.splits[count] = split
-        kept = min(self.splits, key=self.ratios.__getitem__)
+        # of those that are about as fast, the one with the fewest nodes: it keeps less
+        least = _SAME * min(self.ratios[each] for each in self.splits)
+        kept = min(each for each in self.splits if self.ratios[each] <= least)
         self.splits = {kept: self.splits[kept]}
 
     def confirm(self) -> None:
