@@ -1,4 +1,4 @@
-"""The command line: `nbfftconv demo`, `info`, `cache` and `tune`.
+"""The command line: `nbfftconv demo`, `info`, `cache`, `tune` and `bench`.
 
 Exit codes: 0; 1 if what was asked for failed, or predictions of the demo differ; 2 for arguments that are no good; 130
 for Ctrl-C. What only one command needs is imported by it.
@@ -57,6 +57,7 @@ def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     _add_info(commands)
     _add_cache(commands)
     _add_tune(commands, is_wanted="tune" in arguments)
+    _add_bench(commands, is_wanted="bench" in arguments)
     return parser
 
 
@@ -232,6 +233,25 @@ def _add_tune(commands: _Parsers, is_wanted: bool) -> None:
     )
     tune.add_arguments(parser)
     parser.set_defaults(run=lambda args: tune.run(args, parser))
+
+
+def _add_bench(commands: _Parsers, is_wanted: bool) -> None:
+    text = "race an ONNX model of your own: onnxruntime alone, and with its convolutions computed here"
+    parser = commands.add_parser("bench", help=text)
+    if not is_wanted:
+        return
+    try:
+        from nbfftconv.onnx import bench
+    except ModuleNotFoundError as error:
+        module = (error.name or "").partition(".")[0]
+        if module == "nbfftconv":
+            raise
+        parser.set_defaults(run=lambda args: parser.error(f'it needs {module}: pip install "nbfftconv[onnx]"'))
+        parser.add_argument("rest", nargs=argparse.REMAINDER)
+        return
+    parser.description = bench.__doc__
+    bench.add_arguments(parser)
+    parser.set_defaults(run=lambda args: bench.run(args, parser))
 
 
 if __name__ == "__main__":

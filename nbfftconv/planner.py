@@ -312,11 +312,11 @@ def _plan(
                 "measure=True is for the automatic choice, "
                 f"got algorithm={algorithm!r}, transform={transform!r}, tile={tile!r}"
             )
-        _measure(geometry, direction, dtype)
+        race_plans(geometry, direction, dtype)
     return make_plan(geometry, direction, dtype, algorithm, choices, bool(weight_is_transformed))
 
 
-def _measure(geometry: ConvGeometry, direction: str, dtype: np.dtype) -> None:
+def race_plans(geometry: ConvGeometry, direction: str, dtype: np.dtype) -> None:
     """Measure what is promising, and remember the winners."""
     candidates = {
         profile.Problem.of(geometry, direction, dtype, is_kept): promising_plans(geometry, direction, dtype, is_kept)

@@ -10,6 +10,7 @@ Python answers signals, such as Ctrl-C, between two instructions of its main thr
 long comes back to Python every `_ROUND`, with nothing running, and goes on where it was.
 """
 
+import contextlib
 import ctypes
 import functools
 import math
@@ -18,7 +19,7 @@ import os
 import struct
 import threading
 from array import array
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -90,6 +91,25 @@ def _default_counts() -> tuple[tuple[int, int], str]:
 
 
 _counts: tuple[int, int] | None = None  # as set; of the stages that run a library's transforms last
+
+
+class _Own(threading.local):
+    """What `holding` lets a Python thread have; None if it has what all have."""
+
+    counts: tuple[int, int] | None = None
+
+
+_own = _Own()
+
+
+@contextlib.contextmanager
+def holding(count: int) -> Iterator[None]:
+    """Let this Python thread's calls use so many threads meanwhile, whatever is set for all."""
+    before, _own.counts = _own.counts, (count, count)
+    try:
+        yield
+    finally:
+        _own.counts = before
 
 
 def _count(n: int) -> int:
@@ -169,7 +189,7 @@ def get_counts() -> tuple[int, int]:
     >>> from nbfftconv.threads import get_counts
     >>> nbfftconv.set_num_threads(*get_counts())  # changes nothing
     """
-    return _counts or _default_counts()[0]
+    return _own.counts or _counts or _default_counts()[0]
 
 
 def counts_source() -> str:

@@ -56,7 +56,11 @@ TORCH = ()
 if importlib.util.find_spec("torch"):
     names = importlib.import_module("nbfftconv.torch").__all__
     TORCH = tuple(f"nbfftconv.torch.{name}" for name in names if not name.startswith("Conv"))
-PUBLIC = (*(f"nbfftconv.{name}" for name in nbfftconv.__all__), *KNOBS, *RECORDS, *TORCH)
+#: Of ONNX Runtime's, where that is.
+ONNX = ()
+if importlib.util.find_spec("onnx") and importlib.util.find_spec("onnxruntime"):
+    ONNX = tuple(f"nbfftconv.onnx.{name}" for name in importlib.import_module("nbfftconv.onnx").__all__)
+PUBLIC = (*(f"nbfftconv.{name}" for name in nbfftconv.__all__), *KNOBS, *RECORDS, *TORCH, *ONNX)
 
 LAYERS = tuple(f"nbfftconv.{name}." for name in ("Conv1d", "Conv2d", "ConvTranspose1d", "ConvTranspose2d"))
 #: Checks of numpydoc that are not made.
@@ -176,7 +180,8 @@ def test_every_example_runs(restore_threads):
     figures = machine.get_machine()
     try:
         for path in sorted(Path(nbfftconv.__file__).parent.rglob("*.py")):
-            if ">>> " not in path.read_text(encoding="utf-8") or (path.parent.name == "torch" and not TORCH):
+            is_there = {"torch": TORCH, "onnx": ONNX}.get(path.parent.name, True)
+            if ">>> " not in path.read_text(encoding="utf-8") or not is_there:
                 continue
             parts = path.relative_to(Path(nbfftconv.__file__).parents[1]).with_suffix("").parts
             for test in finder.find(importlib.import_module(".".join(parts).removesuffix(".__init__"))):

@@ -273,3 +273,18 @@ def test_nothing_of_a_plan_is_locked_while_it_is_computed():
         assert Value(False).value
         leave.set()
         assert other.result()
+
+
+def test_a_thread_of_its_own_count(restore_threads):
+    """What one Python thread holds is no other's, and ends with the block, whatever happens in it."""
+    threads.set_num_threads(3)
+    seen = []
+    with pytest.raises(KeyError), threads.holding(1):
+        with threads.holding(2):
+            assert threads.get_counts() == (2, 2)
+        other = threading.Thread(target=lambda: seen.append(threads.get_num_threads()))
+        other.start()
+        other.join()
+        assert seen == [3] and threads.get_num_threads() == 1
+        raise KeyError
+    assert threads.get_num_threads() == 3

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from nbfftconv import tables
 from nbfftconv.geometry import ConvGeometry, TransposedGeometry
 from nbfftconv.machine import get_machine
 from nbfftconv.planner import make_plan
@@ -99,12 +100,7 @@ class Report:
             )
             for name, each in self.choices.items()
         ]
-        widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
-        lines = [
-            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-            for row in (head, *rows)
-        ]
-        return "\n".join(lines)
+        return tables.as_text(head, rows)
 
     def plot(self, target: Any) -> Any:
         """Draw the time of each layer by PyTorch and by this package, as far as both are known.

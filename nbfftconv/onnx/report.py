@@ -1,0 +1,82 @@
+"""What a session chose for each convolution, and why."""
+
+import math
+from dataclasses import dataclass
+
+from nbfftconv import tables
+
+
+def milliseconds(seconds: float) -> str:
+    """Return seconds in milliseconds; nothing for NaN."""
+    return "" if math.isnan(seconds) else f"{1e3 * seconds:.3f}"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What was chosen for a node.
+
+    Attributes
+    ----------
+    geometry : str
+        Input and kernels.
+    host, ours : float
+        Seconds of the node by onnxruntime, and by this package; NaN if they are not known.
+    is_replaced : bool
+        Whether this package computes it.
+    why : str
+
+    Examples
+    --------
+    >>> from nbfftconv.onnx import Choice
+    >>> Choice("1×1×9×9, 1×1×3×3", 2e-5, 1e-5, True, "2.00 times as fast, measured").is_replaced
+    True
+    """
+
+    geometry: str
+    host: float
+    ours: float
+    is_replaced: bool
+    why: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was chosen for all convolutions of a model; as text, a table.
+
+    Attributes
+    ----------
+    choices : dict from str to Choice
+        By the nodes' names, those of the model as onnxruntime optimized it.
+    why : str
+        Of the model as a whole.
+    host, ours : float
+        Seconds of the model by onnxruntime alone, and as it is run now; NaN if they were not measured.
+
+    Examples
+    --------
+    >>> from nbfftconv.onnx import Report
+    >>> print(Report({}, "it has no convolutions"))
+    it has no convolutions
+    """
+
+    choices: dict[str, Choice]
+    why: str
+    host: float = math.nan
+    ours: float = math.nan
+
+    def __str__(self) -> str:
+        if not self.choices:
+            return self.why
+        head = "node", "geometry", "onnxruntime, ms", "ours, ms", "computed by", "why"
+        rows = [
+            (
+                name,
+                each.geometry,
+                milliseconds(each.host),
+                milliseconds(each.ours),
+                "nbfftconv" if each.is_replaced else "onnxruntime",
+                each.why,
+            )
+            for name, each in self.choices.items()
+        ]
+        return f"{tables.as_text(head, rows)}\n{self.why}"
