@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import ArrayLike
 
-from nbfftconv import epoch, memory, scratch
+from nbfftconv import memory, scratch
 from nbfftconv import padding as padding_modes
 from nbfftconv.arguments import (
     as_batch,
@@ -294,7 +294,7 @@ class ConvLayer(Layer):
         array: Any = input if type(input) is np.ndarray else None
         if array is not None:
             call = calls.get((array.shape, array.dtype))
-            if call is not None and call.epoch == epoch.current and is_compact(array):
+            if call is not None and call.is_current() and is_compact(array):
                 self._last.forward = None
                 result: np.ndarray = call(array)
                 return result

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from nbfftconv import epoch, scratch
+from nbfftconv import epoch, scratch, threads
 from nbfftconv import padding as padding_modes
 from nbfftconv.arrays import address_of, compact, is_usable_out
 from nbfftconv.implementations import Kernels, registry
@@ -53,18 +53,18 @@ class ReadyForward:
     size : tuple of int
         Of the output, as its user sees it.
 
-    Attributes
-    ----------
-    epoch : int
-        Of which these passes are.
     """
 
     def __init__(self, plan: ConvPlan, kept: Kept, bias: np.ndarray | None, relu: bool, size: tuple[int, ...]) -> None:
-        self.epoch, self._kept = epoch.current, kept
+        self._kept, self._epoch, self._counts = kept, epoch.current, threads.get_counts()
         self._geometry, self._dtype, self._size = plan.geometry, plan.dtype, size
         self._bias = None if bias is None else compact(bias, plan.dtype)
         self._bias_address = 0 if self._bias is None else address_of(self._bias)
         self._bound = registry.get(plan.algorithm).bind(plan, plan.geometry, kept.kernels, bias is not None, relu)
+
+    def is_current(self) -> bool:
+        """Whether plans, and this thread's number of threads, are as they were."""
+        return self._epoch == epoch.current and self._counts == threads.get_counts()
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
         """Convolve an array that is compact, of this size and dtype."""

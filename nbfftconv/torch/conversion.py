@@ -11,7 +11,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 
@@ -205,8 +205,8 @@ def convert(model: _Model, example_inputs: tuple[Any, ...] | None = None, *, mea
         for layer in layers:
             layer.register_forward_pre_hook(_Deciding())
         return model
-    for layer, inputs in _seen(model, layers, example_inputs).items():
-        _decide(layer, inputs, measure)
+    for layer, seen in _seen(model, layers, example_inputs, measure).items():
+        _decide(layer, seen)
     if not model.training:
         for layer, relu in relus(model).items():
             if type(layer) in _HOSTS:
@@ -281,16 +281,36 @@ def report(model: torch.nn.Module) -> Report:
     return Report(choices)
 
 
+class _Seen(NamedTuple):
+    """What a layer got: a tensor like it, without its values, and the seconds of `_race`, if there was one."""
+
+    x: torch.Tensor
+    seconds: tuple[float, float] | None
+
+    @classmethod
+    def of(cls, layer: torch.nn.Module, x: torch.Tensor, measure: bool) -> "_Seen":
+        """Look at a tensor; race on it where that can be."""
+        alone = x.detach() if torch.is_inference_mode_enabled() else x.detach().requires_grad_(x.requires_grad)
+        seconds = _race(layer, alone) if measure and _is_ours(x) else None
+        like = x.new_empty(1).expand(x.shape)
+        return cls(like.requires_grad_() if alone.requires_grad else like, seconds)
+
+
+def _is_ours(x: torch.Tensor) -> bool:
+    """Whether this package can compute with a tensor."""
+    return x.device.type == "cpu" and x.dtype in DTYPES
+
+
 def _seen(
-    model: torch.nn.Module, layers: list[torch.nn.Module], example_inputs: tuple[Any, ...]
-) -> dict[torch.nn.Module, list[torch.Tensor]]:
-    """Run a model once; return what each layer got, of every shape one, which requires a gradient if that did."""
-    seen: dict[torch.nn.Module, list[torch.Tensor]] = {layer: [] for layer in layers}
+    model: torch.nn.Module, layers: list[torch.nn.Module], example_inputs: tuple[Any, ...], measure: bool
+) -> dict[torch.nn.Module, list[_Seen]]:
+    """Run a model once; return what each layer got, of every shape once. Values are not held: they may be large."""
+    seen: dict[torch.nn.Module, list[_Seen]] = {layer: [] for layer in layers}
 
     def note(layer: torch.nn.Module, arguments: tuple[Any, ...]) -> None:
         x = arguments[0]
-        if all(each.shape != x.shape for each in seen[layer]):
-            seen[layer].append(_alone(x))
+        if all(each.x.shape != x.shape for each in seen[layer]):
+            seen[layer].append(_Seen.of(layer, x, measure))
 
     hooks = [layer.register_forward_pre_hook(note) for layer in layers]
     try:
@@ -302,11 +322,6 @@ def _seen(
     return seen
 
 
-def _alone(x: torch.Tensor) -> torch.Tensor:
-    """Return a tensor without what it was computed from."""
-    return x.detach() if torch.is_inference_mode_enabled() else x.detach().requires_grad_(x.requires_grad)
-
-
 class _Deciding:
     """A hook that decides on a layer at its first call, and then is gone."""
 
@@ -315,26 +330,26 @@ class _Deciding:
         for key in [key for key, hook in hooks.items() if hook is self]:
             del hooks[key]
         if type(layer) in COUNTERPARTS:
-            _decide(layer, [_alone(arguments[0])], False)
+            _decide(layer, [_Seen.of(layer, arguments[0], False)])
 
 
-def _decide(layer: torch.nn.Module, inputs: list[torch.Tensor], measure: bool) -> None:
+def _decide(layer: torch.nn.Module, seen: list[_Seen]) -> None:
     """Convert a layer if that is faster on what it got, and note why."""
-    if not inputs:
+    if not seen:
         _note(layer, Choice("", math.nan, math.nan, False, "was not called"))
         return
-    geometry = "; ".join(_geometry_text(layer, x) for x in inputs)
+    geometry = "; ".join(_geometry_text(layer, each.x) for each in seen)
     ours = host = 0.0
-    for x in inputs:
-        if x.device.type != "cpu" or x.dtype not in DTYPES:
+    for x, raced in seen:
+        if not _is_ours(x):
             why = f"{x.dtype} on {x.device.type} is PyTorch's"
             _note(layer, Choice(geometry, math.nan, math.nan, False, why))
             return
-        of_input = _race(layer, x) if measure else (_host_seconds(layer, x), _seconds(layer, x))
+        of_input = raced or (_host_seconds(layer, x), _seconds(layer, x))
         host, ours = host + of_input[0], ours + of_input[1]
     is_faster = ours <= _GAIN * host
-    how = "measured" if measure else "by the cost model"
-    passes = ", with gradients" if any(any(_gradients(layer, x)) for x in inputs) else ""
+    how = "measured" if seen[0].seconds else "by the cost model"
+    passes = ", with gradients" if any(any(_gradients(layer, each.x)) for each in seen) else ""
     _note(layer, Choice(geometry, host, ours, is_faster, f"{host / ours:.2f} times as fast{passes}, {how}"))
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from nbfftconv import epoch, scratch
+from nbfftconv import epoch, scratch, threads
 from nbfftconv.geometry import ConvGeometry
 from nbfftconv.implementations import registry
 from nbfftconv.kept_kernels import Kept, keep_call, tick
@@ -55,20 +55,19 @@ class ReadyConvolution:
     given : ConvGeometry
         Of the tensors.
     has_bias, relu : bool
-
-    Attributes
-    ----------
-    epoch : int
-        Of which they are.
     """
 
     def __init__(self, plan: ConvPlan, kept: Kept, given: ConvGeometry, has_bias: bool, relu: bool) -> None:
-        self.epoch, self._kept = epoch.current, kept
+        self._kept, self._epoch, self._counts = kept, epoch.current, threads.get_counts()
         self._geometry, self._dtype = plan.geometry, plan.dtype
         self._bound = registry.get(plan.algorithm).bind(plan, plan.geometry, kept.kernels, has_bias, relu)
         self._input_size, self._output_size = given.input_size, given.output_size
         self._bias_size = given.weight_size[:1]
         self._tensor_dtype = torch.from_numpy(np.empty(0, plan.dtype)).dtype
+
+    def is_current(self) -> bool:
+        """Whether plans, and this thread's number of threads, are as they were."""
+        return self._epoch == epoch.current and self._counts == threads.get_counts()
 
     def __call__(self, input: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor | None:
         """Convolve; None if the tensors are not such as were expected."""
@@ -123,6 +122,6 @@ def convolve_again(
         call = kernels.calls.get((input.shape, bias is None, settings))
     except TypeError:  # lists
         return None
-    if call is None or call.epoch != epoch.current or torch.is_autocast_enabled("cpu"):
+    if call is None or not call.is_current() or torch.is_autocast_enabled("cpu"):
         return None
     return call(input, bias) if is_alone(input, weight, bias) else None
