@@ -26,13 +26,14 @@ from nbfftconv.onnx.split import Engines, Split
 
 #: A node, or a network, is changed if it takes at most this part of onnxruntime's time: less is noise.
 _GAIN = 0.95
-# What onnxruntime's convolution is taken to do: a part of a core's operations in groups of at least so many channels,
-# and less in proportion where there are fewer; bytes of input and output as fast as memory is copied; seconds a call.
-_HOST_RATE, _HOST_CHANNELS, _HOST_CALL = 0.85, 8, 1e-5
+# What onnxruntime's convolution is taken to do: a part of a core's operations, of groups of fewer channels than that a
+# smaller one; bytes of input and output as fast as memory is copied; seconds a call. On one thread 1×1 and 3×3 of 64
+# channels and more took 0.85 to 1.1 of what this says, depthwise layers 0.9 to 1.6.
+_HOST_RATE, _HOST_FEW, _HOST_CHANNELS, _HOST_CALL = 0.85, 0.6, 8, 1e-5
 #: Seconds of a call, and of handing over: a sub-session is begun, and its threads are woken.
 _CALL = 1e-4
-#: So many times longer than its model says may take what reads memory that the threads share, as 1×1 does.
-_CAUTION = {"direct": 2.0}
+#: So many times longer than its model says an algorithm may take in a network, where others have used the caches.
+_CAUTION = {"direct": 1.75, "fft": 1.25, "winograd": 1.25}
 #: Times that differ by less than this are the same.
 _SAME = 1.03
 #: Turns that are timed, more of short ones as long as they take no more than so many seconds; seconds of a turn.
@@ -282,9 +283,9 @@ def _our_times(split: Split, graph: Graph, feeds: dict[str, Any]) -> dict[int, f
 def _host_seconds(convolution: Convolution, shape: tuple[int, ...], threads: int) -> float:
     """Return the seconds of onnxruntime's convolution, by rule of thumb."""
     geometry: ConvGeometry = convolution.convolution(shape)[0]
-    machine, itemsize = get_machine(), 4
+    machine, itemsize = get_machine(), convolution.dtype.itemsize
     channels = min(geometry.weight_size[0] // geometry.groups, geometry.weight_size[1])
-    rate = _HOST_RATE * min(1.0, max(0.25, channels / _HOST_CHANNELS)) * machine.flops
+    rate = (_HOST_RATE if channels >= _HOST_CHANNELS else _HOST_FEW) * machine.flops
     moved = itemsize * (math.prod(geometry.input_size) + math.prod(geometry.output_size))
     return _HOST_CALL + max(2 * geometry.multiply_adds / (rate * threads), moved / machine.bandwidth)
 
