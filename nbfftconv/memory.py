@@ -13,7 +13,7 @@ import numpy as np
 from nbfftconv import environment, epoch
 
 #: Bytes that are kept by default, on top of so many times the weights of the layers that keep kernels.
-_DEFAULT, _WEIGHTS = 128 * 2**20, 2
+_DEFAULT, _WEIGHTS = 96 * 2**20, 2
 
 
 class Holder(Protocol):
@@ -58,7 +58,7 @@ def set_memory_limit(nbytes: int | None) -> None:
     Parameters
     ----------
     nbytes : int or None
-        None, as at first, is for 128 MiB and twice the weights of the layers that have computed anything; or what
+        None, as at first, is for 96 MiB and twice the weights of the layers that have computed anything; or what
         ``NBFFTCONV_MEMORY_BYTES`` says. What is kept already and not within the bound goes when memory is next asked
         for. Kernels that find no room are made anew by every call. A layer's plan weighs what its kernels would take,
         so that its results may depend on the bound, by rounding.
@@ -98,7 +98,7 @@ def get_memory_limit() -> int:
     Examples
     --------
     >>> from nbfftconv import config
-    >>> config.get_memory_limit() >= 2**27
+    >>> config.get_memory_limit() >= 2**26
     True
     """
     return _DEFAULT + _WEIGHTS * sum(each.weight.nbytes for each in holders()) if _limit is None else _limit
