@@ -16,8 +16,9 @@ from nbfftconv.planner import make_plan, make_plan_for_kept, planning_state
 
 #: Bytes that kernels leave to free memory.
 _RESERVE = 48 * 2**20
-#: So many times its weight, or half of what is left, a layer may take.
-_FAIR_SHARE = 2
+#: A layer that would take more than so many times its weight, and more than such a part of what is left, takes less
+#: where that is expected to be so many times slower, at most.
+_FAIR_SHARE, _MUCH, _SLOWER = 2, 8, 1.1
 # Sizes of images whose plan a layer remembers.
 _CHOSEN = 512
 
@@ -101,14 +102,20 @@ class KeptKernels:
         if best.kernel_form in self._wanted:
             return best
         memory.forget_room()  # layers may be gone
-        room = memory.room() - _RESERVE
-        # others are to come that need room, too
-        share = min(room, max(_FAIR_SHARE * self.weight.nbytes, room // 2))
-        if best.weight_bytes <= share:
+        room, share = memory.room() - _RESERVE, _FAIR_SHARE * self.weight.nbytes
+        if max(share, room // _MUCH) < best.weight_bytes:  # others are to come that need room, too
+            smaller = self._plan_within(share, geometry, dtype, algorithm)
+            if smaller.seconds <= _SLOWER * best.seconds:
+                best = smaller
+        if best.weight_bytes <= room:
             return best
-        if share < self.weight.nbytes:  # kernels are made anew by every call
+        if room < self.weight.nbytes:  # kernels are made anew by every call
             return make_plan(geometry, "forward", dtype, algorithm)
-        return make_plan(geometry, "forward", dtype, algorithm, weight_is_transformed=True, weight_limit=share)
+        return self._plan_within(room, geometry, dtype, algorithm)
+
+    @staticmethod
+    def _plan_within(nbytes: int, geometry: ConvGeometry, dtype: np.dtype, algorithm: str) -> ConvPlan:
+        return make_plan(geometry, "forward", dtype, algorithm, weight_is_transformed=True, weight_limit=nbytes)
 
     def of(self, plan: ConvPlan) -> Kernels:
         """Return the kernels as `plan` needs them."""
@@ -130,6 +137,7 @@ class KeptKernels:
                 self.forms.setdefault(form, kept)
                 memory.forget_room()
         scratch.trim()
+        memory.trim_heap()
         return kernels
 
     def _bytes_of(self, kernels: Kernels) -> int:

@@ -4,7 +4,9 @@ Kernels come first: `nbfftconv.scratch` keeps free memory within what they leave
 again. A layer that is gone is noticed when room is next asked for, not by a finalizer: exceptions in one would be lost.
 """
 
+import ctypes
 import itertools
+import os
 import weakref
 from typing import Any, Protocol
 
@@ -13,7 +15,7 @@ import numpy as np
 from nbfftconv import environment, epoch
 
 #: Bytes that are kept by default, on top of so many times the weights of the layers that keep kernels.
-_DEFAULT, _WEIGHTS = 96 * 2**20, 2
+_DEFAULT, _WEIGHTS = 384 * 2**20, 2
 
 
 class Holder(Protocol):
@@ -58,7 +60,7 @@ def set_memory_limit(nbytes: int | None) -> None:
     Parameters
     ----------
     nbytes : int or None
-        None, as at first, is for 96 MiB and twice the weights of the layers that have computed anything; or what
+        None, as at first, is for 384 MiB and twice the weights of the layers that have computed anything; or what
         ``NBFFTCONV_MEMORY_BYTES`` says. What is kept already and not within the bound goes when memory is next asked
         for. Kernels that find no room are made anew by every call. A layer's plan weighs what its kernels would take,
         so that its results may depend on the bound, by rounding.
@@ -130,6 +132,15 @@ def holders() -> list[Holder]:
         else:
             alive.append(holder)
     return alive
+
+
+_trim_heap = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
+
+
+def trim_heap() -> None:
+    """Give back to the system what is free in the heap: loading machine code leaves a hundred MiB there."""
+    if _trim_heap is not None:
+        _trim_heap(0)
 
 
 def forget_room() -> None:

@@ -125,7 +125,7 @@ def aligned(nbytes: int) -> Memory:
     return _new(nbytes).lent()
 
 
-def borrow(nbytes: int, spare: float = 1.0) -> Memory:
+def borrow(nbytes: int, spare: float = 15.0) -> Memory:
     """Lend at least `nbytes` bytes that begin at a cache line, of any content; a share of `spare` more at most.
 
     They are lent until nothing refers to the array any more.

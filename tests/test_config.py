@@ -46,7 +46,7 @@ def test_at_first(tmp_path):
     found = in_a_process("", XDG_CACHE_HOME=str(tmp_path), HOME=str(tmp_path))
     assert list(found) == NAMES
     assert {source for _, source in found.values()} == {"default"}
-    assert (found["scratch_limit"][0], found["memory_limit"][0]) == (str(512 * 2**20), str(96 * 2**20))
+    assert (found["scratch_limit"][0], found["memory_limit"][0]) == (str(512 * 2**20), str(384 * 2**20))
     assert found["planning_effort"][0] == "measure" and found["machine"][0] == "None"
     folder = Path(found["cache_directory"][0])
     assert folder == tmp_path / "nbfftconv" or sys.platform != "linux"

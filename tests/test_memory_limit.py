@@ -50,11 +50,11 @@ def test_what_is_no_limit(value, exception):
 
 def test_at_first_it_goes_by_the_weights(rng):
     config.set_memory_limit(None)
-    assert config.get_memory_limit() == 96 * MIB
+    assert config.get_memory_limit() == 384 * MIB
     layers = [layer_of(rng) for _ in range(3)]
-    assert config.get_memory_limit() == 96 * MIB + 2 * sum(layer.weight.nbytes for layer in layers)
+    assert config.get_memory_limit() == 384 * MIB + 2 * sum(layer.weight.nbytes for layer in layers)
     del layers
-    assert config.get_memory_limit() == 96 * MIB
+    assert config.get_memory_limit() == 384 * MIB
 
 
 def test_layers_in_turn_do_not_drive_each_other_out(rng, monkeypatch):
