@@ -10,9 +10,7 @@ owns the memory. Nor is there a lock, which a signal handler could find held by 
 what changes the pool is one operation of a dictionary at a time, and whatever happens in between leaves the pool whole.
 """
 
-import functools
 import math
-import mmap
 import operator
 import sys
 from collections.abc import Sequence
@@ -27,11 +25,6 @@ _DEFAULT_LIMIT = 512 * 2**20
 _SMALL_RESULT = 2**20  # bytes below which a result is not worth keeping
 _LINE = 64  # bytes
 _BYTE = np.dtype(np.uint8)
-_HUGE_PAGES: int | None = getattr(mmap, "MADV_HUGEPAGE", None)
-# Where processes fork, a child shall not share what it writes.
-_map = functools.partial(mmap.mmap, -1)
-if hasattr(mmap, "MAP_PRIVATE"):
-    _map = functools.partial(_map, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
 
 
 _from_environment = environment.number_of_bytes(environment.SCRATCH_BYTES)
@@ -174,21 +167,8 @@ def lasting(nbytes: int) -> Memory:
     return Memory(array[:nbytes], address)
 
 
-def _fresh(nbytes: int) -> np.ndarray:
-    """Return memory that goes back to the system when nobody refers to it any more, if it is large.
-
-    What others free between blocks that are kept stays with the process, where an allocator has cut all from one heap.
-    """
-    if nbytes < _SMALL_RESULT:
-        return np.empty(nbytes, _BYTE)
-    mapped = _map(nbytes)
-    if _HUGE_PAGES is not None:
-        mapped.madvise(_HUGE_PAGES)
-    return np.frombuffer(mapped, _BYTE)
-
-
 def _new(nbytes: int) -> _Owner:
-    array = _fresh(nbytes + _LINE)
+    array = np.empty(nbytes + _LINE, _BYTE)
     address = array.ctypes.data
     first = -address % _LINE
     return _Owner(array, first, address + first, nbytes)
