@@ -9,10 +9,12 @@ What Numba expects of a cache is private to it: `nbfftconv.numba_internals` has 
 """
 
 import contextlib
+import ctypes
 import dataclasses
 import functools
 import hashlib
 import marshal
+import os
 import pkgutil
 import sys
 from collections.abc import Callable, Iterator
@@ -204,6 +206,10 @@ def njit(**options: Any) -> Callable:
     return decorate
 
 
+#: Gives back to the system what is free in the heap, of which loading machine code leaves a hundred MiB (GNU's libc).
+_trim_heap = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
+
+
 class Callback:
     """A function that compiled code calls by its address, so that a caller compiles once for all that it may call.
 
@@ -232,6 +238,8 @@ class Callback:
         function.__qualname__ += f".{hashlib.sha256(repr(_describe(function)).encode()).hexdigest()[:16]}"
         callback = internals.callback(function, self._signature, _Cache(function, {"callback": True}))
         self._compiled[real] = callback
+        if _trim_heap is not None:
+            _trim_heap(0)
         return callback
 
 

@@ -137,7 +137,6 @@ class KeptKernels:
                 self.forms.setdefault(form, kept)
                 memory.forget_room()
         scratch.trim()
-        memory.trim_heap()
         return kernels
 
     def _bytes_of(self, kernels: Kernels) -> int:

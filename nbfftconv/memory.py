@@ -4,9 +4,7 @@ Kernels come first: `nbfftconv.scratch` keeps free memory within what they leave
 again. A layer that is gone is noticed when room is next asked for, not by a finalizer: exceptions in one would be lost.
 """
 
-import ctypes
 import itertools
-import os
 import weakref
 from typing import Any, Protocol
 
@@ -132,15 +130,6 @@ def holders() -> list[Holder]:
         else:
             alive.append(holder)
     return alive
-
-
-_trim_heap = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
-
-
-def trim_heap() -> None:
-    """Give back to the system what is free in the heap: loading machine code leaves a hundred MiB there."""
-    if _trim_heap is not None:
-        _trim_heap(0)
 
 
 def forget_room() -> None:

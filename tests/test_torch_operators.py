@@ -14,7 +14,7 @@ pytest.importorskip("expecttest", reason="torch's own tests need it")
 invocations = pytest.importorskip("torch.testing._internal.common_methods_invocations")
 
 nt = pytest.importorskip("nbfftconv.torch")
-from nbfftconv.torch import kept_weights, ready_calls  # noqa: E402
+from nbfftconv.torch import kept_weights, operators, ready_calls  # noqa: E402
 
 OPERATORS = torch.ops.nbfftconv
 NAMES = [f"{name}{axes}d" for name in ("conv", "conv_transpose") for axes in (1, 2, 3)]
@@ -293,3 +293,32 @@ def test_calls_that_are_ready(monkeypatch):
         assert nt.conv2d(x, layer.weight, layer.bias, [1, 1], [1, 1]).shape == x.shape[:1] + (8, 20, 24)
     y = layer(x)
     assert y.requires_grad and ready == [True]
+
+
+@pytest.mark.parametrize("is_frozen", [False, True])
+def test_weights_that_learn_are_planned_for_as_such(is_frozen, monkeypatch):
+    """Their kernels are transformed by every pass, and not kept; those of frozen weights are."""
+    planned, make_plan = [], operators.make_plan
+
+    def spy(geometry, direction, dtype, *rest, weight_is_transformed=False):
+        planned.append((direction, weight_is_transformed))
+        return make_plan(geometry, direction, dtype, *rest, weight_is_transformed=weight_is_transformed)
+
+    monkeypatch.setattr(operators, "make_plan", spy)
+    before = len(kept_weights._entries)
+    layer, x = nt.Conv2d(4, 8, 3, padding=1), torch.randn(2, 4, 9, 10, requires_grad=True)
+    layer.weight.requires_grad_(not is_frozen)
+    for _ in range(2):
+        planned.clear()
+        layer(x).sum().backward()
+        expected = torch.autograd.grad(torch.nn.functional.conv2d(x, layer.weight, layer.bias, padding=1).sum(), x)
+        torch.testing.assert_close(x.grad, *expected)
+        x.grad = None
+        if is_frozen:
+            assert planned == [("grad_input", True)]
+        else:
+            assert sorted(planned) == [("forward", False), ("grad_input", False), ("grad_weight", False)]
+    assert len(kept_weights._entries) == before + is_frozen
+    with torch.no_grad():
+        layer(x)
+    assert len(kept_weights._entries) == before + 1

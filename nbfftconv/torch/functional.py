@@ -65,7 +65,9 @@ def _run(name: str, arguments: tuple[Any, ...]) -> torch.Tensor | None:
     try:
         if is_alone(*(each for each in arguments if isinstance(each, torch.Tensor))):  # 25 us less
             return getattr(operators, name)(*arguments)
-        return getattr(_operators, name)(*arguments)
+        weight = arguments[1]
+        with operators.learning(weight, torch.is_grad_enabled() and weight.requires_grad):
+            return getattr(_operators, name)(*arguments)
     except (TypeError, ValueError):
         return None
     except RuntimeError:

@@ -7,12 +7,16 @@ All take arrays with a batch. `padding` has two numbers for each axis, before an
 last in memory if the input, or the gradient, has.
 """
 
-from collections.abc import Sequence
+import contextlib
+import threading
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 
 from nbfftconv.geometry import ConvGeometry
+from nbfftconv.implementations import Kernels, registry
+from nbfftconv.plan import ConvPlan
 from nbfftconv.planner import make_plan
 from nbfftconv.run import run_conv_transpose, run_forward, run_grad_weight
 from nbfftconv.torch.arrays import DTYPES, LAST, array_of, geometry_of, is_last, tensor_of
@@ -27,6 +31,33 @@ _library.define(
 )
 _library.define(f"convolution_weight(Tensor input, SymInt[] weight_size, Tensor grad_output, {_NUMBERS}) -> Tensor")
 _operators = getattr(torch.ops, _NAMESPACE)
+
+
+class _Learning(threading.local):
+    """Whether weights are about to change, so that nothing is kept of them: of each Python thread."""
+
+    is_on = False
+
+
+_learning = _Learning()
+
+
+@contextlib.contextmanager
+def learning(weight: torch.Tensor, is_on: bool = True) -> Iterator[None]:
+    """Keep nothing of a weight that is about to change, meanwhile, and plan accordingly."""
+    before = _learning.is_on
+    if is_on:
+        forget(weight)
+    _learning.is_on = is_on
+    try:
+        yield
+    finally:
+        _learning.is_on = before
+
+
+def _prepared(plan: ConvPlan, weight: torch.Tensor) -> Kernels:
+    """Return kernels in the form that a plan needs."""
+    return registry.get(plan.algorithm).prepare(plan, array_of(weight).reshape(plan.geometry.weight_size))
 
 
 def _check(*tensors: torch.Tensor | None) -> None:
@@ -51,11 +82,17 @@ def convolution(
     _check(input, weight, bias)
     given = geometry_of(input.shape, weight.shape, (stride, padding, dilation, groups))
     _check_bias(bias, given.output_size[1])
-    images, x, kernels = given.of_images, array_of(input), kernels_of(weight)
-    plan = kernels.plan(images, x.dtype, "auto")
+    images, x = given.of_images, array_of(input)
+    if _learning.is_on:
+        plan = make_plan(images, "forward", x.dtype)
+        kernels = _prepared(plan, weight)
+    else:
+        kept = kernels_of(weight)
+        plan = kept.plan(images, x.dtype, "auto")
+        kernels = kept.of(plan)
     b = None if bias is None else array_of(bias)
     activation = "relu" if relu else None
-    result, _ = run_forward(plan, x.reshape(images.input_shape), kernels.of(plan), b, "zeros", activation)
+    result, _ = run_forward(plan, x.reshape(images.input_shape), kernels, b, "zeros", activation)
     return tensor_of(result.reshape(given.output_size), is_last(input))
 
 
@@ -73,8 +110,8 @@ def convolution_input(
     _check_gradient(grad_output, given)
     _check_bias(bias, given.input_size[1])
     images, g = given.of_images, array_of(grad_output)
-    plan = make_plan(images, "grad_input", g.dtype, weight_is_transformed=True)
-    kernels = kernels_of(weight).of(plan)
+    plan = make_plan(images, "grad_input", g.dtype, weight_is_transformed=not _learning.is_on)
+    kernels = _prepared(plan, weight) if _learning.is_on else kernels_of(weight).of(plan)
     b = None if bias is None else array_of(bias)
     result = run_conv_transpose(plan, kernels, g.reshape(images.output_shape), b, None)
     return tensor_of(result.reshape(given.input_size), is_last(grad_output))
@@ -145,7 +182,8 @@ def _save_convolution(ctx, inputs, output):
     of_input, of_weight, of_bias = ctx.needs_input_grad[:3]
     ctx.save_for_backward(input if of_weight else None, weight if of_input else None, output if relu else None)
     ctx.input_size, ctx.weight_size = input.shape, weight.shape
-    forget(weight)  # which is about to change
+    if of_weight:
+        forget(weight)  # which is about to change
 
 
 def _differentiate_convolution(ctx, gradient):
@@ -155,8 +193,8 @@ def _differentiate_convolution(ctx, gradient):
     of_input, of_weight, of_bias = ctx.needs_input_grad[:3]
     grad_input = grad_weight = grad_bias = None
     if of_input:
-        grad_input = _operators.convolution_input(ctx.input_size, weight, gradient, None, *ctx.numbers)
-        forget(weight)
+        with learning(weight, of_weight):
+            grad_input = _operators.convolution_input(ctx.input_size, weight, gradient, None, *ctx.numbers)
     if of_weight:
         grad_weight = _operators.convolution_weight(input, ctx.weight_size, gradient, *ctx.numbers)
     if of_bias:
@@ -169,7 +207,8 @@ def _save_convolution_input(ctx, inputs, output):
     _, of_weight, of_gradient, _ = ctx.needs_input_grad[:4]
     ctx.save_for_backward(weight if of_gradient else None, grad_output if of_weight else None)
     ctx.weight_size = weight.shape
-    forget(weight)
+    if of_weight:
+        forget(weight)
 
 
 def _differentiate_convolution_input(ctx, gradient):
@@ -179,7 +218,8 @@ def _differentiate_convolution_input(ctx, gradient):
     if of_weight:
         grad_weight = _operators.convolution_weight(gradient, ctx.weight_size, grad_output, *ctx.numbers)
     if of_gradient:
-        grad_gradient = _operators.convolution(gradient, weight, None, *ctx.numbers, False)
+        with learning(weight, of_weight):
+            grad_gradient = _operators.convolution(gradient, weight, None, *ctx.numbers, False)
     if of_bias:
         grad_bias = _sum_of_channels(gradient)
     return None, grad_weight, grad_gradient, grad_bias, *[None] * 4
