@@ -59,20 +59,6 @@ def _copy_full_even(v, source, source_row, target, target_row, rows, vectors):
     v.repeat(rows, [source, target], row)
 
 
-def _copy_both_phases(v, source, source_row, target, target_row, phase, rows, vectors):
-    def row(source, target):
-        def vector(source, target):
-            halves = v.load(source), v.load(source + v.vector_bytes)
-            v.store(v.even_lanes(*halves), target)
-            v.store(v.odd_lanes(*halves), target + phase)
-            return [source + 2 * v.vector_bytes, target + v.vector_bytes]
-
-        v.repeat(vectors, [source, target], vector)
-        return [source + source_row, target + target_row]
-
-    v.repeat(rows, [source, target], row)
-
-
 # (source, source_step, target, target_step, begin, end, first, last, count): `count` vectors, of which scalars
 # begin .. end - 1 are read and lanes first .. last - 1 are written, zeros where nothing is read.
 _copy_vectors = simd.kernel(_copy, "copy_vectors")
@@ -84,8 +70,6 @@ _copy_apart = simd.kernel(_copy_strided, "copy_apart")
 _copy_rows = simd.kernel(_copy_full, "copy_rows")
 # The same of every other scalar, from twice as many vectors.
 _copy_rows_every_other = simd.kernel(_copy_full_even, "copy_rows_every_other")
-# (source, source_row, target, target_row, phase, rows, vectors): so, and the others `phase` bytes on.
-_copy_rows_of_both = simd.kernel(_copy_both_phases, "copy_rows_of_both")
 
 
 @jit.njit()
@@ -110,13 +94,6 @@ def gather_lanes(real, itemsize, row, row_step, width, x, x_step, target, target
             real,
             (row + x * itemsize, row_step, x_step * itemsize, target, target_step, begin, end, first, last, count),
         )
-
-
-@jit.njit()
-def copy_rows_of_both(real, source, source_row, target, target_row, phase, rows, vectors):
-    """Copy every other scalar of rows to so many vectors, and the others `phase` bytes on; all are pixels."""
-    if vectors > 0:
-        _copy_rows_of_both(real, (source, source_row, target, target_row, phase, rows, vectors))
 
 
 @jit.njit()

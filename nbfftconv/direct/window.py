@@ -8,7 +8,7 @@ pixels of neighbouring outputs under one tap are neighbours.
 import math
 
 from nbfftconv import jit
-from nbfftconv.direct.gather import clear_lanes, copy_rows, copy_rows_of_both, gather_lanes
+from nbfftconv.direct.gather import clear_lanes, copy_rows, gather_lanes
 from nbfftconv.geometry import AXIS_NUMBERS
 from nbfftconv.rounding import cdiv
 from nbfftconv.simd import VECTOR_BYTES
@@ -36,20 +36,12 @@ def gather_window(real, itemsize, lanes, r, plane, y, x, rows, vectors, window):
     source = plane + (y + above * r.y_step) * r.x_input * itemsize
     source_row = r.y_step * r.x_input * itemsize
     step = r.interleave * r.x_step
-    # vectors of which all that is read are pixels; of two phases they are read once for both
-    begin, end = 0, 0
-    both = r.phases == step == 2
-    if both:
-        begin = min(vectors, cdiv(max(0, -x), lanes * step))
-        end = max(begin, min(vectors, (r.x_input - x) // (lanes * step)))
-        copy_rows_of_both(
-            real, source + (x + begin * lanes * step) * itemsize, source_row,
-            window + above * r.row + begin * VECTOR_BYTES, r.row, r.phase, below - above, end - begin,
-        )  # fmt: skip
     for phase in range(r.phases):
         column = x + phase * r.x_step
         target = window + phase * r.phase
-        if step <= 2 and not both:
+        # vectors of which all that is read are pixels
+        begin, end = 0, 0
+        if step <= 2:
             begin = min(vectors, cdiv(max(0, -column), lanes * step))
             end = max(begin, min(vectors, (r.x_input - column) // (lanes * step)))
             copy_rows(
