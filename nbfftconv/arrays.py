@@ -100,8 +100,10 @@ def compact(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
     return np.require(array, dtype, ["C", "A"])
 
 
-def address_of(array: np.ndarray) -> int:
-    """Return the address of a compact array's first element."""
+def address_of(array: np.ndarray | None) -> int:
+    """Return the address of a compact array's first element; 0 where there is none."""
+    if array is None:
+        return 0
     try:
         return ctypes.addressof(ctypes.c_char.from_buffer(array))  # type: ignore[arg-type]  # array.ctypes takes four times as long
     except (TypeError, ValueError):  # read-only, or empty

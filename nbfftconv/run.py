@@ -41,39 +41,59 @@ def run_forward(
     return out, kept
 
 
-class ReadyForward:
-    """The forward passes of a layer on arrays of one size and dtype: all that does not depend on values is done.
+class ReadyPass:
+    """Forward passes on arrays of one size and dtype, for which all is done that does not depend on values.
 
     Parameters
     ----------
     plan : ConvPlan
     kept : Kept
-    bias : numpy.ndarray or None
-    relu : bool
+    has_bias, relu : bool
     size : tuple of int
         Of the output, as its user sees it.
-
     """
 
-    def __init__(self, plan: ConvPlan, kept: Kept, bias: np.ndarray | None, relu: bool, size: tuple[int, ...]) -> None:
+    def __init__(self, plan: ConvPlan, kept: Kept, has_bias: bool, relu: bool, size: tuple[int, ...]) -> None:
         self._kept, self._epoch, self._counts = kept, epoch.current, threads.get_counts()
         self._geometry, self._dtype, self._size = plan.geometry, plan.dtype, size
-        self._bias = None if bias is None else compact(bias, plan.dtype)
-        self._bias_address = 0 if self._bias is None else address_of(self._bias)
-        self._bound = registry.get(plan.algorithm).bind(plan, plan.geometry, kept.kernels, bias is not None, relu)
+        self._bound = registry.get(plan.algorithm).bind(plan, plan.geometry, kept.kernels, has_bias, relu)
 
     def is_current(self) -> bool:
         """Whether plans, and this thread's number of threads, are as they were."""
         return self._epoch == epoch.current and self._counts == threads.get_counts()
 
+    def _run(self, x: int, bias: int, y: int) -> Any:
+        """Convolve by addresses; return what `_finish` needs, None if no more is to be done."""
+        self._kept.used = tick()
+        return self._bound.run(x, bias, y)
+
+    def _finish(self, left: Any, x: np.ndarray, bias: np.ndarray | None, y: np.ndarray) -> None:
+        """Do what is left, on arrays as their user sees them."""
+        x, y = x.reshape(self._geometry.input_shape), y.reshape(self._geometry.output_shape)
+        self._bound.finish(left, x, bias, y)
+
+
+class ReadyForward(ReadyPass):
+    """Forward passes of a layer, with its bias.
+
+    Parameters
+    ----------
+    plan, kept, relu, size
+        As of `ReadyPass`.
+    bias : numpy.ndarray or None
+    """
+
+    def __init__(self, plan: ConvPlan, kept: Kept, bias: np.ndarray | None, relu: bool, size: tuple[int, ...]) -> None:
+        super().__init__(plan, kept, bias is not None, relu, size)
+        self._bias = None if bias is None else compact(bias, plan.dtype)
+        self._bias_address = address_of(self._bias)
+
     def __call__(self, x: np.ndarray) -> np.ndarray:
         """Convolve an array that is compact, of this size and dtype."""
-        self._kept.used = tick()
         result = scratch.result(self._size, self._dtype)
-        left = self._bound.run(address_of(x), self._bias_address, address_of(result))
+        left = self._run(address_of(x), self._bias_address, address_of(result))
         if left is not None:
-            x, y = x.reshape(self._geometry.input_shape), result.reshape(self._geometry.output_shape)
-            self._bound.finish(left, x, self._bias, y)
+            self._finish(left, x, self._bias, result)
         return result
 
 

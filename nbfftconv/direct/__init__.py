@@ -89,9 +89,9 @@ class Forward:
 
     def convolve(self, x: np.ndarray, bias: np.ndarray | None, y: np.ndarray) -> None:
         """Convolve `x` into `y` in the arithmetic of its dtype, where `run` was less exact than that."""
-        packed, of_bias = dense.pack(self._geometry, self._kernels), 0 if bias is None else address_of(bias)
+        packed = dense.pack(self._geometry, self._kernels)
         programs = dense.programs(self._geometry, x.dtype, bias is not None, self._relu)
-        programs.run(input=address_of(x), weight=packed.address, output=address_of(y), bias=of_bias)
+        programs.run(input=address_of(x), weight=packed.address, output=address_of(y), bias=address_of(bias))
 
 
 def forward(
@@ -105,7 +105,7 @@ def forward(
 ) -> None:
     """Convolve `x` into `y`; `packed` is what `pack` made of `w`, or None."""
     of_pass = Forward(geometry, w, packed, bias is not None, relu)
-    if of_pass.run(address_of(x), 0 if bias is None else address_of(bias), address_of(y)):
+    if of_pass.run(address_of(x), address_of(bias), address_of(y)):
         of_pass.convolve(x, bias, y)
 
 

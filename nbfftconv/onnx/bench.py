@@ -20,7 +20,7 @@ import onnxruntime
 from nbfftconv import profile, tables, threads
 from nbfftconv.onnx.choice import Progress
 from nbfftconv.onnx.options import ERRORS, PROVIDERS, Options
-from nbfftconv.onnx.report import Report, milliseconds
+from nbfftconv.onnx.report import Report
 from nbfftconv.onnx.session import InferenceSession, dtype_of
 
 #: Seed of the inputs.
@@ -96,7 +96,7 @@ def _race(args: argparse.Namespace, count: int, refuse: Callable[[str], Any]) ->
     print(f"{args.model}, {count} thread{'s' * (count > 1)}")
     print(f"{report}\n")
     rows = [
-        ("a run, ms", milliseconds(report.host), milliseconds(report.ours)),
+        ("a run, ms", tables.milliseconds(report.host), tables.milliseconds(report.ours)),
         ("memory, MiB; now, with machine code", f"{alone / 2**20:.0f}", f"{together / 2**20:.0f}"),
         ("largest difference, of the largest value", "", f"{largest_difference(found, expected):.1e}"),
     ]

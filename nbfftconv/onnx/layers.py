@@ -13,6 +13,7 @@ import onnx
 import onnxruntime
 from onnx import helper
 
+from nbfftconv import tables
 from nbfftconv.arrays import is_compact
 from nbfftconv.geometry import ConvGeometry, TransposedGeometry
 from nbfftconv.kept_kernels import KeptKernels, keep_call
@@ -51,6 +52,13 @@ def why_not(node: onnx.NodeProto, weight: np.ndarray | None, bias: np.ndarray | 
     if node.op_type == "FusedConv" and (given.get("activation", "Relu") != "Relu" or len(node.input) > 3):
         return "more than a ReLU is fused to it"
     return ""
+
+
+def _pass_of(geometry: ConvGeometry | TransposedGeometry) -> tuple[ConvGeometry, str]:
+    """Return the convolution, and the direction of its pass that a node is."""
+    if isinstance(geometry, TransposedGeometry):
+        return geometry.convolution, "grad_input"
+    return geometry, "forward"
 
 
 class Convolution:
@@ -133,28 +141,15 @@ class Convolution:
 
     def convolution(self, shape: tuple[int, ...]) -> tuple[ConvGeometry, str]:
         """Return what is convolved for an input of that shape, and the direction of the pass that it is."""
-        geometry = self.geometry(shape)
-        if isinstance(geometry, TransposedGeometry):
-            return geometry.convolution, "grad_input"
-        return geometry, "forward"
+        return _pass_of(self.geometry(shape))
 
     def text(self, shape: tuple[int, ...]) -> str:
         """Return the geometry in a few words."""
-
-        def times(sizes: Any) -> str:
-            return "×".join(map(str, sizes))
-
-        text = f"{times(shape)}, {times(self._kernels.weight.shape)}"
-        for name, numbers in (("stride", self._stride), ("dilation", self._dilation)):
-            if any(number != 1 for number in numbers):
-                text += f", {name} {times(numbers)}"
-        return text + (f", groups {self._groups}" if self._groups > 1 else "")
+        return tables.geometry(shape, self._kernels.weight.shape, self._stride, self._dilation, self._groups)
 
     def _plan(self, geometry: ConvGeometry | TransposedGeometry) -> ConvPlan:
-        is_transposed = isinstance(geometry, TransposedGeometry)
-        images = (geometry.convolution if isinstance(geometry, TransposedGeometry) else geometry).of_images
-        direction = "grad_input" if is_transposed else "forward"
-        return make_plan(images, direction, self.dtype, weight_is_transformed=True)
+        convolution, direction = _pass_of(geometry)
+        return make_plan(convolution.of_images, direction, self.dtype, weight_is_transformed=True)
 
     def _geometry(self, shape: tuple[int, ...]) -> ConvGeometry | TransposedGeometry:
         size, weight_size = shape[2:], self._kernels.weight.shape

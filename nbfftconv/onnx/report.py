@@ -6,11 +6,6 @@ from dataclasses import dataclass
 from nbfftconv import tables
 
 
-def milliseconds(seconds: float) -> str:
-    """Return seconds in milliseconds; nothing for NaN."""
-    return "" if math.isnan(seconds) else f"{1e3 * seconds:.3f}"
-
-
 @dataclass(frozen=True)
 class Choice:
     """What was chosen for a node.
@@ -72,8 +67,8 @@ class Report:
             (
                 name,
                 each.geometry,
-                milliseconds(each.host),
-                milliseconds(each.ours),
+                tables.milliseconds(each.host),
+                tables.milliseconds(each.ours),
                 "nbfftconv" if each.is_replaced else "onnxruntime",
                 each.why,
             )

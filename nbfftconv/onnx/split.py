@@ -76,7 +76,10 @@ class Engines:
 
     def convolution(self, candidate: Candidate) -> Convolution:
         """Return what computes a candidate."""
-        return self._convolutions.setdefault(candidate.node, self.graph.convolution(candidate))
+        found = self._convolutions.get(candidate.node)
+        if found is None:
+            found = self._convolutions[candidate.node] = self.graph.convolution(candidate)
+        return found
 
     def session(self, part: Part) -> onnxruntime.InferenceSession:
         """Return the session of a part."""

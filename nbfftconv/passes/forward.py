@@ -241,7 +241,7 @@ def forward(
         blank.fill()
         return context.met_outliers, input_spectra
     of_pass = Forward(plan, geometry, weight, bias is not None, relu)
-    left = of_pass.run(address_of(input), 0 if bias is None else address_of(bias), address_of(output))
+    left = of_pass.run(address_of(input), address_of(bias), address_of(output))
     return left is not None and of_pass.finish(left, input, bias, output), None
 
 

@@ -94,7 +94,8 @@ class Report:
             (
                 name,
                 each.geometry,
-                *("" if math.isnan(seconds) else f"{1e3 * seconds:.3f}" for seconds in (each.host, each.ours)),
+                tables.milliseconds(each.host),
+                tables.milliseconds(each.ours),
                 "nbfftconv" if each.is_converted else "torch",
                 each.why,
             )
@@ -362,14 +363,7 @@ def _note(layer: torch.nn.Module, choice: Choice) -> None:
 
 
 def _geometry_text(layer: Any, x: torch.Tensor) -> str:
-    def times(sizes: Any) -> str:
-        return "×".join(map(str, sizes))
-
-    text = f"{times(x.shape)}, {times(layer.weight.shape)}"
-    for name in ("stride", "dilation"):
-        if any(number != 1 for number in getattr(layer, name)):
-            text += f", {name} {times(getattr(layer, name))}"
-    return text + (f", groups {layer.groups}" if layer.groups > 1 else "")
+    return tables.geometry(x.shape, layer.weight.shape, layer.stride, layer.dilation, layer.groups)
 
 
 def _convolution(layer: Any, x: torch.Tensor) -> tuple[ConvGeometry, str]:

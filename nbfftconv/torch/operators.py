@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
+from torch import library
 
 from nbfftconv.geometry import ConvGeometry
 from nbfftconv.implementations import Kernels, registry
@@ -23,7 +24,7 @@ from nbfftconv.torch.arrays import DTYPES, LAST, array_of, geometry_of, is_last,
 from nbfftconv.torch.kept_weights import forget, kernels_of
 
 _NAMESPACE = "nbfftconv"
-_library = torch.library.Library(_NAMESPACE, "DEF")
+_library = library.Library(_NAMESPACE, "DEF")
 _NUMBERS = "SymInt[] stride, SymInt[] padding, SymInt[] dilation, SymInt groups"
 _library.define(f"convolution(Tensor input, Tensor weight, Tensor? bias, {_NUMBERS}, bool relu) -> Tensor")
 _library.define(
@@ -67,7 +68,7 @@ def _check(*tensors: torch.Tensor | None) -> None:
         raise TypeError(f"tensors must all be float32 or all float64, got {', '.join(map(str, dtypes))}")
 
 
-@torch.library.impl(_library, "convolution", "CPU")
+@library.impl(_library, "convolution", "CPU")
 def convolution(
     input: torch.Tensor,
     weight: torch.Tensor,
@@ -96,7 +97,7 @@ def convolution(
     return tensor_of(result.reshape(given.output_size), is_last(input))
 
 
-@torch.library.impl(_library, "convolution_input", "CPU")
+@library.impl(_library, "convolution_input", "CPU")
 def convolution_input(
     input_size: Sequence[int],
     weight: torch.Tensor,
@@ -117,7 +118,7 @@ def convolution_input(
     return tensor_of(result.reshape(given.input_size), is_last(grad_output))
 
 
-@torch.library.impl(_library, "convolution_weight", "CPU")
+@library.impl(_library, "convolution_weight", "CPU")
 def _convolution_weight(
     input: torch.Tensor, weight_size: Sequence[int], grad_output: torch.Tensor, *numbers: Any
 ) -> torch.Tensor:
@@ -148,7 +149,7 @@ def _like(tensor: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
     return result.contiguous(memory_format=LAST[tensor.dim()]) if is_last(tensor) else result
 
 
-@torch.library.register_fake(f"{_NAMESPACE}::convolution")
+@library.register_fake(f"{_NAMESPACE}::convolution")
 def _fake_convolution(input, weight, bias, stride, padding, dilation, groups, relu):
     space = [
         (size + before + after - d * (taps - 1) - 1) // s + 1
@@ -159,12 +160,12 @@ def _fake_convolution(input, weight, bias, stride, padding, dilation, groups, re
     return _like(input, [input.shape[0], weight.shape[0], *space])
 
 
-@torch.library.register_fake(f"{_NAMESPACE}::convolution_input")
+@library.register_fake(f"{_NAMESPACE}::convolution_input")
 def _fake_convolution_input(input_size, weight, grad_output, bias, stride, padding, dilation, groups):
     return _like(grad_output, input_size)
 
 
-@torch.library.register_fake(f"{_NAMESPACE}::convolution_weight")
+@library.register_fake(f"{_NAMESPACE}::convolution_weight")
 def _fake_convolution_weight(input, weight_size, grad_output, stride, padding, dilation, groups):
     return input.new_empty(weight_size)
 
@@ -248,7 +249,7 @@ for _name, _differentiate, _save in (
     ("convolution_input", _differentiate_convolution_input, _save_convolution_input),
     ("convolution_weight", _differentiate_convolution_weight, _save_convolution_weight),
 ):
-    torch.library.register_autograd(f"{_NAMESPACE}::{_name}", _differentiate, setup_context=_save)
+    library.register_autograd(f"{_NAMESPACE}::{_name}", _differentiate, setup_context=_save)
 
 
 # Many calls at once: of one weight they are a larger batch; others follow each other
@@ -263,7 +264,7 @@ def _one_by_one(operator: Any, info: Any, in_dims: Any, arguments: Any) -> tuple
     return torch.stack(results), 0
 
 
-@torch.library.register_vmap(f"{_NAMESPACE}::convolution")
+@library.register_vmap(f"{_NAMESPACE}::convolution")
 def _vmap_convolution(info, in_dims, input, weight, bias, *rest):
     if in_dims[0] is None or any(dim is not None for dim in in_dims[1:3]):
         return _one_by_one(_operators.convolution, info, in_dims, (input, weight, bias, *rest))
@@ -272,7 +273,7 @@ def _vmap_convolution(info, in_dims, input, weight, bias, *rest):
     return result.unflatten(0, input.shape[:2]), 0
 
 
-@torch.library.register_vmap(f"{_NAMESPACE}::convolution_input")
+@library.register_vmap(f"{_NAMESPACE}::convolution_input")
 def _vmap_convolution_input(info, in_dims, input_size, weight, grad_output, bias, *rest):
     if in_dims[2] is None or in_dims[1] is not None or in_dims[3] is not None:
         arguments = input_size, weight, grad_output, bias, *rest
@@ -284,7 +285,7 @@ def _vmap_convolution_input(info, in_dims, input_size, weight, grad_output, bias
     return result.unflatten(0, (count, batch)), 0
 
 
-@torch.library.register_vmap(f"{_NAMESPACE}::convolution_weight")
+@library.register_vmap(f"{_NAMESPACE}::convolution_weight")
 def _vmap_convolution_weight(info, in_dims, input, weight_size, grad_output, *rest):
     dims = in_dims[0], None, in_dims[2], *[None] * len(rest)
     return _one_by_one(_operators.convolution_weight, info, dims, (input, weight_size, grad_output, *rest))

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from nbfftconv import epoch, scratch, threads
+from nbfftconv import scratch
 from nbfftconv.geometry import ConvGeometry
-from nbfftconv.implementations import registry
-from nbfftconv.kept_kernels import Kept, keep_call, tick
+from nbfftconv.kept_kernels import Kept, keep_call
 from nbfftconv.plan import ConvPlan
+from nbfftconv.run import ReadyPass
 from nbfftconv.torch.arrays import array_of, geometry_of
 from nbfftconv.torch.kept_weights import known_kernels_of
 
@@ -45,7 +45,7 @@ def _is_plain(tensor: torch.Tensor, dtype: torch.dtype, size: tuple[int, ...]) -
     )
 
 
-class ReadyConvolution:
+class ReadyConvolution(ReadyPass):
     """Convolutions with one weight of tensors of one size.
 
     Parameters
@@ -58,16 +58,9 @@ class ReadyConvolution:
     """
 
     def __init__(self, plan: ConvPlan, kept: Kept, given: ConvGeometry, has_bias: bool, relu: bool) -> None:
-        self._kept, self._epoch, self._counts = kept, epoch.current, threads.get_counts()
-        self._geometry, self._dtype = plan.geometry, plan.dtype
-        self._bound = registry.get(plan.algorithm).bind(plan, plan.geometry, kept.kernels, has_bias, relu)
-        self._input_size, self._output_size = given.input_size, given.output_size
-        self._bias_size = given.weight_size[:1]
+        super().__init__(plan, kept, has_bias, relu, given.output_size)
+        self._input_size, self._bias_size = given.input_size, given.weight_size[:1]
         self._tensor_dtype = torch.from_numpy(np.empty(0, plan.dtype)).dtype
-
-    def is_current(self) -> bool:
-        """Whether plans, and this thread's number of threads, are as they were."""
-        return self._epoch == epoch.current and self._counts == threads.get_counts()
 
     def __call__(self, input: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor | None:
         """Convolve; None if the tensors are not such as were expected."""
@@ -79,13 +72,10 @@ class ReadyConvolution:
             if not _is_plain(bias, dtype, self._bias_size):
                 return None
             of_bias = bias.data_ptr()
-        self._kept.used = tick()
-        output = torch.from_numpy(scratch.result(self._output_size, self._dtype))
-        left = self._bound.run(input.data_ptr(), of_bias, output.data_ptr())
+        output = torch.from_numpy(scratch.result(self._size, self._dtype))
+        left = self._run(input.data_ptr(), of_bias, output.data_ptr())
         if left is not None:
-            x, y = array_of(input).reshape(self._geometry.input_shape), output.numpy()
-            b = None if bias is None else array_of(bias)
-            self._bound.finish(left, x, b, y.reshape(self._geometry.output_shape))
+            self._finish(left, array_of(input), None if bias is None else array_of(bias), output.numpy())
         return output
 
 
