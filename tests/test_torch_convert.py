@@ -10,7 +10,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 nt = pytest.importorskip("nbfftconv.torch")
-from nbfftconv.torch import conversion  # noqa: E402
+from nbfftconv.torch import decisions, ways  # noqa: E402
 from nbfftconv.torch.layers import COUNTERPARTS  # noqa: E402
 
 
@@ -72,7 +72,8 @@ def network(request):
 @pytest.fixture
 def always(monkeypatch):
     """Let every layer be converted."""
-    monkeypatch.setattr(conversion, "_GAIN", np.inf)
+    monkeypatch.setattr(decisions, "_GAIN", np.inf)
+    monkeypatch.setattr(ways, "_GAIN", 0.0)
 
 
 def check(model, expected, x):
@@ -122,7 +123,6 @@ def test_a_network_in_training_keeps_its_norms():
     reference = copy.deepcopy(model)
     x = torch.randn(2, 3, 16, 16)
     nt.convert(model, (x,))
-    reference(x)  # an example changes the statistics, too
     assert sum(isinstance(module, torch.nn.BatchNorm2d) for module in model.modules()) == 6
     for each in (model, reference):
         each(x).square().sum().backward()
@@ -152,8 +152,8 @@ def test_a_layer_in_training_is_judged_by_its_gradients(way, monkeypatch):
         planned.append((direction, weight_is_transformed))
         return right_make_plan(images, direction, *arguments, weight_is_transformed=weight_is_transformed, **options)
 
-    right_make_plan = conversion.make_plan
-    monkeypatch.setattr(conversion, "make_plan", make_plan)
+    right_make_plan = decisions.make_plan
+    monkeypatch.setattr(decisions, "make_plan", make_plan)
     frozen = torch.nn.Conv2d(4, 4, 3)
     frozen.requires_grad_(False)
     model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), frozen, torch.nn.ConvTranspose2d(4, 2, 2), torch.nn.ReLU())
@@ -231,11 +231,86 @@ def test_copies_and_pickles():
 
 
 def test_a_layer_that_is_not_faster_stays(monkeypatch):
-    monkeypatch.setattr(conversion, "_race", lambda layer, x: (1.0, 0.99))
+    monkeypatch.setattr(decisions, "_race", lambda layer, x: (1.0, 0.99))
     model, x = torch.nn.Sequential(torch.nn.Conv2d(3, 3, 3)), torch.randn(1, 3, 9, 9)
     nt.convert(model, (x,), measure=True)
     assert type(model[0]) is torch.nn.Conv2d
     assert not nt.report(model).choices["0"].is_converted
+
+
+@pytest.fixture
+def second(monkeypatch):
+    """Let the second way win, with weights in the other order."""
+    monkeypatch.setattr(
+        ways, "race", lambda turns, length: [turn() + (place != 1) * 1e3 for place, turn in enumerate(turns)]
+    )
+
+
+@pytest.mark.usefixtures("second")
+@pytest.mark.parametrize("is_first_last", [False, True])
+@pytest.mark.parametrize("is_converted", [False, True])
+def test_the_other_order_of_memory(monkeypatch, is_first_last, is_converted):
+    monkeypatch.setattr(decisions, "_GAIN", np.inf if is_converted else 0.0)
+    orders = [torch.contiguous_format, torch.channels_last]
+    model = networks()[0]
+    x = torch.randn(2, 3, 16, 18)
+    if is_first_last:
+        model, x = model.to(memory_format=torch.channels_last), x.to(memory_format=torch.channels_last)
+        orders.reverse()
+    with torch.no_grad():
+        expected = model(x)
+    parameter = model[0].weight
+    with torch.inference_mode():
+        nt.convert(model, (x,), measure=True)
+    assert {choice.is_converted for choice in nt.report(model).choices.values()} == {is_converted}
+    assert model[0].weight.is_contiguous(memory_format=orders[not is_converted])
+    for each in (model, copy.deepcopy(model)):
+        check(each, expected, x)
+    assert not torch.is_inference(model[0].weight)
+    nt.revert(model)
+    check(model, expected, x)
+    assert all(layer.weight.is_contiguous(memory_format=orders[0]) for layer in (model[0], model[3].conv1, model[5]))
+    assert isinstance(parameter, torch.nn.Parameter)
+
+
+@pytest.mark.usefixtures("second")
+def test_a_network_that_wants_its_order(monkeypatch):
+    monkeypatch.setattr(decisions, "_GAIN", 0.0)
+
+    class Viewing(torch.nn.Sequential):
+        def forward(self, x):
+            return super().forward(x).view(len(x), -1)
+
+    model = Viewing(torch.nn.Conv2d(3, 4, 3)).eval()
+    x = torch.randn(2, 3, 12, 12)
+    with torch.no_grad():
+        expected = model(x)
+    nt.convert(model, (x,), measure=True)
+    assert model[0].weight.is_contiguous()
+    check(model, expected, x)
+
+
+def test_a_network_that_is_faster_without(monkeypatch):
+    monkeypatch.setattr(decisions, "_GAIN", np.inf)
+    monkeypatch.setattr(ways, "race", lambda turns, length: [2.0, 2.0, 1.0, 2.0])
+    model = networks()[0]
+    x = torch.randn(2, 3, 12, 12)
+    with torch.no_grad():
+        expected = model(x)
+    nt.convert(model, (x,), measure=True)
+    choices = nt.report(model).choices.values()
+    assert all(not choice.is_converted and choice.why.endswith("the network is faster without") for choice in choices)
+    assert not {type(module) for module in model.modules()} & set(COUNTERPARTS.values())
+    check(model, expected, x)
+
+
+def test_converting_leaves_no_statistics_and_random_numbers():
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.Dropout(0.5))
+    before, state = copy.deepcopy(model.state_dict()), torch.get_rng_state()
+    for measure in (False, True):
+        nt.convert(nt.revert(model), (torch.ones(2, 3, 12, 12),), measure=measure)
+    assert torch.equal(state, torch.get_rng_state())
+    assert all(torch.equal(before[name], each) for name, each in model.state_dict().items())
 
 
 def test_bad_arguments():

@@ -113,6 +113,7 @@ def _has_own_parameters(model: torch.nn.Module, layer: torch.nn.Module) -> bool:
     return all(owners[id(each)] == 1 for each in layer._parameters.values() if each is not None)
 
 
+@torch.inference_mode(False)  # which would make tensors that no parameter of a network should have
 @torch.no_grad()
 def _fold(convolution: Any, norm: Any) -> None:
     """Let a convolution do what a normalization after it does, computed in float64."""

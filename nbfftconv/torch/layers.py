@@ -192,3 +192,6 @@ COUNTERPARTS: dict[type[torch.nn.Module], type[torch.nn.Module]] = {
     torch.nn.ConvTranspose2d: ConvTranspose2d,
     torch.nn.ConvTranspose3d: ConvTranspose3d,
 }
+
+#: The other way round.
+HOSTS = {ours: theirs for theirs, ours in COUNTERPARTS.items()}
