@@ -1,12 +1,18 @@
-"""Whole networks in PyTorch: as they are, with channels last, and with their convolutions by this package.
+"""Whole networks in PyTorch: as they are, with channels last, and with their convolutions by this package; or in ONNX.
 
 Engines take turns, each in a process of its own (see `rounds`). A ratio is the time of the faster of PyTorch's two by
 ours. Batch normalization is folded in all, and outputs have to agree to 1e-5 of the largest value. Trained networks
 are on real input, and have to find the same in it: faces, pitches, classes, particles. Their packages are fetched by
 pip (see `trained_networks`); a network whose package is not to be had is left out, which is said.
 
+The memory of a process is that after its first calls. What is beyond PyTorch's, in the order of memory that takes
+less, is to be at most 256 MiB and twice the weights of the convolutions.
+
 With `--training`, steps of stochastic gradient descent with momentum. The losses of the first 50 have to agree to
 1e-3, which they can at rates where rounding does not grow; these steps are not timed.
+
+With `--onnx`, the models of `onnx_networks`, by onnxruntime and by this package's session. Programs that they belong to
+have to read the same text with it.
 """
 
 import argparse
@@ -16,12 +22,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from rounds import Operations, hold_threads, medians, new_process, race, table
+from rounds import Operations, hold_threads, medians, memory, new_process, race, table
 
 TOLERANCE = 1e-5
 LOSS_TOLERANCE = 1e-3
 NEAR = 0.01  # pixels by which places of what is found may differ
-OURS, FIRST, LAST = "nbfftconv", "torch", "torch-nhwc"
+ROOM = 256  # MiB beyond PyTorch's memory, with twice the weights
+OURS, FIRST, LAST, RUNTIME = "nbfftconv", "torch", "torch-nhwc", "onnxruntime"
 ENGINES = OURS, FIRST, LAST
 
 
@@ -31,6 +38,14 @@ class Options(NamedTuple):
     threads: int
     measure: bool
     steps: int
+
+
+def packaged(name: str) -> Any:
+    """Return what there is to know of a network, or a model, out of a package; None of others."""
+    import onnx_networks
+    import trained_networks
+
+    return (trained_networks.NETWORKS | onnx_networks.MODELS).get(name)
 
 
 def make(name: str) -> Any:
@@ -75,6 +90,14 @@ def with_channels_last(model: Any, inputs: tuple[Any, ...]) -> tuple[Any, tuple[
     return model.to(**last), tuple(x.to(**last) if x.dim() == 4 else x for x in inputs)
 
 
+def memory_and_weights(model: Any) -> Any:
+    """Return the MiB of this process, and of the weights of a network's convolutions."""
+    from torch.nn.modules.conv import _ConvNd
+
+    weights = {layer.weight for layer in model.modules() if isinstance(layer, _ConvNd)}
+    return np.array([memory("VmRSS"), sum(each.numel() * each.element_size() for each in weights)]) / 2**20
+
+
 def inference(engine: str, name: str, options: Options) -> Operations:
     """Return what a process of one engine times, and what the network finds."""
     import torch
@@ -96,29 +119,79 @@ def inference(engine: str, name: str, options: Options) -> Operations:
     def found() -> Any:
         return find(model)
 
-    return {"forward": run} if find is None or engine == LAST else {"forward": run, "find": found}
+    operations: Operations = {"forward": run, "memory": lambda: memory_and_weights(model)}
+    return operations if find is None or engine == LAST else operations | {"find": found}
 
 
-def compare_inference(name: str, rounds: int, options: Options) -> tuple[dict[str, float], float, str]:
-    """Return each engine's median seconds, the difference of outputs, and how much was found.
+class Compared(NamedTuple):
+    """Each engine's median seconds, the difference of outputs or losses, and what else there is to say of a network."""
+
+    seconds: dict[str, float]
+    difference: float
+    cells: list[str]
+
+
+def compare_inference(name: str, rounds: int, options: Options) -> Compared:
+    """Compare engines; besides, say how much memory ours takes and may take, and how much was found.
 
     RuntimeError if outputs, or what was found, differ.
     """
-    outputs, times = race({engine: (inference, (engine, name, options)) for engine in ENGINES}, rounds, once=("find",))
-    pairs = zip(outputs["forward"][OURS], outputs["forward"][FIRST], strict=True)
+    outputs, times = race(
+        {engine: (inference, (engine, name, options)) for engine in ENGINES}, rounds, once=("memory", "find")
+    )
+    error = difference(name, outputs["forward"], FIRST)
+    (ours_mib, weights), *theirs = (outputs["memory"][engine][0] for engine in ENGINES)
+    more = ours_mib - min(mib for mib, _ in theirs)
+    memory_cells = [f"{more:.0f}", f"{ROOM + 2 * weights:.0f}"]
+    return Compared(medians(times["forward"]), error, [*memory_cells, found_by_all(name, outputs.get("find"), FIRST)])
+
+
+def difference(name: str, outputs: dict[str, tuple[np.ndarray, ...]], peer: str) -> float:
+    """Return the largest difference from a peer's outputs, of the largest value; RuntimeError if it is too large."""
+    pairs = zip(outputs[OURS], outputs[peer], strict=True)
     error = max(float(np.abs(ours - theirs).max() / np.abs(theirs).max()) for ours, theirs in pairs)
     if not error <= TOLERANCE:
         raise RuntimeError(f"outputs of {name} differ by {error:.1e} of the largest value")
-    what = ""
-    if "find" in outputs:
-        import trained_networks
+    return error
 
-        of_ours, of_theirs = outputs["find"][OURS], outputs["find"][FIRST]
-        for ours, theirs in zip(of_ours, of_theirs, strict=True):
-            if ours.shape != theirs.shape or not np.all(np.abs(ours - theirs) <= NEAR):
-                raise RuntimeError(f"{name} finds {ours.tolist()}, by PyTorch {theirs.tolist()}")
-        what = f"{trained_networks.NETWORKS[name].what}: {len(of_ours[0])}"
-    return medians(times["forward"]), error, what
+
+def found_by_all(name: str, found: dict[str, tuple[np.ndarray, ...]] | None, peer: str) -> str:
+    """Return of what how much is found; RuntimeError if a peer finds something else."""
+    if found is None:
+        return ""
+    for ours, theirs in zip(found[OURS], found[peer], strict=True):
+        if ours.shape != theirs.shape or not np.all(np.abs(ours - theirs) <= NEAR):
+            raise RuntimeError(f"{name} finds {ours.tolist()}, by {peer} {theirs.tolist()}")
+    return f"{packaged(name).what}: {len(found[OURS][0])}"
+
+
+def onnx_inference(engine: str, name: str, options: Options) -> Operations:
+    """Return what a process of one engine times of an ONNX model, and what a program finds with it."""
+    import onnx_networks
+    import onnxruntime
+
+    import nbfftconv.onnx
+
+    model, feeds, find = onnx_networks.MODELS[name].make()
+    settings = onnxruntime.SessionOptions()
+    settings.intra_op_num_threads = options.threads
+
+    def new_session(path_or_bytes: Any) -> Any:
+        if engine == OURS:
+            return nbfftconv.onnx.InferenceSession(path_or_bytes, settings, measure=options.measure)
+        return onnxruntime.InferenceSession(path_or_bytes, settings, providers=["CPUExecutionProvider"])
+
+    session = new_session(model)
+    operations: Operations = {"forward": lambda: tuple(session.run(None, feeds))}
+    return operations if find is None else operations | {"find": lambda: find(new_session)}
+
+
+def compare_onnx(name: str, rounds: int, options: Options) -> Compared:
+    """Compare this package's session with onnxruntime; besides, say how much was found."""
+    engines = {engine: (onnx_inference, (engine, name, options)) for engine in (OURS, RUNTIME)}
+    outputs, times = race(engines, rounds, once=("find",))
+    error = difference(name, outputs["forward"], RUNTIME)
+    return Compared(medians(times["forward"]), error, [found_by_all(name, outputs.get("find"), RUNTIME)])
 
 
 def training(engine: str, name: str, options: Options) -> Operations:
@@ -147,8 +220,8 @@ def training(engine: str, name: str, options: Options) -> Operations:
     return {"step": step} if engine == LAST else {"losses": losses, "step": step}
 
 
-def compare_training(name: str, rounds: int, options: Options) -> tuple[dict[str, float], float, str]:
-    """Return each engine's median seconds of a step, the difference of losses, and the first and the last loss.
+def compare_training(name: str, rounds: int, options: Options) -> Compared:
+    """Compare engines by steps; besides, say what the first loss and the last one were.
 
     RuntimeError if losses differ.
     """
@@ -157,7 +230,7 @@ def compare_training(name: str, rounds: int, options: Options) -> tuple[dict[str
     error = float((np.abs(ours - theirs) / np.abs(theirs)).max())
     if not error <= LOSS_TOLERANCE:
         raise RuntimeError(f"losses of {name} differ by {error:.1e}: {ours.tolist()}, by PyTorch {theirs.tolist()}")
-    return medians(times["step"]), error, f"{ours[0]:.3g} to {ours[-1]:.3g}"
+    return Compared(medians(times["step"]), error, [f"{ours[0]:.3g} to {ours[-1]:.3g}"])
 
 
 def draw(name: str, is_training: bool, path: Path, options: Options) -> None:
@@ -180,7 +253,9 @@ def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--networks", nargs="+", metavar="NAME", help="these only")
-    parser.add_argument("--training", action="store_true", help="steps of training instead of inference")
+    mode = parser.add_mutually_exclusive_group()
+    mode.add_argument("--training", action="store_true", help="steps of training instead of inference")
+    mode.add_argument("--onnx", action="store_true", help="ONNX models, against onnxruntime")
     parser.add_argument("--steps", type=int, default=50, help="steps whose losses are compared (default: 50)")
     parser.add_argument("--threads", type=int, default=2, help="threads of each engine (default: 2)")
     parser.add_argument("--rounds", type=int, default=5, help="interleaved rounds (default: 5)")
@@ -190,29 +265,36 @@ def main() -> None:
     arguments = parser.parse_args()
     hold_threads(arguments.threads)
     import networks
+    import onnx_networks
     import trained_networks
 
-    known = networks.LESSONS if arguments.training else [*networks.NETWORKS, *trained_networks.NETWORKS]
-    names = arguments.networks or list(known)
+    if arguments.training:
+        known, compare, same = list(networks.LESSONS), compare_training, ["difference of losses", "loss"]
+    elif arguments.onnx:
+        known, compare, same = list(onnx_networks.MODELS), compare_onnx, ["difference", "finds the same"]
+    else:
+        known, compare = [*networks.NETWORKS, *trained_networks.NETWORKS], compare_inference
+        same = ["difference", "MiB more", "allowed", "finds the same"]
+    names = arguments.networks or known
     unknown = [name for name in names if name not in known]
     if unknown:
         parser.error(f"there is no {unknown[0]}, but {'; '.join(known)}")
-    if arguments.plot and len(names) > 1:
-        parser.error("--plot is of one network")
+    if arguments.plot and (len(names) > 1 or arguments.onnx):
+        parser.error("--plot is of one network of PyTorch")
     options = Options(arguments.threads, arguments.measure, arguments.steps)
-    compare = compare_training if arguments.training else compare_inference
 
-    seconds, rows = {}, []
+    seconds, rows, ratios = {}, [], []
     for name in names:
-        trained = trained_networks.NETWORKS.get(name)
-        why = trained_networks.fetch(trained.package) if trained else ""
+        package = getattr(packaged(name), "package", None)
+        why = trained_networks.fetch(package) if package else ""
         if why:
             print(f"{name}: left out, {why}", flush=True)
             continue
-        found, error, what = compare(name, arguments.rounds, options)
+        found, error, cells = compare(name, arguments.rounds, options)
         seconds[name] = found
-        ratio = min(found[FIRST], found[LAST]) / found[OURS]
-        rows.append([name, *(f"{1e3 * found[engine]:.1f}" for engine in ENGINES), f"{ratio:.2f}", f"{error:.0e}", what])
+        ratio = min(time for engine, time in found.items() if engine != OURS) / found[OURS]
+        ratios.append(ratio)
+        rows.append([name, *(f"{1e3 * time:.1f}" for time in found.values()), f"{ratio:.2f}", f"{error:.0e}", *cells])
         print(f"{name}: {ratio:.2f}", flush=True)
         if arguments.json:
             arguments.json.write_text(json.dumps(seconds, indent=1))
@@ -221,9 +303,7 @@ def main() -> None:
                 process.submit(draw, name, arguments.training, arguments.plot, options).result()
     if not rows:
         return
-    ratios = [float(row[4]) for row in rows]
-    same = ("difference of losses", "loss") if arguments.training else ("difference", "finds the same")
-    print(table(["network", *(f"{engine}, ms" for engine in ENGINES), "ratio", *same], rows))
+    print(table(["network", *(f"{engine}, ms" for engine in found), "ratio", *same], rows))
     print(f"geometric mean {math.exp(sum(map(math.log, ratios)) / len(ratios)):.2f}, the worst {min(ratios):.2f}")
 
 

@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 from engines import OURS, REQUIRES
 from layers import BY_NAME, SETS, Layer
-from rounds import Operations, difference, digits, hold_threads, medians, new_process, race, seconds_of, table
+from rounds import Operations, difference, digits, hold_threads, medians, memory, new_process, race, seconds_of, table
 
 PEER = "torch"
 PASSES = ("forward", "dW", "dX")
@@ -366,17 +366,11 @@ def compare_epochs(engines: list[str], threads: int, rounds: int) -> dict[str, A
 
 def peak_memory(engine: str, layer: Layer, threads: int) -> tuple[int, int]:
     """Return the memory of this process, in bytes, before an engine is imported, and its peak in three steps."""
-    before = _memory("VmRSS")
+    before = memory("VmRSS")
     step = ENGINES[engine](layer, threads)["step"]
     for _ in range(3):
         step()
-    return before, _memory("VmHWM")
-
-
-def _memory(name: str) -> int:
-    """Return a figure of Linux about this process, in bytes."""
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name))
-    return int(line.split()[1]) * 1024
+    return before, memory("VmHWM")
 
 
 def pass_table(results: list[dict[str, Any]], engines: list[str]) -> str:
