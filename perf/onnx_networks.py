@@ -74,7 +74,9 @@ def read_page(new_session: NewSession) -> tuple[np.ndarray, ...]:
 def _captcha_reader(new_session: NewSession, **options: bool) -> Any:
     import onnxruntime
 
-    with mock.patch.object(onnxruntime, "InferenceSession", lambda path, **_: new_session(path)):
+    runtime = mock.MagicMock(wraps=onnxruntime)  # which sessions of this package need as it is
+    runtime.InferenceSession = lambda path, **_: new_session(path)
+    with mock.patch.object(CAPTCHAS.load("ddddocr.models.model_loader"), "onnxruntime", runtime):
         return CAPTCHAS.load("ddddocr").DdddOcr(show_ad=False, **options)
 
 
