@@ -10,11 +10,12 @@ import numpy as np
 import torch
 
 from nbfftconv import scratch
+from nbfftconv.arrays import address_of
 from nbfftconv.geometry import ConvGeometry
 from nbfftconv.kept_kernels import Kept, keep_call
 from nbfftconv.plan import ConvPlan
 from nbfftconv.run import ReadyPass
-from nbfftconv.torch.arrays import array_of, geometry_of
+from nbfftconv.torch.arrays import array_of, geometry_of, is_last, tensor_of
 from nbfftconv.torch.kept_weights import known_kernels_of
 
 _PLAIN = torch.Tensor, torch.nn.Parameter
@@ -33,14 +34,13 @@ def is_alone(*tensors: torch.Tensor | None) -> bool:
     )
 
 
-def _is_plain(tensor: torch.Tensor, dtype: torch.dtype, size: tuple[int, ...]) -> bool:
-    """Whether the values of a tensor are one after the other in memory, as they are."""
+def _is_like(tensor: torch.Tensor, dtype: torch.dtype, size: tuple[int, ...]) -> bool:
+    """Whether a tensor is of a dtype and size, and its memory has its values as they are."""
     return (
         tensor.dtype is dtype
         and tensor.shape == size
         and tensor.is_cpu
         and tensor.layout is torch.strided
-        and tensor.is_contiguous()
         and not tensor.is_neg()
     )
 
@@ -65,18 +65,23 @@ class ReadyConvolution(ReadyPass):
     def __call__(self, input: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor | None:
         """Convolve; None if the tensors are not such as were expected."""
         dtype = self._tensor_dtype
-        if not _is_plain(input, dtype, self._input_size):
+        if not _is_like(input, dtype, self._input_size):
             return None
         of_bias = 0
         if bias is not None:
-            if not _is_plain(bias, dtype, self._bias_size):
+            if not (_is_like(bias, dtype, self._bias_size) and bias.is_contiguous()):
                 return None
             of_bias = bias.data_ptr()
-        output = torch.from_numpy(scratch.result(self._size, self._dtype))
-        left = self._run(input.data_ptr(), of_bias, output.data_ptr())
+        x = None
+        if not input.is_contiguous():
+            if not is_last(input):
+                return None
+            x = array_of(input)
+        y = scratch.result(self._size, self._dtype)
+        left = self._run(input.data_ptr() if x is None else address_of(x), of_bias, address_of(y))
         if left is not None:
-            self._finish(left, array_of(input), None if bias is None else array_of(bias), output.numpy())
-        return output
+            self._finish(left, array_of(input) if x is None else x, None if bias is None else array_of(bias), y)
+        return tensor_of(y, x is not None)
 
 
 def make_ready(
