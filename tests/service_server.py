@@ -72,6 +72,7 @@ class Server:
             )
         try:
             self.wait_until(lambda: self.status("/readyz") == 200, START)
+            self.wait_until(lambda: self.metric("service_workers") == max(1, workers), START)
         except BaseException:
             self.process.kill()
             self.process.wait()

@@ -10,6 +10,7 @@ import io
 import json
 import os
 import random
+import shutil
 import signal
 import socket
 import struct
@@ -369,7 +370,7 @@ def test_both_engines_agree(given, tmp_path):
     assert np.array_equal(seen, np.rint(pixels.clip(0, 1) * 255).astype(np.uint8))
     large = np.asarray(Image.open(io.BytesIO(body)).resize((100, 60), Image.Resampling.BICUBIC)) / 255
     assert np.abs(large - pixels).mean() < 0.05  # it is the picture, enlarged
-    assert Image.open(io.BytesIO(network.answer_alone(body, "features"))).size == (4 * 50 + 3, 4 * 30 + 3)
+    assert Image.open(io.BytesIO(network.answer_alone(body, "features"))).size == (3 * 50 + 2, 4 * 30 + 3)
     (answer,) = answers_alone([("npy", body)], **given)
     assert np.allclose(np.load(io.BytesIO(answer)), pixels, rtol=0, atol=1e-5)
 
@@ -484,3 +485,68 @@ def test_a_batch_that_fails_is_not_the_end():
         bad.future.result(10)
     assert good.future.result(10) == b"good"
     batcher.stop()
+
+
+# The page
+
+
+@pytest.fixture
+def browser(tmp_path):
+    """Chromium without a window, and without anything that it would ask other sites for."""
+    webdriver = pytest.importorskip("selenium.webdriver")
+    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if chromium is None or driver is None:
+        pytest.skip("needs chromium and chromedriver")
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    quiet = "background-networking", "component-update", "default-apps", "dev-shm-usage", "gpu", "quic", "sync"
+    for argument in ("headless", "no-sandbox", "no-first-run", *(f"disable-{name}" for name in quiet)):
+        options.add_argument(f"--{argument}")
+    options.add_argument(f"--user-data-dir={tmp_path / 'browser'}")
+    options.add_argument("--window-size=1180,1000")
+    browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    try:
+        yield browser
+    finally:
+        browser.quit()
+
+
+def test_the_page(forked, browser, tmp_path):
+    """A sample, a file that is too large, and one that is no picture."""
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    def text(name: str) -> str:
+        return browser.find_element(By.ID, name).text
+
+    def size(name: str) -> list[int]:
+        return browser.execute_script(
+            "const it = document.getElementById(arguments[0]); return [it.naturalWidth, it.naturalHeight]", name
+        )
+
+    def shown() -> str:
+        return browser.execute_script("return document.body.dataset.shown")
+
+    wait = WebDriverWait(browser, 60)
+    browser.get(forked.url("/"))
+    wait.until(lambda _: "Engine: nbfftconv, 4 of" in text("about"))
+    browser.find_element(By.ID, "sample").click()
+    wait.until(lambda _: shown() == "1")
+    assert size("before") == [64, 64] and size("after") == [128, 128] and size("features") == [3 * 64 + 2, 4 * 64 + 3]
+    assert text("sent") == "64 × 64" and text("answered") == "128 × 128" and text("batch") == "1"
+
+    (tmp_path / "large.png").write_bytes(pictures([(300, 600)])[0])
+    browser.find_element(By.ID, "file").send_keys(str(tmp_path / "large.png"))
+    wait.until(lambda _: shown() == "2")
+    assert size("before") == [64, 32] and text("sent") == "64 × 32, made smaller"
+
+    browser.execute_script(
+        "const slider = document.getElementById('slider'); slider.value = 25; slider.dispatchEvent(new Event('input'))"
+    )
+    assert browser.find_element(By.ID, "divider").get_attribute("style") == "left: 25%;"
+
+    (tmp_path / "no picture.png").write_bytes(b"hello")
+    browser.find_element(By.ID, "file").send_keys(str(tmp_path / "no picture.png"))
+    wait.until(lambda _: "no image that can be read" in text("error"))
+    problems = [entry for entry in browser.get_log("browser") if "422" not in entry["message"]]
+    assert not problems

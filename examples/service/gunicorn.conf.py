@@ -27,6 +27,9 @@ preload_app = True
 bind = os.environ.get("SERVICE_BIND", "127.0.0.1:8000")
 workers = int(os.environ.get("WEB_CONCURRENCY") or available())
 os.environ.setdefault("SERVICE_THREADS", str(max(1, available() // workers)))
+# Each worker listens for itself, and the system deals out connections. Of a common socket an event loop accepts all
+# that wait, whenever it looks: of connections that are opened at once one worker got all, and kept them.
+reuse_port = True
 backlog = 2048
 graceful_timeout = 30  # more than an upload and what waits in a queue take
 timeout = 30

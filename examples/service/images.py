@@ -8,7 +8,9 @@ from PIL import Image
 
 FORMATS = "PNG", "JPEG", "WEBP"
 #: Feature maps that are drawn, at most, and so many in a row.
-_MAPS, _ACROSS = 16, 4
+_MAPS, _ACROSS = 12, 3
+#: Of each map's magnitudes, the part that is drawn without being clipped: few are much larger than all others.
+_SHOWN = 0.995
 
 # Sizes are compared with the service's own limits, which are lower.
 Image.MAX_IMAGE_PIXELS = None
@@ -75,8 +77,8 @@ def stretched(values: np.ndarray) -> np.ndarray:
 
 
 def sheet(maps: np.ndarray) -> np.ndarray:
-    """Return the first of some feature maps, (maps, height, width), side by side; zero is grey in all of them."""
-    maps = maps[:_MAPS]
+    """Return some of (maps, height, width), side by side; zero is grey in all of them, and each has its own scale."""
+    maps = maps[np.linspace(0, len(maps) - 1, min(len(maps), _MAPS)).astype(int)]
     count, height, width = maps.shape
     across = min(count, _ACROSS)
     down = -(-count // across)
@@ -84,6 +86,6 @@ def sheet(maps: np.ndarray) -> np.ndarray:
     for index, each in enumerate(maps):
         row, column = divmod(index, across)
         top, left = row * (height + 1), column * (width + 1)
-        largest = max(float(np.abs(np.nan_to_num(each)).max()), 1e-12)
+        largest = max(float(np.quantile(np.abs(np.nan_to_num(each)), _SHOWN)), 1e-12)
         drawn[top : top + height, left : left + width] = picture(0.5 + each[None] / (2 * np.float32(largest)))
     return drawn

@@ -47,13 +47,13 @@ class Settings:
 
     model: Path | None = None
     engine: str = "nbfftconv"
-    sides: tuple[int, ...] = (64, 128, 256, 512)
+    sides: tuple[int, ...] = (64, 128, 256, 384)
     values: str = "unit"
     output: str = "image"
     threads: int = 1
     queue: int = 64
     batch: int = 8
-    batch_pixels: int = 65536
+    batch_pixels: int = 32768
     batch_wait: float = 0.002
     body_bytes: int = 8 * 2**20
     body_seconds: int = 20
