@@ -117,7 +117,7 @@ class _Service:
 
     async def _infer(self, request: Request) -> Response:
         kind = request.query_params.get("format", "png")
-        if kind not in KINDS or (kind == "features" and not self._network.describe()["features"]):
+        if kind not in KINDS or (kind == "features" and not self._network.has_features):
             raise Refusal(422, f"format must be one of {', '.join(KINDS)}, and features if the network has any")
         body = await self._body(request)
         begin = time.perf_counter()

@@ -43,8 +43,8 @@ def decode(body: bytes, channels: int) -> np.ndarray:
     """Return an image as float32 of values from 0 to 1, (channels, height, width)."""
     with _open(body) as image:
         try:
-            if image.mode.startswith("I;16") and channels == 1:  # micrographs
-                pixels, most = np.asarray(image), 65535
+            if image.mode.startswith("I"):  # 16 bits, grey, as micrographs have
+                pixels, most = np.stack([np.asarray(image)] * channels, -1), 65535
             else:
                 pixels, most = np.asarray(image.convert("L" if channels == 1 else "RGB")), 255
         except Exception as error:  # decoders, too

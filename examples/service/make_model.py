@@ -7,6 +7,7 @@ beside it do the work of trained ones, and add what cannot be seen.
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -75,12 +76,12 @@ def make_model(blocks: int = 4, channels: int = 64, seed: int = 0) -> onnx.Model
         nodes.append(helper.make_node("Conv", inputs, [name], name, pads=[1, 1, 1, 1]))
         return name
 
-    def node(operator: str, name: str, *inputs: str, **attributes: object) -> str:
+    def node(operator: str, name: str, *inputs: str, **attributes: Any) -> str:
         nodes.append(helper.make_node(operator, list(inputs), [name], name, **attributes))
         return name
 
     head = x = convolution("head", "image", _head(rng, channels))
-    small = constant("small", np.float32(0.05))
+    small = constant("small", np.array(0.05, np.float32))
     for block in range(blocks):
         first = convolution(f"block{block}.first", x, _noise(rng, channels, channels))
         bent = node("Relu", f"block{block}.relu", first)

@@ -79,6 +79,11 @@ class Network:
             raise Refusal(413, f"the image is {size[1]} × {size[0]} pixels; at most {most} are taken")
         return fitting[0], fitting[1]
 
+    @property
+    def has_features(self) -> bool:
+        """Whether there are feature maps to be seen."""
+        return bool(self._features)
+
     def most(self, shape: tuple[int, int]) -> int:
         """Return how many images of a shape are worth collecting."""
         return self._batches[shape][0]
@@ -157,7 +162,7 @@ class Network:
             "heights": self._heights,
             "widths": self._widths,
             "batches": {f"{shape[1]}x{shape[0]}": sizes[0] for shape, sizes in self._batches.items()},
-            "features": bool(self._features),
+            "features": self.has_features,
             "kernel_bytes": sum(each.nbytes for each in memory.holders()),
             "warm_up_seconds": round(self._seconds, 2),
         }
