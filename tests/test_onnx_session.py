@@ -15,8 +15,8 @@ onnxruntime = pytest.importorskip("onnxruntime")
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 
 import nbfftconv  # noqa: E402
-from nbfftconv import threads  # noqa: E402
-from nbfftconv.onnx import InferenceSession, choice, graph, split  # noqa: E402
+from nbfftconv import simd, threads  # noqa: E402
+from nbfftconv.onnx import InferenceSession, choice, graph, layers, split  # noqa: E402
 from nbfftconv.onnx.graph import captured, needs  # noqa: E402
 from nbfftconv.onnx.options import Options  # noqa: E402
 
@@ -716,3 +716,13 @@ def test_profiled_sessions_are_onnxruntimes(tmp_path):
     session = InferenceSession(network().SerializeToString(), given)
     session.run(None, X)
     assert session.end_profiling().startswith(str(tmp_path)) and "profiled" in session.report.why
+
+
+def test_onnxruntime_computes_few_filters_like_many():
+    """By as many as a vector has lanes, in the model of its time."""
+    lanes, seconds = simd.lanes(np.float32), {}
+    for filters in (1, lanes, 4 * lanes):
+        node = helper.make_node("Conv", ["x", "w"], ["y"], pads=[3, 3, 3, 3])
+        convolution = layers.Convolution(node, np.ones((filters, 64, 7, 7), np.float32), None, clips=False)
+        seconds[filters] = choice._host_seconds(convolution, (1, 64, 128, 128), 1)
+    assert seconds[1] == seconds[lanes] < seconds[4 * lanes] < 4 * seconds[lanes]

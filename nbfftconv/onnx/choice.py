@@ -16,19 +16,20 @@ from typing import Any
 
 import onnxruntime
 
-from nbfftconv import planner, threads
-from nbfftconv.geometry import ConvGeometry
+from nbfftconv import planner, simd, threads
 from nbfftconv.machine import get_machine
 from nbfftconv.onnx.graph import CannotSplit, Graph
 from nbfftconv.onnx.layers import Convolution
 from nbfftconv.onnx.report import Choice, Report
 from nbfftconv.onnx.split import Engines, Split
+from nbfftconv.rounding import round_up
 
 #: A node, or a network, is changed if it takes at most this part of onnxruntime's time: less is noise.
 _GAIN = 0.95
 # What onnxruntime's convolution is taken to do: a part of a core's operations, of groups of fewer channels than that a
 # smaller one; bytes of input and output as fast as memory is copied; seconds a call. On one thread 1×1 and 3×3 of 64
-# channels and more took 0.85 to 1.1 of what this says, depthwise layers 0.9 to 1.6.
+# channels and more took 0.85 to 1.1 of what this says, depthwise layers 0.9 to 1.6. Filters are computed by as many as
+# a vector has lanes: of 7×7 and 64 channels, 1 to 16 filters all took 17 ms, at a rate as of few channels.
 _HOST_RATE, _HOST_FEW, _HOST_CHANNELS, _HOST_CALL = 0.85, 0.6, 8, 1e-5
 #: Seconds of a call, and of handing over: a sub-session is begun, and its threads are woken.
 _CALL = 1e-4
@@ -282,12 +283,15 @@ def _our_times(split: Split, graph: Graph, feeds: dict[str, Any]) -> dict[int, f
 
 def _host_seconds(convolution: Convolution, shape: tuple[int, ...], threads: int) -> float:
     """Return the seconds of onnxruntime's convolution, by rule of thumb."""
-    geometry: ConvGeometry = convolution.convolution(shape)[0]
+    geometry, direction = convolution.convolution(shape)
     machine, itemsize = get_machine(), convolution.dtype.itemsize
-    channels = min(geometry.weight_size[0] // geometry.groups, geometry.weight_size[1])
-    rate = (_HOST_RATE if channels >= _HOST_CHANNELS else _HOST_FEW) * machine.flops
+    filters, lanes = geometry.weight_size[0] // geometry.groups, simd.lanes(convolution.dtype.type)
+    is_few, blocks = min(filters, geometry.weight_size[1]) < _HOST_CHANNELS, 1.0
+    if direction == "forward" and geometry.groups == 1:
+        is_few, blocks = is_few or filters <= lanes, round_up(filters, lanes) / filters
+    rate = (_HOST_FEW if is_few else _HOST_RATE) * machine.flops
     moved = itemsize * (math.prod(geometry.input_size) + math.prod(geometry.output_size))
-    return _HOST_CALL + max(2 * geometry.multiply_adds / (rate * threads), moved / machine.bandwidth)
+    return _HOST_CALL + max(2 * blocks * geometry.multiply_adds / (rate * threads), moved / machine.bandwidth)
 
 
 def _left(graph: Graph, why: str) -> dict[str, Choice]:
