@@ -57,10 +57,10 @@ def _tail(rng: np.random.Generator, channels: int) -> np.ndarray:
     return weight
 
 
-def make_model(blocks: int = 4, channels: int = 64, seed: int = 0) -> onnx.ModelProto:
+def make_model(blocks: int = 4, channels: int = 64, seed: int = 0, adds_picture: bool = True) -> onnx.ModelProto:
     """Return a network that doubles height and width of pictures, (N, 3, H, W) of values from 0 to 1.
 
-    With 16 blocks its convolutions are those of EDSR-baseline (Lim et al. 2017).
+    With 16 blocks it is EDSR-baseline (Lim et al. 2017), if it does not add the picture, enlarged, to what it makes.
     """
     rng = np.random.default_rng(seed)
     nodes: list[onnx.NodeProto] = []
@@ -92,9 +92,10 @@ def make_model(blocks: int = 4, channels: int = 64, seed: int = 0) -> onnx.Model
     wide = convolution("up", node("Add", "features", head, body), _up(rng, channels))
     large = node("DepthToSpace", "shuffled", wide, blocksize=2, mode="CRD")
     detail = convolution("tail", large, _tail(rng, channels))
-    scales = constant("scales", np.array([1, 1, 2, 2], np.float32))
-    cubic = node("Resize", "cubic", "image", "", scales, mode="cubic")
-    node("Add", "enlarged", cubic, detail)
+    if adds_picture:
+        scales = constant("scales", np.array([1, 1, 2, 2], np.float32))
+        detail = node("Add", "sum", node("Resize", "cubic", "image", "", scales, mode="cubic"), detail)
+    node("Identity", "enlarged", detail)
     graph = helper.make_graph(
         nodes,
         "EDSR",

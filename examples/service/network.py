@@ -57,9 +57,9 @@ class Network:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         model = onnx.load(settings.model) if settings.model else make_model()
-        self._features = _features(model)
+        features = _features(model)
         self._session = _session(model.SerializeToString(), settings.engine)
-        self.channels, self._heights, self._widths, self._is_alone = self._input()
+        self.channels, self._heights, self._widths, self._is_alone = self._input(features)
         self._shapes = sorted(itertools.product(self._heights, self._widths), key=math.prod)
         begin = time.perf_counter()
         self._batches = self._warm_up()
@@ -82,7 +82,7 @@ class Network:
     @property
     def has_features(self) -> bool:
         """Whether there are feature maps to be seen."""
-        return bool(self._features)
+        return len(self._names) > 1
 
     def most(self, shape: tuple[int, int]) -> int:
         """Return how many images of a shape are worth collecting."""
@@ -91,7 +91,7 @@ class Network:
     def run(self, arrays: Sequence[np.ndarray], with_features: bool) -> tuple[list[dict[str, np.ndarray]], list[int]]:
         """Return the outputs of images that are filled up to one shape, and the batches in which they were computed."""
         shape: tuple[int, int] = arrays[0].shape[1:]
-        names = [self._output, self._features] if with_features and self._features else [self._output]
+        names = self._names if with_features else self._names[:1]
         found: list[dict[str, np.ndarray]] = []
         sizes = []
         while len(found) < len(arrays):
@@ -147,7 +147,7 @@ class Network:
 
     def digest(self) -> str:
         """Return a hash of the results for an image of the smallest shape."""
-        return hashlib.sha256(self._run([self._output], self._noise(1, self._shapes[0]))[0].tobytes()).hexdigest()
+        return hashlib.sha256(self._run(self._names[:1], self._noise(1, self._shapes[0]))[0].tobytes()).hexdigest()
 
     def describe(self) -> dict[str, Any]:
         """Return what it is, for people to read."""
@@ -167,13 +167,14 @@ class Network:
             "warm_up_seconds": round(self._seconds, 2),
         }
 
-    def _input(self) -> tuple[int, tuple[int, ...], tuple[int, ...], bool]:
+    def _input(self, features: str) -> tuple[int, tuple[int, ...], tuple[int, ...], bool]:
         """Return channels, heights and widths of the input, and whether it takes no batches."""
         inputs = [each for each in self._session.get_inputs()]
         if len(inputs) != 1 or len(inputs[0].shape) != 4 or inputs[0].type != "tensor(float)":
             given = ", ".join(f"{each.name}: {each.type} {each.shape}" for each in inputs)
             raise ModelError(f"a model must take one batch of images, float32 (N, C, H, W); this one takes {given}")
-        self._name, self._output = inputs[0].name, self._session.get_outputs()[0].name
+        self._name = inputs[0].name
+        self._names = [name for name in (self._session.get_outputs()[0].name, features) if name]
         batch, channels, height, width = inputs[0].shape
         if channels not in (1, 3):
             raise ModelError(f"a model must take images of 1 or 3 channels; this one takes {channels}")
@@ -194,20 +195,17 @@ class Network:
 
     def _warm_up(self) -> dict[tuple[int, int], tuple[int, ...]]:
         """Run all shapes, and return the sizes of batches that give each image the bits that it has alone."""
-        self._run(
-            [self._output], self._noise(1, self._shapes[-1])
-        )  # decides what is computed here, which pays if large
+        # the first run decides what is computed here, which pays most where images are large
+        self._run(self._names, self._noise(1, self._shapes[-1]))
         found = {}
         for shape in self._shapes:
             most = 1 if self._is_alone else min(self._settings.batch, self._settings.batch_pixels // math.prod(shape))
             counts = [count for count in (1 << power for power in range(1, 12)) if count <= most]
             x = self._noise(max(counts, default=1), shape)
-            alone = [self._run([self._output], each[None])[0] for each in x]
-            if alone[0].ndim != 4:
-                raise ModelError(
-                    f"a model's first output must be (N, C, H, W); this one's is of shape {alone[0].shape}"
-                )
-            same = [count for count in counts if _are_equal(self._run([self._output], x[:count])[0], alone[:count])]
+            alone = [self._run(self._names, each[None]) for each in x]
+            if alone[0][0].ndim != 4:
+                raise ModelError(f"a model's first output must be (N, C, H, W), got one of shape {alone[0][0].shape}")
+            same = [count for count in counts if _are_equal(self._run(self._names, x[:count]), alone[:count])]
             found[shape] = (*reversed(same), 1)
         return found
 
@@ -239,8 +237,10 @@ def _features(model: onnx.ModelProto) -> str:
     return ""
 
 
-def _are_equal(batch: np.ndarray, alone: Sequence[np.ndarray]) -> bool:
-    return batch.tobytes() == np.concatenate(alone).tobytes()
+def _are_equal(batch: list[np.ndarray], alone: Sequence[list[np.ndarray]]) -> bool:
+    """Whether outputs of a batch have the bits that those of its images have."""
+    of_images = (np.concatenate(each) for each in zip(*alone, strict=True))
+    return all(together.tobytes() == each.tobytes() for together, each in zip(batch, of_images, strict=True))
 
 
 def _npy(values: np.ndarray) -> bytes:
