@@ -88,8 +88,8 @@ def fcnn() -> onnx.ModelProto | str:
 
 def networks() -> Iterator[Served]:
     """Yield what throughput is measured of."""
-    edsr_sizes = [(128, 128), (192, 128), (90, 120), (192, 192), (128, 180)]
-    yield Served("EDSR", make_model(blocks=16, adds_picture=False), {"sides": "128,192"}, edsr_sizes, 3, 1.5)
+    edsr_sizes = [(180, 320), (192, 192), (160, 300), (320, 180), (192, 320)]
+    yield Served("EDSR", make_model(blocks=16, adds_picture=False), {"sides": "192,320"}, edsr_sizes, 3, 1.5)
     model = fcnn()
     if isinstance(model, str):
         print(f"left out, topaz fcnn: {model}")
