@@ -17,11 +17,15 @@ def milliseconds(seconds: float) -> str:
 
 
 def geometry(
-    input_size: Sequence[int], weight_size: Sequence[int], stride: Sequence[int], dilation: Sequence[int], groups: int
+    input_size: Sequence[int | str],
+    weight_size: Sequence[int],
+    stride: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
 ) -> str:
     """Return the geometry of a layer in a few words."""
 
-    def times(sizes: Sequence[int]) -> str:
+    def times(sizes: Sequence[int | str]) -> str:
         return "×".join(map(str, sizes))
 
     text = f"{times(input_size)}, {times(weight_size)}"

@@ -10,6 +10,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 nt = pytest.importorskip("nbfftconv.torch")
+from nbfftconv import hosts  # noqa: E402
 from nbfftconv.torch import decisions, ways  # noqa: E402
 from nbfftconv.torch.layers import COUNTERPARTS  # noqa: E402
 
@@ -72,7 +73,7 @@ def network(request):
 @pytest.fixture
 def always(monkeypatch):
     """Let every layer be converted."""
-    monkeypatch.setattr(decisions, "_GAIN", np.inf)
+    monkeypatch.setattr(hosts, "GAIN", np.inf)
     monkeypatch.setattr(ways, "_GAIN", 0.0)
 
 
@@ -152,8 +153,8 @@ def test_a_layer_in_training_is_judged_by_its_gradients(way, monkeypatch):
         planned.append((direction, weight_is_transformed))
         return right_make_plan(images, direction, *arguments, weight_is_transformed=weight_is_transformed, **options)
 
-    right_make_plan = decisions.make_plan
-    monkeypatch.setattr(decisions, "make_plan", make_plan)
+    right_make_plan = hosts.make_plan
+    monkeypatch.setattr(hosts, "make_plan", make_plan)
     frozen = torch.nn.Conv2d(4, 4, 3)
     frozen.requires_grad_(False)
     model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), frozen, torch.nn.ConvTranspose2d(4, 2, 2), torch.nn.ReLU())
@@ -250,7 +251,7 @@ def second(monkeypatch):
 @pytest.mark.parametrize("is_first_last", [False, True])
 @pytest.mark.parametrize("is_converted", [False, True])
 def test_the_other_order_of_memory(monkeypatch, is_first_last, is_converted):
-    monkeypatch.setattr(decisions, "_GAIN", np.inf if is_converted else 0.0)
+    monkeypatch.setattr(hosts, "GAIN", np.inf if is_converted else 0.0)
     orders = [torch.contiguous_format, torch.channels_last]
     model = networks()[0]
     x = torch.randn(2, 3, 16, 18)
@@ -275,7 +276,7 @@ def test_the_other_order_of_memory(monkeypatch, is_first_last, is_converted):
 
 @pytest.mark.usefixtures("second")
 def test_a_network_that_wants_its_order(monkeypatch):
-    monkeypatch.setattr(decisions, "_GAIN", 0.0)
+    monkeypatch.setattr(hosts, "GAIN", 0.0)
 
     class Viewing(torch.nn.Sequential):
         def forward(self, x):
@@ -291,7 +292,7 @@ def test_a_network_that_wants_its_order(monkeypatch):
 
 
 def test_a_network_that_is_faster_without(monkeypatch):
-    monkeypatch.setattr(decisions, "_GAIN", np.inf)
+    monkeypatch.setattr(hosts, "GAIN", np.inf)
     monkeypatch.setattr(ways, "race", lambda turns, length: [2.0, 2.0, 1.0, 2.0])
     model = networks()[0]
     x = torch.randn(2, 3, 12, 12)

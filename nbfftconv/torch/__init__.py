@@ -3,8 +3,9 @@
 Needs PyTorch 2.6 or later (``pip install nbfftconv[torch]``); the rest of the package never imports it.
 """
 
+from nbfftconv.hosts import Choice
 from nbfftconv.torch import pool as _pool
-from nbfftconv.torch.conversion import convert, report, revert
+from nbfftconv.torch.conversion import Report, convert, report, revert
 from nbfftconv.torch.functional import (
     conv1d,
     conv2d,
@@ -14,7 +15,6 @@ from nbfftconv.torch.functional import (
     conv_transpose3d,
 )
 from nbfftconv.torch.layers import Conv1d, Conv2d, Conv3d, ConvTranspose1d, ConvTranspose2d, ConvTranspose3d
-from nbfftconv.torch.reports import Choice, Report
 
 _pool.share()
 

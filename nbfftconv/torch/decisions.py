@@ -6,25 +6,13 @@ from typing import Any, NamedTuple
 
 import torch
 
-from nbfftconv import tables
+from nbfftconv import hosts, tables
 from nbfftconv.geometry import ConvGeometry, TransposedGeometry
-from nbfftconv.machine import get_machine
-from nbfftconv.planner import make_plan
-from nbfftconv.threads import get_num_threads
+from nbfftconv.hosts import Choice
 from nbfftconv.torch.arrays import DTYPES
 from nbfftconv.torch.layers import COUNTERPARTS
 from nbfftconv.torch.races import Length, clock, race
-from nbfftconv.torch.reports import Choice
 
-#: A layer is replaced if it takes at most this part of PyTorch's time: less is noise.
-_GAIN = 0.95
-# What PyTorch's convolution is taken to do: a part of a core's operations in groups of at least so many channels, and
-# less in proportion where there are fewer; bytes of input and output as fast as memory is copied; seconds of a call.
-_HOST_RATE, _HOST_CHANNELS, _HOST_CALL = 0.7, 8, 1.5e-5
-#: Seconds of a call from Python.
-_CALL = 3e-5
-#: So many times longer than its model says may take what reads memory that the threads share, as 1×1 does.
-_CAUTION = {"direct": 2.0}
 #: Of the race of a layer.
 _LENGTH = Length(rounds=5, seconds=0.2, limit=2.0)
 
@@ -81,7 +69,7 @@ def decide(layer: torch.nn.Module, seen: list[Seen]) -> Choice:
             return Choice(geometry, math.nan, math.nan, False, why)
         of_input = raced or (_host_seconds(layer, x), _seconds(layer, x))
         host, ours = host + of_input[0], ours + of_input[1]
-    is_faster = ours <= _GAIN * host
+    is_faster = ours <= hosts.GAIN * host
     how = "measured" if seen[0].seconds else "by the cost model"
     passes = ", with gradients" if any(any(_gradients(layer, each.x)) for each in seen) else ""
     return Choice(geometry, host, ours, is_faster, f"{host / ours:.2f} times as fast{passes}, {how}")
@@ -123,22 +111,13 @@ def _seconds(layer: torch.nn.Module, x: torch.Tensor) -> float:
         directions.append("grad_input" if direction == "forward" else "forward")
     if of_weight:
         directions.append("grad_weight")
-    seconds = 0.0
-    for each in directions:  # a weight that changes is transformed in each pass
-        keeps = each != "grad_weight" and not of_weight
-        plan = make_plan(geometry.of_images, each, _dtype(x), "auto", weight_is_transformed=keeps)
-        seconds += _CALL + _CAUTION.get(plan.algorithm, 1.0) * plan.seconds / get_num_threads()
-    return seconds
+    return hosts.our_seconds(geometry, directions, _dtype(x), of_weight)
 
 
 def _host_seconds(layer: torch.nn.Module, x: torch.Tensor) -> float:
     """Return the seconds of PyTorch's convolution, with its gradients, by rule of thumb."""
     geometry, _ = _convolution(layer, x)
-    machine, threads, itemsize = get_machine(), torch.get_num_threads(), x.element_size()
-    channels = min(geometry.weight_size[0] // geometry.groups, geometry.weight_size[1])
-    rate = _HOST_RATE * min(1.0, max(0.25, channels / _HOST_CHANNELS)) * machine.flops * 4 / itemsize
-    moved = itemsize * (math.prod(geometry.input_size) + math.prod(geometry.output_size))
-    seconds = _HOST_CALL + max(2 * geometry.multiply_adds / (rate * threads), moved / machine.bandwidth)
+    seconds = hosts.host_seconds(geometry, x.element_size(), torch.get_num_threads())
     return (1 + sum(_gradients(layer, x))) * seconds
 
 

@@ -18,7 +18,7 @@ _operators = torch.ops.nbfftconv
 Size = int | Sequence[int]
 
 
-def _is_ours(axes: int, input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> bool:
+def is_ours(axes: int, input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> bool:
     """Whether the operators are for these tensors."""
     dtype = input.dtype
     if dtype not in DTYPES or torch.is_autocast_enabled("cpu"):
@@ -55,7 +55,7 @@ def _pads(padding: str | Size, weight: torch.Tensor, stride: list[int], dilation
     return None if each is None else [amount for pad in each for amount in (pad, pad)]
 
 
-def _run(name: str, arguments: tuple[Any, ...]) -> torch.Tensor | None:
+def run(name: str, arguments: tuple[Any, ...]) -> torch.Tensor | None:
     """Return what the operator of that name does; None where PyTorch's own is to do it, or to say what is wrong.
 
     The derivative of `torch.func` does not take operators that are registered with one of their own.
@@ -93,13 +93,13 @@ def convolve(
         again = convolve_again(input, weight, bias, settings)
         if again is not None:
             return again
-    if _is_ours(axes, input, weight, bias):
+    if is_ours(axes, input, weight, bias):
         steps, dilations = _along(stride, axes), _along(dilation, axes)
         pads = None if steps is None or dilations is None else _pads(padding, weight, steps, dilations)
         if pads is not None:
             x = input if input.dim() == axes + 2 else input.unsqueeze(0)
             arguments = x, weight, bias, steps, pads, dilations, groups, relu
-            result = _run("convolution", arguments)
+            result = run("convolution", arguments)
             if result is not None:
                 if x is not input:
                     return result.squeeze(0)
@@ -280,7 +280,7 @@ def _convolve_transposed(
     groups: int,
     dilation: Size,
 ) -> torch.Tensor:
-    if _is_ours(axes, input, weight, bias):
+    if is_ours(axes, input, weight, bias):
         numbers = [_along(each, axes) for each in (stride, padding, output_padding, dilation)]
         steps, pads, _, dilations = numbers
         x = input if input.dim() == axes + 2 else input.unsqueeze(0)
@@ -289,7 +289,7 @@ def _convolve_transposed(
             size = [x.shape[0], weight.shape[1] * groups, *space]
             around = [amount for pad in pads for amount in (pad, pad)]
             arguments = size, weight, x, bias, steps, around, dilations, groups
-            result = _run("convolution_input", arguments)
+            result = run("convolution_input", arguments)
             if result is not None:
                 return result if x is input else result.squeeze(0)
     function = getattr(host, f"conv_transpose{axes}d")

@@ -2,9 +2,9 @@
 
 import functools
 import weakref
+from collections.abc import Callable
 from typing import NamedTuple
 
-import numpy as np
 import torch
 
 from nbfftconv.kept_kernels import KeptKernels
@@ -15,13 +15,33 @@ from nbfftconv.torch.arrays import array_of, values_of
 _SAMPLES = 2**6
 
 
-class _Entry(NamedTuple):
-    """Kernels, and what they were made of: a tensor, its version and place, and some of its values as they were."""
+class State:
+    """A tensor as it is: its version and place, and some of its values.
 
-    tensor: weakref.ref
-    state: tuple[int, int]
-    some: np.ndarray
-    sample: bytes
+    Parameters
+    ----------
+    tensor : torch.Tensor
+    forget : callable, optional
+        Called with the weak reference to the tensor, `tensor`, when it dies.
+    """
+
+    def __init__(self, tensor: torch.Tensor, forget: Callable[[weakref.ref], None] | None = None) -> None:
+        flat = values_of(tensor)
+        self.tensor = weakref.ref(tensor, forget)
+        self._state, self._some = _state_of(tensor), flat[:: flat.size // _SAMPLES + 1]
+        self._sample = self._some.tobytes()
+
+    def is_of(self, tensor: torch.Tensor) -> bool:
+        """Whether this is that tensor, and it has not changed since."""
+        if self.tensor() is not tensor or self._state != _state_of(tensor):
+            return False
+        return self._some.tobytes() == self._sample
+
+
+class _Entry(NamedTuple):
+    """Kernels, and what they were made of."""
+
+    state: State
     kernels: KeptKernels
 
 
@@ -32,20 +52,15 @@ def kernels_of(weight: torch.Tensor) -> KeptKernels:
     """Return the kernels of a weight: those that are kept, or new ones, which are kept from now on."""
     if (kernels := known_kernels_of(weight)) is not None:
         return kernels
-    flat = values_of(weight)
-    some = flat[:: flat.size // _SAMPLES + 1]
     kernels = KeptKernels(array_of(weight))
-    reference = weakref.ref(weight, functools.partial(_forget, id(weight)))
-    _entries[id(weight)] = _Entry(reference, _state_of(weight), some, some.tobytes(), kernels)
+    _entries[id(weight)] = _Entry(State(weight, functools.partial(_forget, id(weight))), kernels)
     return kernels
 
 
 def known_kernels_of(weight: torch.Tensor) -> KeptKernels | None:
     """Return the kernels of a weight if they are kept; None if they are not, or it has changed since."""
     found = _entries.get(id(weight))
-    if found is None or found.tensor() is not weight or found.state != _state_of(weight):
-        return None
-    return found.kernels if found.some.tobytes() == found.sample else None
+    return found.kernels if found is not None and found.state.is_of(weight) else None
 
 
 def _state_of(weight: torch.Tensor) -> tuple[int, int]:
@@ -59,5 +74,5 @@ def forget(weight: torch.Tensor | None) -> None:
 
 def _forget(key: int, dead: weakref.ref) -> None:
     found = _entries.get(key)
-    if found is not None and found.tensor is dead:
+    if found is not None and found.state.tensor is dead:
         _entries.pop(key, None)

@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
+from nbfftconv.hosts import Choice
 from nbfftconv.torch.arrays import LAST, is_last
 from nbfftconv.torch.decisions import decide, look
 from nbfftconv.torch.kept_weights import forget
 from nbfftconv.torch.layers import COUNTERPARTS, HOSTS, LeftReLU
 from nbfftconv.torch.races import Length, clock, race
-from nbfftconv.torch.reports import Choice
 
 NOTE, _FORMER_ORDER = "nbfftconv_choice", "nbfftconv_former_order"
 #: Of the race of whole networks.

@@ -1,0 +1,149 @@
+"""What computes a Keras layer here: it takes the place of the layer's `call`, of this one instance and no other.
+
+So the layer stays what it is for all of Keras: class, configuration, weights, and what is saved, cloned or pickled.
+"""
+
+import functools
+import importlib
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import keras
+
+from nbfftconv import tables
+from nbfftconv.geometry import ConvGeometry
+from nbfftconv.keras.passes import Convolution
+from nbfftconv.keras.setting import Setting
+
+_Layer = keras.layers.Layer
+
+# What a layer's kernel is.
+_KINDS: dict[type[Any], str] = {
+    keras.layers.Conv1D: "plain",
+    keras.layers.Conv2D: "plain",
+    keras.layers.Conv3D: "plain",
+    keras.layers.Conv1DTranspose: "transposed",
+    keras.layers.Conv2DTranspose: "transposed",
+    keras.layers.Conv3DTranspose: "transposed",
+    keras.layers.DepthwiseConv1D: "depthwise",
+    keras.layers.DepthwiseConv2D: "depthwise",
+    keras.layers.SeparableConv1D: "separable",
+    keras.layers.SeparableConv2D: "separable",
+}
+#: What this package computes in.
+DTYPES = "float32", "float64"
+BACKENDS = "torch", "tensorflow", "jax"
+
+
+@functools.cache
+def host() -> ModuleType:
+    """Return the module for the backend that Keras runs on; raise ValueError if there is none."""
+    backend = keras.backend.backend()
+    if backend not in BACKENDS:
+        raise ValueError(f"Keras' backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
+    return importlib.import_module(f"nbfftconv.keras.in_{backend}")
+
+
+def is_convolution(layer: Any) -> bool:
+    """Whether a layer is one of those that this package has, or of a subclass."""
+    return isinstance(layer, tuple(_KINDS))
+
+
+def why_not(layer: Any) -> str:
+    """Return why a layer cannot be computed here; an empty text if it can, by what is known before any input."""
+    if type(layer) not in _KINDS:
+        return f"it is a {type(layer).__name__}"
+    if "call" in vars(layer) and not isinstance(vars(layer)["call"], Substitute):
+        return "it has a call of its own"
+    if getattr(layer, "quantization_mode", None) is not None:
+        return "it is quantized"
+    for dtype in (layer.compute_dtype, layer.variable_dtype):
+        if dtype not in DTYPES:
+            return f"{dtype} is Keras'"
+    return "" if host().is_cpu() else "it is not on a CPU"
+
+
+class Substitute:
+    """What takes the place of a layer's `call`: a mark for all that do.
+
+    Parameters
+    ----------
+    layer : keras.layers.Layer
+    """
+
+    def __init__(self, layer: Any) -> None:
+        self._layer = layer
+
+    def __call__(self, inputs: Any) -> Any:
+        """Do what the layer's class does."""
+        return type(self._layer).call(self._layer, inputs)
+
+
+class _Part(NamedTuple):
+    """One of the convolutions of a layer: where its kernel is, and whether bias and activation come with it."""
+
+    kernel: str
+    convolution: Convolution
+    is_last: bool
+
+
+class Computed(Substitute):
+    """The layer, computed here; what this package does not compute, such as symbols, goes to its class.
+
+    Parameters
+    ----------
+    layer : keras.layers.Layer
+        For which `why_not` has no reason.
+    """
+
+    def __init__(self, layer: Any) -> None:
+        super().__init__(layer)
+        self._parts = _parts(layer)
+
+    def __call__(self, inputs: Any) -> Any:
+        """Return the layer's output."""
+        layer, backend = self._layer, host()
+        result = inputs
+        for kernel_name, convolution, is_last in self._parts:
+            kernel = keras.ops.convert_to_tensor(getattr(layer, kernel_name))
+            bias = keras.ops.convert_to_tensor(layer.bias) if is_last and layer.use_bias else None
+            if backend.is_ours(result, kernel, bias):
+                result = backend.convolve(convolution, result, kernel, bias)
+            else:
+                result = None
+            if result is None:
+                return super().__call__(inputs)
+        is_done = self._parts[-1].convolution.relu or layer.activation is None
+        return result if is_done else layer.activation(result)
+
+
+def _parts(layer: Any) -> list[_Part]:
+    kind, relu = _KINDS[type(layer)], layer.activation is keras.activations.relu
+    ones = (1,) * layer.rank
+    is_last = layer.data_format == "channels_last"
+    numbers = layer.padding, tuple(layer.strides), tuple(layer.dilation_rate)
+    added = getattr(layer, "output_padding", None)
+    if kind != "separable":
+        return [_Part("kernel", Convolution(Setting(kind, *numbers, added, is_last), relu), True)]
+    depthwise = Convolution(Setting("depthwise", *numbers, None, is_last), False)
+    pointwise = Convolution(Setting("plain", "valid", ones, ones, None, is_last), relu)
+    return [_Part("depthwise_kernel", depthwise, False), _Part("pointwise_kernel", pointwise, True)]
+
+
+def geometries(layer: Any, shape: tuple[int, ...]) -> list[tuple[ConvGeometry, str]]:
+    """Return the convolutions of a layer that is built, for an input of that shape, and the direction of each pass."""
+    found = []
+    for kernel_name, convolution, _ in _parts(layer):
+        kernel_size, setting = tuple(getattr(layer, kernel_name).shape), convolution.setting
+        direction = "grad_input" if setting.is_transposed else "forward"
+        found.append((setting.geometry(shape, kernel_size), direction))
+        shape = setting.output_shape(shape, kernel_size)
+    return found
+
+
+def text(layer: Any, shape: tuple[Any, ...]) -> str:
+    """Return the geometry of a layer that is built in a few words, with sizes and kernels as Keras has them."""
+    kernel = layer.depthwise_kernel if _KINDS[type(layer)] == "separable" else layer.kernel
+    groups = getattr(layer, "groups", 1)
+    sizes = ["?" if n is None else n for n in shape]
+    return tables.geometry(sizes, tuple(kernel.shape), layer.strides, layer.dilation_rate, groups)
