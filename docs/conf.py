@@ -1,6 +1,10 @@
 """Sphinx's settings. Build with ``sphinx-build -n -W docs build/docs``; no other site is asked for anything."""
 
+import os
+
 import nbfftconv
+
+os.environ.setdefault("KERAS_BACKEND", "torch")  # which is there for the pages on PyTorch
 
 project = "nbfftconv"
 author = "The nbfftconv developers"

@@ -5,7 +5,8 @@ three times a 3x3 convolution with one filter and no padding, ReLU, 2x2 max pool
 dense 1, sigmoid. Images and weights come from a seeded generator. As there, the loops go over output pixels
 in Python, a NumPy slice each, in pooling too; the others pool by whole slices or in PyTorch. Each engine runs
 in a process of its own, in interleaved rounds; times are medians, after a warm-up. The loops run on a few
-images, and their time is scaled.
+images, and their time is scaled. With --keras the network is built in Keras as well, whose predict_on_batch runs
+as Keras has it and converted. Of Keras' backends JAX takes all cores, whatever --threads says.
 """
 
 import argparse
@@ -121,6 +122,33 @@ def pytorch(weights: Weights, threads: int) -> Predictor:
     return predict
 
 
+def in_keras(weights: Weights, converted: bool, threads: int) -> Predictor:
+    """Keras' layers, computed by its backend or by this package."""
+    import keras
+
+    import nbfftconv
+    import nbfftconv.keras as nk
+
+    nbfftconv.set_num_threads(threads)
+    model = keras.Sequential([keras.Input((SIZE, SIZE, 1))])
+    for _ in weights[:3]:
+        model.add(keras.layers.Conv2D(1, 3, activation="relu"))
+        model.add(keras.layers.MaxPooling2D())
+    model.add(keras.layers.Flatten())
+    model.add(keras.layers.Dense(640, activation="relu"))
+    model.add(keras.layers.Dense(1, activation="sigmoid"))
+    model.set_weights(
+        [each for weight, bias in weights for each in (weight.transpose(*range(2, weight.ndim), 1, 0), bias)]
+    )
+    if converted:
+        nk.convert(model, everything=True)
+
+    def predict(image: np.ndarray) -> float:
+        return float(np.asarray(model.predict_on_batch(image[None, ..., None]))[0, 0])
+
+    return predict
+
+
 def measure(make_predictor: Callable[[Weights], Predictor], count: int) -> tuple[float, list[float]]:
     """Return the seconds that the images take, one at a time, and their probabilities."""
     predict = make_predictor(random_weights())
@@ -161,8 +189,17 @@ def main() -> int:
     parser.add_argument("--loop-images", type=int, default=8, help="images for the Python loops, scaled up")
     parser.add_argument("--rounds", type=int, default=5, help="interleaved rounds")
     parser.add_argument("--threads", type=int, default=get_num_threads(), help="threads of each engine")
+    parser.add_argument(
+        "--keras",
+        nargs="?",
+        const=os.environ.get("KERAS_BACKEND", "torch"),
+        choices=("torch", "tensorflow", "jax"),
+        help="run the network in Keras, too, on that backend; without a name on that of KERAS_BACKEND, or torch",
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
     args = parser.parse_args()
+    if args.keras and not importlib.util.find_spec("keras"):
+        parser.error("--keras needs Keras: pip install keras")
     loop_images = min(args.loop_images, args.images)
 
     engines: dict[str, tuple[Callable[[Weights], Predictor], int]] = {
@@ -172,8 +209,13 @@ def main() -> int:
     }
     if importlib.util.find_spec("torch"):
         engines["PyTorch"] = (partial(pytorch, threads=args.threads), args.images)
+    if args.keras:
+        os.environ["KERAS_BACKEND"] = args.keras  # for the children, which import Keras
+        for name, converted in ((f"Keras on {args.keras}", False), (f"Keras on {args.keras}, converted", True)):
+            engines[name] = (partial(in_keras, converted=converted, threads=args.threads), args.images)
 
     os.environ["OMP_NUM_THREADS"] = str(args.threads)  # for NumPy's BLAS in the children
+    os.environ["TF_NUM_INTRAOP_THREADS"] = str(args.threads)
     os.environ["OMP_WAIT_POLICY"] = "passive"  # spinning threads suffer most from whatever else the machine does
     seconds: dict[str, list[float]] = {name: [] for name in engines}
     probabilities: dict[str, np.ndarray] = {}

@@ -15,11 +15,13 @@ FEW = tuple(f"{name}, float32, forward" for name in ("one tile", "codelets in st
 TIMEOUT = 300  # seconds; only a hang takes so long
 
 
-def run_scenario(name: str, *arguments: Any, worker: Path = WORKER, **environment: str | None) -> Any:
+def run_scenario(
+    name: str, *arguments: Any, worker: Path = WORKER, timeout: float = TIMEOUT, **environment: str | None
+) -> Any:
     """Return what the scenario printed; environment variables that are None are unset."""
     variables = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)} | environment  # imports what we import
     variables = {key: value for key, value in variables.items() if value is not None}
     command = [sys.executable, str(worker), name, *map(str, arguments)]
-    done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=TIMEOUT, check=False)
+    done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=timeout, check=False)
     assert done.returncode == 0, f"exit status {done.returncode}\n{done.stderr}"
     return json.loads(done.stdout)

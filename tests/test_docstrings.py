@@ -8,6 +8,7 @@ import functools
 import importlib
 import importlib.util
 import inspect
+import os
 import re
 from pathlib import Path
 
@@ -60,7 +61,12 @@ if importlib.util.find_spec("torch"):
 ONNX = ()
 if importlib.util.find_spec("onnx") and importlib.util.find_spec("onnxruntime"):
     ONNX = tuple(f"nbfftconv.onnx.{name}" for name in importlib.import_module("nbfftconv.onnx").__all__)
-PUBLIC = (*(f"nbfftconv.{name}" for name in nbfftconv.__all__), *KNOBS, *RECORDS, *TORCH, *ONNX)
+#: Of Keras', on one of its backends.
+KERAS = ()
+if importlib.util.find_spec("keras") and TORCH:
+    os.environ.setdefault("KERAS_BACKEND", "torch")
+    KERAS = tuple(f"nbfftconv.keras.{name}" for name in importlib.import_module("nbfftconv.keras").__all__)
+PUBLIC = (*(f"nbfftconv.{name}" for name in nbfftconv.__all__), *KNOBS, *RECORDS, *TORCH, *ONNX, *KERAS)
 
 LAYERS = tuple(f"nbfftconv.{name}." for name in ("Conv1d", "Conv2d", "ConvTranspose1d", "ConvTranspose2d"))
 #: Checks of numpydoc that are not made.
@@ -180,7 +186,7 @@ def test_every_example_runs(restore_threads):
     figures = machine.get_machine()
     try:
         for path in sorted(Path(nbfftconv.__file__).parent.rglob("*.py")):
-            is_there = {"torch": TORCH, "onnx": ONNX}.get(path.parent.name, True)
+            is_there = {"torch": TORCH, "onnx": ONNX, "keras": KERAS}.get(path.parent.name, True)
             if ">>> " not in path.read_text(encoding="utf-8") or not is_there:
                 continue
             parts = path.relative_to(Path(nbfftconv.__file__).parents[1]).with_suffix("").parts

@@ -35,34 +35,13 @@ class Report(hosts.Report):
     >>> import nbfftconv.keras as nk
     >>> str(nk.Report({})).split()
     ['layer', 'geometry', 'keras,', 'ms', 'ours,', 'ms', 'computed', 'by', 'why']
+    >>> from matplotlib.figure import Figure
+    >>> report = nk.Report({"head": nk.Choice("1×9×9×1, 3×3×1×1", 2e-3, 1e-3, True, "")})
+    >>> report.plot(Figure().subplots()).get_title()
+    'Convolutions: 2.0 ms by Keras, 1.0 ms as converted'
     """
 
     _host, _title = "keras", "Keras"
-
-    def plot(self, target: Any) -> Any:
-        """Draw the time of each layer by Keras and by this package, as far as both are known.
-
-        Needs matplotlib. The bar of the one that does not compute the layer is pale.
-
-        Parameters
-        ----------
-        target : str, path or matplotlib.axes.Axes
-            A file to write, in the format that its name ends with, or axes to draw into.
-
-        Returns
-        -------
-        matplotlib.axes.Axes
-            What was drawn into.
-
-        Examples
-        --------
-        >>> import nbfftconv.keras as nk
-        >>> from matplotlib.figure import Figure
-        >>> report = nk.Report({"head": nk.Choice("1×9×9×1, 3×3×1×1", 2e-3, 1e-3, True, "")})
-        >>> report.plot(Figure().subplots()).get_title()
-        'Convolutions: 2.0 ms by Keras, 1.0 ms as converted'
-        """
-        return super().plot(target)
 
 
 def convert(model: _Model, example_inputs: tuple[Any, ...] | None = None, *, everything: bool = False) -> _Model:

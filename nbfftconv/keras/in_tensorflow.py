@@ -12,8 +12,8 @@ import tensorflow as tf
 from nbfftconv.keras.passes import Convolution
 from nbfftconv.threads import get_num_threads
 
-#: Seconds that a call takes beside its passes.
-CALL = 1e-4
+#: Seconds that a call takes beside its passes: a callback in each, about.
+CALL = 3e-4
 
 
 def is_cpu() -> bool:
@@ -24,6 +24,11 @@ def is_cpu() -> bool:
 def threads() -> int:
     """Return the number of threads of the host."""
     return tf.config.threading.get_intra_op_parallelism_threads() or get_num_threads()
+
+
+def tensor(value: Any) -> Any:
+    """Return the value of a variable as a tensor."""
+    return tf.convert_to_tensor(value)
 
 
 def is_ours(x: Any, kernel: Any, bias: Any) -> bool:

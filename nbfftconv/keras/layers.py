@@ -105,8 +105,8 @@ class Computed(Substitute):
         layer, backend = self._layer, host()
         result = inputs
         for kernel_name, convolution, is_last in self._parts:
-            kernel = keras.ops.convert_to_tensor(getattr(layer, kernel_name))
-            bias = keras.ops.convert_to_tensor(layer.bias) if is_last and layer.use_bias else None
+            kernel = _tensor(getattr(layer, kernel_name))
+            bias = _tensor(layer.bias) if is_last and layer.use_bias else None
             if backend.is_ours(result, kernel, bias):
                 result = backend.convolve(convolution, result, kernel, bias)
             else:
@@ -115,6 +115,11 @@ class Computed(Substitute):
                 return super().__call__(inputs)
         is_done = self._parts[-1].convolution.relu or layer.activation is None
         return result if is_done else layer.activation(result)
+
+
+def _tensor(weight: Any) -> Any:
+    """Return a weight as a tensor; of a layer with LoRA it is one already."""
+    return host().tensor(weight.value if isinstance(weight, keras.Variable) else weight)
 
 
 def _parts(layer: Any) -> list[_Part]:
