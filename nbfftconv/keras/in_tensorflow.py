@@ -18,7 +18,7 @@ CALL = 3e-4
 
 def is_cpu() -> bool:
     """Whether tensors are on the CPU."""
-    return not tf.config.list_logical_devices("GPU")
+    return not tf.config.get_visible_devices("GPU")
 
 
 def threads() -> int:

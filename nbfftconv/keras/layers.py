@@ -80,11 +80,11 @@ class Substitute:
 
 
 class _Part(NamedTuple):
-    """One of the convolutions of a layer: where its kernel is, and whether bias and activation come with it."""
+    """One of the convolutions of a layer: where its kernel is, and whether the bias is added to its results."""
 
     kernel: str
     convolution: Convolution
-    is_last: bool
+    has_bias: bool
 
 
 class Computed(Substitute):
@@ -98,17 +98,19 @@ class Computed(Substitute):
 
     def __init__(self, layer: Any) -> None:
         super().__init__(layer)
-        self._parts = _parts(layer)
+        self._settings, self._parts = _settings(layer), _parts(layer)
 
     def __call__(self, inputs: Any) -> Any:
         """Return the layer's output."""
         layer, backend = self._layer, host()
+        if self._settings != _settings(layer):
+            self._settings, self._parts = _settings(layer), _parts(layer)
         result = inputs
-        for kernel_name, convolution, is_last in self._parts:
-            kernel = _tensor(getattr(layer, kernel_name))
-            bias = _tensor(layer.bias) if is_last and layer.use_bias else None
+        for part in self._parts:
+            kernel = _tensor(getattr(layer, part.kernel))
+            bias = _tensor(layer.bias) if part.has_bias else None
             if backend.is_ours(result, kernel, bias):
-                result = backend.convolve(convolution, result, kernel, bias)
+                result = backend.convolve(part.convolution, result, kernel, bias)
             else:
                 result = None
             if result is None:
@@ -122,24 +124,31 @@ def _tensor(weight: Any) -> Any:
     return host().tensor(weight.value if isinstance(weight, keras.Variable) else weight)
 
 
+def _settings(layer: Any) -> tuple[Any, ...]:
+    """Return what `_parts` depends on, which a user may set at any time."""
+    numbers = layer.padding, tuple(layer.strides), tuple(layer.dilation_rate), getattr(layer, "output_padding", None)
+    return *numbers, layer.data_format == "channels_last", layer.activation is keras.activations.relu, layer.use_bias
+
+
 def _parts(layer: Any) -> list[_Part]:
-    kind, relu = _KINDS[type(layer)], layer.activation is keras.activations.relu
-    ones = (1,) * layer.rank
-    is_last = layer.data_format == "channels_last"
-    numbers = layer.padding, tuple(layer.strides), tuple(layer.dilation_rate)
-    added = getattr(layer, "output_padding", None)
+    kind, (padding, stride, dilation, added, channels_last, relu, has_bias) = _KINDS[type(layer)], _settings(layer)
     if kind != "separable":
-        return [_Part("kernel", Convolution(Setting(kind, *numbers, added, is_last), relu), True)]
-    depthwise = Convolution(Setting("depthwise", *numbers, None, is_last), False)
-    pointwise = Convolution(Setting("plain", "valid", ones, ones, None, is_last), relu)
-    return [_Part("depthwise_kernel", depthwise, False), _Part("pointwise_kernel", pointwise, True)]
+        setting = Setting(kind, padding, stride, dilation, added, channels_last)
+        return [_Part("kernel", Convolution(setting, relu), has_bias)]
+    ones = (1,) * len(stride)
+    depthwise = Setting("depthwise", padding, stride, dilation, None, channels_last)
+    pointwise = Setting("plain", "valid", ones, ones, None, channels_last)
+    return [
+        _Part("depthwise_kernel", Convolution(depthwise, False), False),
+        _Part("pointwise_kernel", Convolution(pointwise, relu), has_bias),
+    ]
 
 
 def geometries(layer: Any, shape: tuple[int, ...]) -> list[tuple[ConvGeometry, str]]:
     """Return the convolutions of a layer that is built, for an input of that shape, and the direction of each pass."""
     found = []
-    for kernel_name, convolution, _ in _parts(layer):
-        kernel_size, setting = tuple(getattr(layer, kernel_name).shape), convolution.setting
+    for part in _parts(layer):
+        kernel_size, setting = tuple(getattr(layer, part.kernel).shape), part.convolution.setting
         direction = "grad_input" if setting.is_transposed else "forward"
         found.append((setting.geometry(shape, kernel_size), direction))
         shape = setting.output_shape(shape, kernel_size)
