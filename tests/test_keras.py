@@ -37,6 +37,8 @@ SLOW = {
     "torch": {"digits", "random_thorough"},
     "tensorflow": {
         "random_convolutions",
+        "sequential_models",
+        "new_weights_are_followed",
         "functional_models",
         "subclassed_models",
         "saved_models_are_those_of_keras",
