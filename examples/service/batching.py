@@ -31,7 +31,7 @@ class Job:
         Of answer.
     arrived, begun, ended : float
         When it was put into the queue, taken out of it, and answered, by `time.perf_counter`.
-    batches : list of int
+    batch : int
         Images of the batch that it was computed in.
     future : Future
         Of the answer.
