@@ -11,7 +11,7 @@ author = "The nbfftconv developers"
 copyright = "the nbfftconv developers"
 version = release = nbfftconv.__version__
 
-extensions = ["sphinx.ext.autodoc", "sphinx.ext.autosummary", "sphinx.ext.mathjax", "numpydoc", "myst_parser"]
+extensions = ["sphinx.ext.autodoc", "sphinx.ext.autosummary", "sphinx.ext.mathjax", "numpydoc", "myst_nb"]
 html_theme = "furo"
 html_title = f"nbfftconv {release}"
 html_theme_options = {
@@ -31,3 +31,7 @@ autosummary_generate = False
 numpydoc_show_class_members = False
 myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 3
+# A page with code cells is run when it is built.
+nb_execution_mode = "force"
+nb_execution_raise_on_error = True
+nb_execution_timeout = 300

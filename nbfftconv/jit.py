@@ -9,12 +9,10 @@ What Numba expects of a cache is private to it: `nbfftconv.numba_internals` has 
 """
 
 import contextlib
-import ctypes
 import dataclasses
 import functools
 import hashlib
 import marshal
-import os
 import pkgutil
 import sys
 from collections.abc import Callable, Iterator
@@ -26,7 +24,7 @@ import numba
 import numpy as np
 from numba import types
 
-from nbfftconv import apart, simd, store
+from nbfftconv import apart, memory, simd, store
 from nbfftconv import numba_internals as internals
 from nbfftconv.forking import fork_safe_lock
 from nbfftconv.numba_internals import CFunc, CompileResult, NullCache, Signature, config
@@ -206,10 +204,6 @@ def njit(**options: Any) -> Callable:
     return decorate
 
 
-#: Gives back to the system what is free in the heap, of which loading machine code leaves a hundred MiB (GNU's libc).
-_trim_heap = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
-
-
 class Callback:
     """A function that compiled code calls by its address, so that a caller compiles once for all that it may call.
 
@@ -238,8 +232,7 @@ class Callback:
         function.__qualname__ += f".{hashlib.sha256(repr(_describe(function)).encode()).hexdigest()[:16]}"
         callback = internals.callback(function, self._signature, _Cache(function, {"callback": True}))
         self._compiled[real] = callback
-        if _trim_heap is not None:
-            _trim_heap(0)
+        memory.trim_heap()  # loading machine code leaves a hundred MiB there
         return callback
 
 

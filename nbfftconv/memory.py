@@ -4,7 +4,9 @@ Kernels come first: `nbfftconv.scratch` keeps free memory within what they leave
 again. A layer that is gone is noticed when room is next asked for, not by a finalizer: exceptions in one would be lost.
 """
 
+import ctypes
 import itertools
+import os
 import weakref
 from typing import Any, Protocol
 
@@ -39,6 +41,15 @@ _limit_source = "environment" if _from_environment else "default"
 _holders: dict[int, "weakref.ref[Holder]"] = {}
 _numbers = itertools.count()
 _room: int | None = None  # None if it has to be found out
+
+
+_trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
+
+
+def trim_heap() -> None:
+    """Give back to the system what the C library's heap has free, where there is a way to."""
+    if _trim is not None:
+        _trim(0)
 
 
 def check_bytes(name: str, value: Any, least: int) -> int:

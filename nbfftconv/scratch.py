@@ -203,6 +203,14 @@ def _references(owner: _Owner) -> int:
 _FEWEST = _references(_Owner(np.empty(0, _BYTE), 0, 0, 0))
 
 
+def release() -> None:
+    """Give back all memory that is free: after races, which took more than what was chosen will."""
+    free = [key for key, owner in list(_pool.items()) if _is_free(owner)]
+    for key in free:
+        _pool.pop(key, None)
+    memory.trim_heap()
+
+
 def trim() -> None:
     """Let go of what is not within the bounds, which have changed."""
     _make_room(0)

@@ -16,7 +16,7 @@ from typing import Any
 
 import onnxruntime
 
-from nbfftconv import planner, simd, threads
+from nbfftconv import planner, scratch, simd, threads
 from nbfftconv.machine import get_machine
 from nbfftconv.onnx.graph import CannotSplit, Graph
 from nbfftconv.onnx.layers import Convolution
@@ -122,6 +122,7 @@ def by_race(
         race.run(count)
     race.confirm()
     progress("chosen", 1.0)
+    scratch.release()
     best = race.best()
     chosen = frozenset(order[:best])
     choices = _left(graph, "")

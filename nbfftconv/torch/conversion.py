@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from nbfftconv import hosts
+from nbfftconv import hosts, scratch
 from nbfftconv.hosts import Choice
 from nbfftconv.torch.decisions import Seen, decide, look
 from nbfftconv.torch.folding import fold_norms, relus
@@ -104,6 +104,7 @@ def convert(model: _Model, example_inputs: tuple[Any, ...] | None = None, *, mea
                 {layer: decide(layer, seen) for layer, seen in look(model, layers, example_inputs, False).items()}
             )
     way.take(clipped)
+    scratch.release()
     return model
 
 
