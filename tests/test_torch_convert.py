@@ -275,6 +275,22 @@ def test_the_other_order_of_memory(monkeypatch, is_first_last, is_converted):
 
 
 @pytest.mark.usefixtures("second")
+@pytest.mark.parametrize("gain", [0.0, np.inf])
+def test_weights_that_were_made_for_inference(monkeypatch, gain):
+    monkeypatch.setattr(hosts, "GAIN", gain)
+    x = torch.randn(2, 3, 12, 12)
+    with torch.inference_mode():
+        model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3)).eval()
+        expected = model(x)
+        for _ in range(2):
+            nt.convert(model, (x,), measure=True)
+            check(model, expected, x)
+            nt.revert(model)
+    check(model, expected, x)
+    assert model[0].weight.is_inference()
+
+
+@pytest.mark.usefixtures("second")
 def test_a_network_that_wants_its_order(monkeypatch):
     monkeypatch.setattr(hosts, "GAIN", 0.0)
 

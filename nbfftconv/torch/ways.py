@@ -84,7 +84,7 @@ def _reorder(layer: torch.nn.Module) -> None:
 
 def _lay(layer: torch.nn.Module, order: torch.memory_format) -> None:
     weight: Any = layer.weight
-    with torch.inference_mode(False):  # where tensors could not be those of a parameter
+    with torch.inference_mode(weight.is_inference()):  # which its values have to be as well
         weight.data = weight.data.to(memory_format=order)
 
 
