@@ -74,19 +74,11 @@ class Report:
         self.choices = choices
 
     def __str__(self) -> str:
-        head = "layer", "geometry", f"{self._host}, ms", "ours, ms", "computed by", "why"
-        rows = [
-            (
-                name,
-                each.geometry,
-                tables.milliseconds(each.host),
-                tables.milliseconds(each.ours),
-                "nbfftconv" if each.is_converted else self._host,
-                each.why,
-            )
+        layers = [
+            (name, each.geometry, each.host, each.ours, each.is_converted, each.why)
             for name, each in self.choices.items()
         ]
-        return tables.as_text(head, rows)
+        return tables.of_layers("layer", self._host, layers)
 
     def plot(self, target: Any) -> Any:
         """Draw the time of each layer by the host and by this package, as far as both are known.

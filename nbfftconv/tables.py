@@ -16,6 +16,19 @@ def milliseconds(seconds: float) -> str:
     return "" if math.isnan(seconds) else f"{1e3 * seconds:.3f}"
 
 
+def of_layers(kind: str, host: str, layers: Sequence[tuple[str, str, float, float, bool, str]]) -> str:
+    """Return the table of what a host's layers, or nodes, take, and who computes them.
+
+    Each is a name, a geometry, the seconds by the host and by this package, whether this computes it, and why.
+    """
+    head = kind, "geometry", f"{host}, ms", "ours, ms", "computed by", "why"
+    rows = [
+        (name, geometry, milliseconds(theirs), milliseconds(ours), "nbfftconv" if is_ours else host, why)
+        for name, geometry, theirs, ours, is_ours, why in layers
+    ]
+    return as_text(head, rows)
+
+
 def geometry(
     input_size: Sequence[int | str],
     weight_size: Sequence[int],

@@ -46,7 +46,7 @@ def packaged(name: str) -> Any:
     import onnx_networks
     import trained_networks
 
-    return (trained_networks.NETWORKS | onnx_networks.MODELS).get(name)
+    return (onnx_networks.MODELS | trained_networks.NETWORKS).get(name)  # an export finds nothing
 
 
 def make(name: str) -> Any:

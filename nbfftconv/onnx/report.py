@@ -62,16 +62,8 @@ class Report:
     def __str__(self) -> str:
         if not self.choices:
             return self.why
-        head = "node", "geometry", "onnxruntime, ms", "ours, ms", "computed by", "why"
-        rows = [
-            (
-                name,
-                each.geometry,
-                tables.milliseconds(each.host),
-                tables.milliseconds(each.ours),
-                "nbfftconv" if each.is_replaced else "onnxruntime",
-                each.why,
-            )
+        nodes = [
+            (name, each.geometry, each.host, each.ours, each.is_replaced, each.why)
             for name, each in self.choices.items()
         ]
-        return f"{tables.as_text(head, rows)}\n{self.why}"
+        return f"{tables.of_layers('node', 'onnxruntime', nodes)}\n{self.why}"

@@ -11,7 +11,7 @@ import torch
 
 from nbfftconv import hosts, scratch
 from nbfftconv.hosts import Choice
-from nbfftconv.torch.decisions import Seen, decide, look
+from nbfftconv.torch.decisions import Seen, choose, decide
 from nbfftconv.torch.folding import fold_norms, relus
 from nbfftconv.torch.layers import COUNTERPARTS, HOSTS, LeftReLU
 from nbfftconv.torch.ways import NOTE, Way, find_fastest, give_back, without_trace
@@ -100,9 +100,7 @@ def convert(model: _Model, example_inputs: tuple[Any, ...] | None = None, *, mea
         if measure:
             way = find_fastest(model, layers, example_inputs, clipped)
         else:
-            way = Way(
-                {layer: decide(layer, seen) for layer, seen in look(model, layers, example_inputs, False).items()}
-            )
+            way = Way(choose(model, layers, example_inputs, False))
     way.take(clipped)
     scratch.release()
     return model

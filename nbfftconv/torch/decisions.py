@@ -37,10 +37,11 @@ def _is_ours(x: torch.Tensor) -> bool:
     return x.device.type == "cpu" and x.dtype in DTYPES
 
 
-def look(
+def choose(
     model: torch.nn.Module, layers: list[torch.nn.Module], example_inputs: tuple[Any, ...], measure: bool
-) -> dict[torch.nn.Module, list[Seen]]:
-    """Run a model once; return what each layer got, of every shape once. Values are not held: they may be large."""
+) -> dict[torch.nn.Module, Choice]:
+    """Run a model once; return what to choose for each layer by what it got."""
+    # of every shape once, without the values, which may be large
     seen: dict[torch.nn.Module, list[Seen]] = {layer: [] for layer in layers}
 
     def note(layer: torch.nn.Module, arguments: tuple[Any, ...]) -> None:
@@ -54,7 +55,7 @@ def look(
     finally:
         for hook in hooks:
             hook.remove()
-    return seen
+    return {layer: decide(layer, of_layer) for layer, of_layer in seen.items()}
 
 
 def decide(layer: torch.nn.Module, seen: list[Seen]) -> Choice:

@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 
 from nbfftconv.hosts import Choice
 from nbfftconv.torch.arrays import LAST, is_last
-from nbfftconv.torch.decisions import decide, look
+from nbfftconv.torch.decisions import choose
 from nbfftconv.torch.kept_weights import forget
 from nbfftconv.torch.layers import COUNTERPARTS, HOSTS, LeftReLU
 from nbfftconv.torch.races import Length, clock, race
@@ -95,12 +95,12 @@ def find_fastest(
     relus: dict[torch.nn.Module, torch.nn.ReLU],
 ) -> Way:
     """Race layers in both orders of memory, then the networks that come out, with PyTorch's own."""
-    first = Way(_choices(model, layers, example_inputs))
+    first = Way(choose(model, layers, example_inputs, True))
     ways = [first]
     if any(layer.weight.dim() in LAST for layer in layers):  # type: ignore[union-attr, operator]
         Way({layer: replace(each, is_converted=False) for layer, each in first.choices.items()}, True).take({})
         with contextlib.suppress(RuntimeError):  # of networks that want one order
-            ways.append(Way(_choices(model, layers, example_inputs), True))
+            ways.append(Way(choose(model, layers, example_inputs, True), True))
     ways += [way.by_host() for way in ways if any(each.is_converted for each in way.choices.values())]
 
     def turn(way: Way) -> float:
@@ -112,12 +112,6 @@ def find_fastest(
     seconds = race([functools.partial(turn, way) for way in ways], _LENGTH) if len(ways) > 1 else [0.0]
     fastest = min(range(len(ways)), key=seconds.__getitem__)
     return ways[fastest if seconds[fastest] <= _GAIN * seconds[0] else 0]
-
-
-def _choices(
-    model: torch.nn.Module, layers: list[torch.nn.Module], example_inputs: tuple[Any, ...]
-) -> dict[torch.nn.Module, Choice]:
-    return {layer: decide(layer, seen) for layer, seen in look(model, layers, example_inputs, True).items()}
 
 
 def _step(model: torch.nn.Module, example_inputs: tuple[Any, ...]) -> Callable[[], Any]:
