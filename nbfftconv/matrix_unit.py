@@ -60,7 +60,7 @@ def _emit_end(v):
     v.end_matrices()
 
 
-def _split(v, x):
+def split(v, x):
     """Return the three parts of numbers."""
     high = v.to_bfloat16(x)
     rest = x - high
@@ -83,7 +83,7 @@ def _packing_emitter(is_pairs: bool, is_whole: bool):
             return v.masked_load(address, v.lanes_between(0, is_there * lanes))
 
         def pack(a, b, target, i):
-            parts = zip(_split(v, load(a, i, a_rows, a_lanes)), _split(v, load(b, i, b_rows, b_lanes)), strict=True)
+            parts = zip(split(v, load(a, i, a_rows, a_lanes)), split(v, load(b, i, b_rows, b_lanes)), strict=True)
             for part, (low, high) in enumerate(parts):
                 v.store(v.high_halves(low, high, is_pairs), target + part * REGISTER_BYTES)
             return a + row, b + row, target + _ROW, i + 1
@@ -96,29 +96,6 @@ def _packing_emitter(is_pairs: bool, is_whole: bool):
 def _packing(is_pairs: bool, is_whole: bool):
     name = f"pack_{'pairs' if is_pairs else 'rows'}{'' if is_whole else '_of_part'}"
     return simd.kernel(_packing_emitter(is_pairs, is_whole), name)
-
-
-def _packing_by_table(is_whole: bool):
-    """Return the intrinsic that packs pairs of vectors, at `source` and as many bytes beyond as a table of int64 says.
-
-    Of its entries `count` are there; the others are zero.
-    """
-
-    def emit(v, source, table, count, target):
-        def load(entry, i):
-            if is_whole:
-                return v.load(source + v.load_integer(entry))
-            return v.masked_load(source + v.load_integer(entry), v.all_lanes_if(v.maximum(count - i, 0)))
-
-        def pack(entry, target, i):
-            parts = zip(_split(v, load(entry, i)), _split(v, load(entry + 8, i + 1)), strict=True)
-            for part, (low, high) in enumerate(parts):
-                v.store(v.high_halves(low, high, True), target + part * REGISTER_BYTES)
-            return entry + 16, target + _ROW, i + 2
-
-        v.repeat(SIDE, [table, target, 0], pack)
-
-    return simd.kernel(emit, f"pack_by_table{'' if is_whole else '_of_part'}")
 
 
 def _emit_transpose(v, packed):
@@ -170,6 +147,51 @@ def _emit_block(
         v.matrix_store(register, address, c_row)
 
 
+# The same of A and B, where B, the pixels, is split; the smallest first.
+_PRODUCTS_OF_WINDOW = (0, 2), (0, 1), (1, 1), (1, 0), (2, 0), (0, 0)
+
+
+def _emit_multiply_window(v, *arguments):
+    *operands, rows, columns = arguments
+    for i, j in itertools.product((1, 2), (1, 2)):
+        with v.when(rows, i), v.when(columns, j):
+            _emit_window_block(v, *operands, rows=i, columns=j)
+
+
+def _emit_window_block(
+    v, a, a_block, table, b, b_row, b_part, c, c_row, steps, ahead, lines, y, y_row, *, rows, columns,
+):  # fmt: skip
+    entries = [(2 * i + j, c + c_row * SIDE * i + _ROW * j) for i in range(rows) for j in range(columns)]
+    for register, _ in entries:
+        v.matrix_zero(register)
+
+    def fetch(ahead):
+        v.prefetch(ahead, level=2)
+        return [ahead + _ROW]
+
+    def step(a, entry, ahead, y):
+        here = b + v.load_integer(entry)
+        (ahead,) = v.repeat(lines, [ahead], fetch)
+        for i, j in itertools.product(range(_ROWS_AHEAD), range(columns)):
+            v.prefetch(y + y_row * i + j * _ROW, write=True)
+        of_a = of_b = None
+        for part_of_a, part_of_b in _PRODUCTS_OF_WINDOW:
+            if part_of_b != of_b:
+                for j in range(columns):
+                    v.matrix_load(_B + j, here + _ROW * j + b_part * part_of_b, b_row)
+            if part_of_a != of_a:
+                for i in range(rows):
+                    v.matrix_load(_A + i, a + a_block * i + part_of_a * REGISTER_BYTES, _ROW)
+            of_a, of_b = part_of_a, part_of_b
+            for i, j in itertools.product(range(rows), range(columns)):
+                v.matrix_fma(2 * i + j, _A + i, _B + j)
+        return a + PACKED_BYTES, entry + 8, ahead, y + y_row * _ROWS_AHEAD
+
+    v.repeat(steps, [a, table, ahead, y], step)
+    for register, address in entries:
+        v.matrix_store(register, address, c_row)
+
+
 def _emit_copy(v, source, source_row, target, target_row, rows):
     def copy(source, target):
         v.store(v.load(source), target)
@@ -185,8 +207,6 @@ begin_matrices, end_matrices = simd.kernel(_emit_begin, "begin_matrices"), simd.
 #: Of a `part`, some are not there.
 pack_pairs, pack_part_of_pairs = _packing(is_pairs=True, is_whole=True), _packing(is_pairs=True, is_whole=False)
 pack_rows, pack_part_of_rows = _packing(is_pairs=False, is_whole=True), _packing(is_pairs=False, is_whole=False)
-#: (source, table, count, target): the same of pairs whose places a table has.
-pack_by_table, pack_part_by_table = _packing_by_table(is_whole=True), _packing_by_table(is_whole=False)
 #: (packed): 16 rows to 16 columns, or the other way round.
 transpose_packed = simd.kernel(_emit_transpose, "transpose_packed")
 #: (a, a_block, b, b_block, c, c_row, c_rows, c_column, steps, add, ahead, line, c_ahead, c_ahead_row, rows, columns):
@@ -194,5 +214,9 @@ transpose_packed = simd.kernel(_emit_transpose, "transpose_packed")
 #: `b_block` and `c_column` apart; sums are over `steps` times 32 entries. Meanwhile lines are fetched from `ahead` on,
 #: `line` bytes apart, and rows of the next C.
 multiply_packed = simd.kernel(_emit_multiply, "multiply_packed", 16)
+#: (a, a_block, table, b, b_row, b_part, c, c_row, steps, ahead, lines, y, y_row, rows, columns): C = A · B, where B is
+#: in a window: rows `b_row` bytes apart, parts `b_part`, 32 entries of the sum where the table says. With each of these
+#: so many lines are fetched, from `ahead` on, and some rows from `y` on, which will be written.
+multiply_window = simd.kernel(_emit_multiply_window, "multiply_window", 15)
 #: (source, source_row, target, target_row, rows): vectors, one a row.
 copy_rows = simd.kernel(_emit_copy, "copy_rows")

@@ -354,11 +354,14 @@ class Emitter:
 
     def high_halves(self, a: Vector, b: Vector, in_turns: bool) -> Vector:
         """The upper halves of all lanes of two vectors, as bits: a lane of each in turns, or those of `a` first."""
+        if in_turns:  # without a shuffle
+            low, high = (self._builder.bitcast(value.llvm, self._magnitude) for value in (a, b))
+            shift, kept = (ir.Constant(self._magnitude, [number] * self.lanes) for number in (16, 0xFFFF0000))
+            word = self._builder.or_(self._builder.lshr(low, shift), self._builder.and_(high, kept))
+            return Vector(self._builder, self._builder.bitcast(word, self._vector))
         halves = ir.VectorType(ir.IntType(16), 2 * self.lanes)
-        parts = [range(first, first + 2 * self.lanes, 2) for first in (1, 1 + 2 * self.lanes)]
-        order = [lane for pair in zip(*parts, strict=True) for lane in pair] if in_turns else [*parts[0], *parts[1]]
         low, high = (self._builder.bitcast(value.llvm, halves) for value in (a, b))
-        shuffled = self._shuffle(low, high, order)
+        shuffled = self._shuffle(low, high, list(range(1, 4 * self.lanes, 2)))
         return Vector(self._builder, self._builder.bitcast(shuffled, self._vector))
 
     # The matrix unit (AMX): eight registers, of 16 rows of 64 bytes

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from unittest import mock
 
 import numpy as np
 import oracle
@@ -15,8 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import nbfftconv
-from nbfftconv import direct, scratch, simd, threads
-from nbfftconv.direct import block, dense, dense_grad_weight, depthwise, gradients
+from nbfftconv import direct, matrix_unit, scratch, simd, threads
+from nbfftconv.direct import block, dense, dense_grad_weight, depthwise, gradients, split_dense
 from nbfftconv.threads import get_workers
 
 DTYPES = (np.float32, np.float64)
@@ -61,6 +62,13 @@ def test_many_filters(case, dtype, rng):
 @given(case=direct_cases((5, 40), 4, 3, 90), dtype=st.sampled_from(DTYPES), rng=generators())
 def test_many_filters_on_wide_images(case, dtype, rng):
     check(case, dtype, rng)
+
+
+@pytest.mark.skipif(not matrix_unit.is_available(), reason="no matrix unit here")
+@given(case=direct_cases((5, 40), 4, 40, 40), rng=generators())
+def test_many_filters_on_the_matrix_unit(case, rng):
+    with mock.patch.object(split_dense, "_WORTHWHILE", math.inf):
+        check(case, np.float32, rng)
 
 
 @pytest.mark.parametrize(

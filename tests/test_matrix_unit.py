@@ -37,7 +37,7 @@ def test_three_parts_are_the_number(values):
     values = values[(np.abs(values) < 3e38) & ((values == 0) | (np.abs(values) > 2.0**-100))]
     values = np.pad(values, (0, 16 - len(values)))
     v = NumpyEmitter(np.float32, 64)
-    parts = [part.lanes for part in matrix_unit._split(v, v.vector(values))]
+    parts = [part.lanes for part in matrix_unit.split(v, v.vector(values))]
     assert all((part.view(np.uint32) & 0xFFFF == 0).all() for part in parts)
     np.testing.assert_array_equal(sum(part.astype(np.float64) for part in parts), values.astype(np.float64))
 
@@ -59,6 +59,46 @@ def test_emitters_multiply_matrices(rng):
     matrix_unit._emit_end(v)
     expected = start + a.astype(np.float64) @ b.astype(np.float64).T
     np.testing.assert_allclose(v.get(c, 16, 16), expected, rtol=0, atol=BOUND * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("step", [1, 2, 3])
+def test_emitters_pack_windows_and_multiply_them(rng, step):
+    """Two rows of 40 pixels, of which 3 on the left and 5 on the right are zeros of the padding."""
+    channels, row = 32, 48
+    v = NumpyEmitter(np.float32, 64)
+    pixels = rng.standard_normal((channels, 2, 32 * step)).astype(np.float32)
+    pixels[-1] = np.nan  # a channel that is not there
+    images, part = v.put(pixels), 16 * 2 * row * 4 + 64
+    window, plane = v.reserve(3 * part // 4), 2 * row * 4
+    for pair in range(16):
+        a = images + (2 * pair * 2 * 32 - 3) * step * 4
+        begin, end = (3 * step, 35 * step) if step < 3 else (3, 35)
+        split_dense._pack_emitter(step if step < 3 else 0)(
+            v, a, a + 2 * 32 * step * 4, 32 * step * 4, step * 4, begin, end, 1, int(pair < 15), 0,
+            window + pair * plane, row * 4, part, 2, 3,
+        )  # fmt: skip
+    w = rng.standard_normal((16, channels)).astype(np.float32)
+    rows, packed, sums, table, memory = v.put(w), v.reserve(768), v.reserve(16, 32), v.reserve(4), v.reserve(16)
+    pack, whole = matrix_unit._packing_emitter(is_pairs=False, is_whole=True), (16, 16, 16, 16)
+    pack(v, rows, rows + 64, 128, *whole, packed)
+    v.store_integer(4 * 7, table)  # under the eighth pixel of a row
+    matrix_unit._emit_begin(v, memory)
+    matrix_unit._emit_multiply_window(
+        v, packed, 0, table, window, plane, part, sums, 128, 1, 64, 1, 64, 64, 1, 2
+    )  # fmt: skip
+    bias, y, largest = v.put(np.full(16, 0.5, np.float32)), v.reserve(16, 40), v.put(np.zeros(16, np.float32))
+    split_dense._emit_write(v, sums, 128, y, 160, 2, 13, bias, 1, 16, largest)
+    taken = np.zeros((channels, 2, row))
+    taken[:, :, 3:35] = pixels[:, :, ::step]
+    taken[-1] = 0
+    products = w.astype(np.float64) @ taken.reshape(channels, -1)[:, 7:39]
+    np.testing.assert_allclose(v.get(sums, 16, 32), products, rtol=0, atol=BOUND * np.abs(products).max())
+    found = v.get(y, 16, 40)
+    expected = np.maximum(products + 0.5, 0)[:, 2:13]
+    np.testing.assert_allclose(found[:, 2:13], expected, rtol=0, atol=BOUND * np.abs(products).max())
+    assert np.isnan(found[:, :2]).all() and np.isnan(found[:, 13:]).all()
+    noted = np.abs(v.get(sums, 16, 32)[:, 2:13]).max()
+    assert v.get(largest, 16).max() == noted
 
 
 def multiplied(rng, groups, rows, columns, depth, nested, add=False, workers=2):
@@ -132,6 +172,12 @@ GEOMETRIES = [
     ((2, 3, 30, 31), (5, 3, 3, 3), {"stride": 2, "padding": 1}),
     ((1, 90, 5, 40), (33, 90, 3, 3), {"padding": 1, "padding_mode": "circular"}),
     ((1, 7, 1, 1), (17, 7, 1, 1), {}),
+    ((5, 64, 7, 7), (48, 64, 3, 3), {"padding": 1}),  # small images together
+    ((1, 520, 3, 700), (20, 520, 1, 3), {"padding": (0, 1)}),  # tiles of a row, with padding on the left or the right
+    ((1, 64, 70, 41), (40, 64, 3, 3), {"stride": (3, 4), "padding": 2, "dilation": (2, 3)}),  # phases of all pixels
+    ((1, 64, 70, 41), (40, 64, 3, 3), {"stride": (4, 2), "padding": 40, "dilation": (6, 4)}),  # every second pixel
+    ((2, 70, 40, 33), (40, 70, 2, 2), {"stride": 5}),
+    ((1, 64, 40, 40), (400, 64, 5, 5), {"padding": 2}),  # kernels beyond the second-level cache
 ]
 
 
@@ -145,6 +191,15 @@ def test_direct_convolution(rng, input_size, weight_size, options, scale):
     bias *= np.float32(scale)
     y = nbfftconv.conv2d(x, w, bias, **options, algorithm="direct", activation="relu")
     expected = oracle.conv2d(x, w, bias, **options, activation="relu")
+    np.testing.assert_allclose(y, expected, rtol=0, atol=BOUND * np.abs(expected).max())
+
+
+@needs_the_unit
+@pytest.mark.usefixtures("whatever_pays")
+def test_direct_convolution_of_volumes(rng):
+    x, w = rng.standard_normal((2, 40, 6, 9, 11), dtype=np.float32), rng.standard_normal((24, 40, 3, 3, 3), np.float32)
+    y = nbfftconv.conv3d(x, w, padding=1, stride=(2, 1, 1), algorithm="direct")
+    expected = oracle.conv3d(x, w, padding=1, stride=(2, 1, 1))
     np.testing.assert_allclose(y, expected, rtol=0, atol=BOUND * np.abs(expected).max())
 
 

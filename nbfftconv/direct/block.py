@@ -62,16 +62,16 @@ class Variant(NamedTuple):
 
 
 def program_of(
-    stage: Callback, record: Record, items: int, turns: int, variant: Variant, *kept: Any, notes: bool = False
+    stage: Callback, record: Record, items: int, turns: int, variant: Variant, *kept: Any, notes: int = 0
 ) -> Program:
     """Return the program of a stage over items, whose record, a copy, lacks what depends on a call.
 
     Its `zeros` is the address of biases of zero, and `worker` the bytes of scratch memory of a thread. What is `kept`
-    has addresses in it. If it `notes` something, each worker has a word at its `largest` for that.
+    has addresses in it. If it `notes` something, each worker has so many words at its `largest` for that.
     """
     recording, workers = Recording(), variant.workers
     if notes:
-        record["largest"] = recording.zeroed(workers, np.int64).address
+        record["largest"] = recording.zeroed(notes * workers, np.int64).address
     for name in ("input", "weight", "output"):
         record[name] = recording.operand(name).address
     record["bias"] = recording.operand("bias").address if variant.has_bias else record["zeros"]

@@ -47,23 +47,8 @@ _ROWS = power_of_two((TARGET.registers - _VECTORS - 1) // _VECTORS)
 _DEPTH = TARGET.l1_bytes * 3 // 4 // (_VECTORS * WIDEST_VECTOR_BYTES)
 
 
-class Blocks(NamedTuple):
-    """What a work item computes at once: vectors of pixels, filters, and rows of X, at most.
-
-    A scalar is gathered in the time of so many products. `is_fixed`: rows of X of all images are cut alike, into whole
-    channels, as kernels are packed by it.
-    """
-
-    vectors: int
-    rows: int
-    depth: int
-    of_scalar: int
-    is_fixed: bool
-
-
-#: Those in vector registers.
-BLOCKS = Blocks(_VECTORS, _ROWS, _DEPTH, of_scalar=4, is_fixed=False)
-
+#: A scalar is gathered in the time of so many products.
+_OF_SCALAR = 4
 _LINE = 64  # bytes
 #: Vectors of pixels of a tile whose channels are all in one block, at most, ...
 _MOST_VECTORS = 60
@@ -96,7 +81,7 @@ RECORD = RecordType(
     fields(
         "input", "weight", "output", "bias", "zeros", "table", "scratch", "worker", "largest",
         "groups", "channels", "filters", "taps", "depth", "relu", "stream", "turn", "turns",
-        "filter_blocks", "chunks", "tiles", "y_core", "x_core", "y_count", "x_count",
+        "filter_blocks", "chunks", "y_core", "x_core", "y_count", "x_count",
         "row_vectors", "row", "phase", "phases", "interleave", "window", "is_flat", "next_calls",
         *(f"{axis}_{name}" for axis in "yx" for name in AXIS_FIELDS),
         planes=PLANES,
@@ -344,13 +329,8 @@ class _Tiles(NamedTuple):
     gathered: int
 
 
-def channels_of_block(channels: int, taps: int, of: Blocks) -> int:
-    """Return the channels of a block of rows of X."""
-    return cdiv(channels, cdiv(channels, max(1, of.depth // taps)))
-
-
 def _in_windows(
-    geometry: ConvGeometry, y: dict[str, int], x: dict[str, int], dtype: np.dtype, wanted: int, of: Blocks
+    geometry: ConvGeometry, y: dict[str, int], x: dict[str, int], dtype: np.dtype, wanted: int
 ) -> _Tiles | None:
     """Return tiles in windows, of which so many are wanted; None if a window would be too large, or mostly in vain."""
     lanes, itemsize = simd.lanes(dtype.type), dtype.itemsize
@@ -358,21 +338,16 @@ def _in_windows(
     vectors = cdiv(x["output"], lanes)
     if x["stride"] > _MOST_PHASES:
         return None
-    depth = channels_of_block(channels, taps, of)
+    depth = cdiv(channels, cdiv(channels, max(1, _DEPTH // taps)))
     most = _MOST_VECTORS if depth == channels else _MOST_VECTORS_OF_SUMS
     others = max(1, geometry.input_size[0] * geometry.groups)
     y_reach, x_reach = (axis["dilation"] * (axis["kernel"] - 1) for axis in (y, x))
     phases = min(x["stride"], x_reach + 1)
-    if of.is_fixed:
-        beside = cdiv(x_reach // x["stride"], lanes) + 1
-        most = min(most, _WINDOW_BYTES // (depth * phases * (y_reach + 1) * VECTOR_BYTES) - beside)
-        if most < 1:
-            return None
-    elif y["output"] == 1:
-        most = min(most, max(of.vectors, _WINDOW_BYTES // (depth * VECTOR_BYTES)))
+    if y["output"] == 1:
+        most = min(most, max(_VECTORS, _WINDOW_BYTES // (depth * VECTOR_BYTES)))
     x_count = cdiv(vectors, most)
     if y["output"] == 1:
-        x_count = max(x_count, min(cdiv(wanted, others), cdiv(vectors, of.vectors)))
+        x_count = max(x_count, min(cdiv(wanted, others), cdiv(vectors, _VECTORS)))
     x_vectors = cdiv(vectors, x_count)
     x_count = cdiv(vectors, x_vectors)
     row_vectors = x_vectors + cdiv(x_reach // x["stride"], lanes)
@@ -387,7 +362,7 @@ def _in_windows(
     y_count = cdiv(y["output"], min(fitting, max(1, most // x_vectors)))
     y_count = max(y_count, min(cdiv(wanted, others * x_count), cdiv(y["output"], fewest)))
     y_core = cdiv(y["output"], y_count)
-    while y_core < min(fitting, y["output"]) and y_core * x_vectors % of.vectors != 0:  # whole blocks
+    while y_core < min(fitting, y["output"]) and y_core * x_vectors % _VECTORS != 0:  # whole blocks
         y_core += 1
     window = ((y_core - 1) * y["stride"] + y_reach + 1) * row
     y_count = cdiv(y["output"], y_core)
@@ -400,17 +375,15 @@ def _in_windows(
     return _Tiles(numbers, y["output"] * vectors * lanes, gathered)
 
 
-def _gathered(channels: int, y: dict[str, int], x: dict[str, int], lanes: int, wanted: int, of: Blocks) -> _Tiles:
+def _gathered(channels: int, y: dict[str, int], x: dict[str, int], lanes: int, wanted: int) -> _Tiles:
     """Return tiles of pixels of all rows of an image, of which so many are wanted."""
     pixels, kernel = y["output"] * x["output"], y["kernel"] * x["kernel"]
-    depth = cdiv(channels * kernel, cdiv(channels * kernel, of.depth))
-    if of.is_fixed:
-        depth = channels_of_block(channels, kernel, of) * kernel
-    core = of.vectors * lanes
+    depth = cdiv(channels * kernel, cdiv(channels * kernel, _DEPTH))
+    core = _VECTORS * lanes
     core *= max(1, min(_STRIP_BLOCKS, pixels // (core * wanted)))
     numbers = {
         "depth": depth, "y_core": 1, "x_core": core, "y_count": 1, "x_count": cdiv(pixels, core),
-        "worker": depth * of.vectors * VECTOR_BYTES,
+        "worker": depth * _VECTORS * VECTOR_BYTES,
     }  # fmt: skip
     vectors = cdiv(pixels, lanes)
     calls = vectors * kernel * cdiv(channels * kernel, depth)  # more where a vector has pixels of several rows
@@ -439,14 +412,14 @@ class Cut(NamedTuple):
     work: Work
 
 
-def _effort(tiles: _Tiles, products: int, of: Blocks) -> int:
+def _effort(tiles: _Tiles, products: int) -> int:
     """Return what tiles cost, in products, of which each pixel has so many."""
-    return tiles.pixels * products + of.of_scalar * tiles.gathered
+    return tiles.pixels * products + _OF_SCALAR * tiles.gathered
 
 
 @functools.lru_cache(maxsize=256)
-def cut(geometry: ConvGeometry, dtype: np.dtype, of: Blocks = BLOCKS) -> Cut:
-    """Return how a geometry is cut, for such blocks."""
+def cut(geometry: ConvGeometry, dtype: np.dtype) -> Cut:
+    """Return how a geometry is cut."""
     y, x = (axis_in_window(geometry.axis_numbers(axis)) for axis in (0, 1))
     for axis in (y, x):
         axis["stride"] = max(1, axis["stride"])
@@ -460,11 +433,11 @@ def cut(geometry: ConvGeometry, dtype: np.dtype, of: Blocks = BLOCKS) -> Cut:
         x |= {"input": pixels, "output": pixels}
         y |= {"input": images * geometry.groups * channels, "output": 1}
     wanted = max(1, min(_ITEMS, cdiv(geometry.multiply_adds, _ITEM_PRODUCTS)))  # also of an empty batch
-    tiles = _gathered(channels, y, x, lanes, cdiv(wanted, max(1, images * geometry.groups)), of)
-    in_windows = _in_windows(geometry, y, x, dtype, wanted, of)
+    tiles = _gathered(channels, y, x, lanes, cdiv(wanted, max(1, images * geometry.groups)))
+    in_windows = _in_windows(geometry, y, x, dtype, wanted)
     # rows that are whole images are only gathered in windows
     products = filters * taps
-    if in_windows is not None and (is_flat or _effort(in_windows, products, of) <= _effort(tiles, products, of)):
+    if in_windows is not None and (is_flat or _effort(in_windows, products) <= _effort(tiles, products)):
         tiles, numbers = in_windows, in_windows.numbers
         c, u, v = np.ogrid[: numbers["depth"] // (kernel[0] * kernel[1]), : kernel[0], : kernel[1]]
         turn, phase = np.divmod(v * x["dilation"], x["stride"])
@@ -476,18 +449,17 @@ def cut(geometry: ConvGeometry, dtype: np.dtype, of: Blocks = BLOCKS) -> Cut:
         numbers["is_flat"] = int(is_flat)
     else:
         numbers = tiles.numbers
-        table = np.arange(numbers["depth"]) * (of.vectors * VECTOR_BYTES)
+        table = np.arange(numbers["depth"]) * (_VECTORS * VECTOR_BYTES)
     numbers |= {"groups": geometry.groups, "channels": channels, "filters": filters, "taps": taps}
-    numbers["filter_blocks"] = blocks = cdiv(filters, of.rows)
+    numbers["filter_blocks"] = blocks = cdiv(filters, _ROWS)
     copies = images * geometry.groups
-    numbers["tiles"] = items = copies * numbers["y_count"] * numbers["x_count"]
+    items = copies * numbers["y_count"] * numbers["x_count"]
     chunks = max(cdiv(filters, _MOST_FILTERS), min(cdiv(wanted, max(1, items)), filters // _FEWEST_FILTERS))
     numbers["chunks"] = chunks = min(chunks, blocks)
     for name, axis in (("y", y), ("x", x)):
         numbers |= {f"{name}_{number}": value for number, value in axis.items()}
-    longest = numbers["y_core"] * numbers["x_core"] * cdiv(blocks, chunks) * of.rows * taps
-    # the matrix unit's packing reads entries beyond the last one
-    table = np.append(table.ravel(), np.zeros(32)).astype(np.int64)
+    longest = numbers["y_core"] * numbers["x_core"] * cdiv(blocks, chunks) * _ROWS * taps
+    table = table.ravel().astype(np.int64)
     zeros = no_biases(geometry.weight_size[0], dtype)
     numbers |= {"table": table.ctypes.data, "zeros": zeros.ctypes.data}
     return Cut(

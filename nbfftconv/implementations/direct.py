@@ -244,13 +244,14 @@ def cost(geometry: ConvGeometry, direction: str, dtype: np.dtype, weight_is_pack
         products = 2 * slow * images * filters * taps * round_up(height, 4) * round_up(width, lanes)
         moving = moved / (machine.bandwidth * _RATES["window_move"])
         return _RATES["call"] + products / (flops * _RATES["window"]) + moving
-    is_split = split_dense.fits(geometry, dtype)
-    work = (split_dense if is_split else dense).cut(geometry, dtype).work
-    share = split_dense.share_of_vectors(geometry) if is_split else 1.0
+    if split_dense.fits(geometry, dtype):
+        work = dense.Work(int(split_dense.share_of_vectors(geometry) * geometry.multiply_adds), 0)
+    else:
+        work = dense.cut(geometry, dtype).work
     packed = 0 if weight_is_packed else slow * filters * taps
     return (
         _RATES["call"]
-        + 2 * slow * share * work.products / (flops * _RATES["dense"])
+        + 2 * slow * work.products / (flops * _RATES["dense"])
         + slow * work.gathered / (flops * _RATES["gather"])
         + packed / (flops * _RATES["pack"])
         + moved / (machine.bandwidth * _RATES["dense_move"])
