@@ -6,14 +6,15 @@ import numpy as np
 
 from nbfftconv import jit, scratch, simd, threads
 from nbfftconv.arrays import compact
+from nbfftconv.geometry import ConvGeometry
 from nbfftconv.records import RecordType, fields
 from nbfftconv.rounding import cdiv
 from nbfftconv.simd import VECTOR_BYTES
 
 #: Rows that a work item has of a matrix: so many lines of each column are written one after the other.
 _ROWS = 256
-#: Bytes that a core is taken to move in a second.
-_BYTES_PER_SECOND = 1e10
+#: Bytes that a core is taken to move in a second, and seconds of a call.
+_BYTES_PER_SECOND, _CALL = 1e10, 1.5e-5
 
 # matrices of so many rows and columns, in blocks of rows
 _RECORD = RecordType(fields("source", "target", "rows", "columns", "blocks"))
@@ -65,6 +66,12 @@ def _exchanged(array: np.ndarray, rows: int, columns: int, shape: tuple[int, ...
     stage = _transpose_matrices.address(array.dtype.type)
     threads.run(threads.Task(stage, record, array.shape[0] * blocks, workers))
     return result
+
+
+def exchange_seconds(geometry: ConvGeometry, dtype: np.dtype) -> float:
+    """Return the seconds that it takes to bring an input to the other order, and an output back, on one core."""
+    scalars = math.prod(geometry.input_size) + math.prod(geometry.output_size)
+    return 2 * _CALL + 2 * scalars * dtype.itemsize / _BYTES_PER_SECOND
 
 
 def to_channels_first(array: np.ndarray) -> np.ndarray:

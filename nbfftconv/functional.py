@@ -18,9 +18,11 @@ from nbfftconv.arguments import (
     without_channels,
 )
 from nbfftconv.arrays import check_out, compact, result_type
+from nbfftconv.channels_last import to_channels_first
 from nbfftconv.geometry import Padding, check_flag
 from nbfftconv.implementations import registry
 from nbfftconv.plan import ConvPlan
+from nbfftconv.planner import plan_channels_last
 from nbfftconv.run import run_forward
 
 
@@ -42,8 +44,9 @@ def _conv(
 ) -> np.ndarray:
     """Convolve what has so many spatial axes."""
     is_last = check_flag("channels_last", channels_last)
-    (x, is_batch), w = as_batch("input", input, axes, is_last), as_kernels("weight", weight, axes)
-    geometry, is_empty = geometry_for(x.shape, w.shape, stride, padding, dilation, groups, axes)
+    (x, is_batch), w = as_batch("input", input, axes), as_kernels("weight", weight, axes)
+    size = (x.shape[0], x.shape[-1], *x.shape[1:-1]) if is_last else x.shape
+    geometry, is_empty = geometry_for(size, w.shape, stride, padding, dilation, groups, axes)
     b = check_bias(bias, w.shape[0], result_type(x, w))
     padding_modes.check(geometry, padding_mode)
     check_activation(activation)
@@ -53,16 +56,24 @@ def _conv(
         check_out(out, size_of(size, is_batch, is_last), dtype)
     if is_empty:
         return as_given(np.empty(size, dtype), is_batch, is_last) if out is None else out
-    images = geometry.of_images
+    images, is_given = geometry.of_images, plan is not None
     plan = plan_for(plan, algorithm, images, "forward", dtype)
+    if is_last and padding_mode == "zeros" and not is_given:
+        plan = plan_channels_last(plan, algorithm, weight_is_transformed=False)
+    stays_last = plan.geometry.channels_last
+    if is_last and not stays_last:
+        x = to_channels_first(x)
     kernels = registry.get(plan.algorithm).prepare(plan, compact(w, dtype).reshape(images.weight_size))
     at_once = None
-    if out is not None and out.flags.c_contiguous and not is_last:
-        at_once = np.asarray(out).reshape(images.output_shape)  # of a subclass, its memory
-    result, _ = run_forward(plan, x.reshape(images.input_shape), kernels, b, padding_mode, activation, at_once)
+    if out is not None and out.flags.c_contiguous and is_last == stays_last:
+        at_once = np.asarray(out).reshape(plan.geometry.output_shape)  # of a subclass, its memory
+    result, _ = run_forward(plan, x.reshape(plan.geometry.input_shape), kernels, b, padding_mode, activation, at_once)
     if out is not None and at_once is not None:
         return out
-    result = as_given(result.reshape(geometry.output_size), is_batch, is_last)
+    if stays_last:
+        result = result.reshape(size_of(geometry.output_size, is_batch, True))
+    else:
+        result = as_given(result.reshape(geometry.output_size), is_batch, is_last)
     if out is None:
         return result
     np.asarray(out)[...] = result

@@ -227,6 +227,12 @@ def layer_numbers(
     return size, strides, _resolve_padding(padding, size[2:], strides, dilations), dilations, groups
 
 
+def _in_memory(size: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the shape of an array whose channels come last."""
+    batch, channels, *space = size
+    return batch, *space, channels
+
+
 @dataclass(frozen=True)
 class ConvGeometry:
     """One convolution, of images, or of sequences or volumes. Build it with `from_arguments`.
@@ -248,6 +254,8 @@ class ConvGeometry:
         Groups of channels that are convolved apart.
     depth : Depth
         Of volumes that are seen as images, their third axis.
+    channels_last : bool
+        Whether the arrays of a pass are (batch, height, width, channels) in memory. Sizes are in the same order anyway.
 
     Examples
     --------
@@ -264,6 +272,7 @@ class ConvGeometry:
     dilation: tuple[int, ...]
     groups: int
     depth: Depth = FLAT
+    channels_last: bool = False
 
     def __hash__(self) -> int:
         return self._hash
@@ -414,7 +423,7 @@ class ConvGeometry:
     def input_shape(self) -> tuple[int, ...]:
         """Shape of the input's array: of volumes that are seen as images, (batch, channels, depth, height, width)."""
         if self.depth == FLAT:
-            return self.input_size
+            return _in_memory(self.input_size) if self.channels_last else self.input_size
         images, channels, *image = self.input_size
         return images // self.depth.outputs, channels // self.depth.taps, self.depth.planes, *image
 
@@ -422,7 +431,7 @@ class ConvGeometry:
     def output_shape(self) -> tuple[int, ...]:
         """Shape of the output's array."""
         if self.depth == FLAT:
-            return self.output_size
+            return _in_memory(self.output_size) if self.channels_last else self.output_size
         images, filters, *image = self.output_size
         return images // self.depth.outputs, filters, self.depth.outputs, *image
 

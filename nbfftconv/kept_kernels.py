@@ -12,7 +12,7 @@ from nbfftconv.forking import fork_safe_lock
 from nbfftconv.geometry import ConvGeometry
 from nbfftconv.implementations import Kernels, registry
 from nbfftconv.plan import ConvPlan, KernelForm
-from nbfftconv.planner import make_plan, make_plan_for_kept, planning_state
+from nbfftconv.planner import make_plan, make_plan_for_kept, plan_channels_last, planning_state
 
 #: Bytes that kernels leave to free memory.
 _RESERVE = 48 * 2**20
@@ -73,23 +73,26 @@ class KeptKernels:
         # when forms were last asked for
         self._wanted: dict[KernelForm, int] = {}
         # what plans depended on when they were made, and the plan in force
-        self._chosen: dict[tuple[ConvGeometry, np.dtype, str], tuple[Any, ConvPlan]] = {}
+        self._chosen: dict[tuple[ConvGeometry, np.dtype, str, bool], tuple[Any, ConvPlan]] = {}
         memory.add_holder(self)
 
-    def plan(self, geometry: ConvGeometry, dtype: np.dtype, algorithm: str) -> ConvPlan:
+    def plan(self, geometry: ConvGeometry, dtype: np.dtype, algorithm: str, channels_last: bool = False) -> ConvPlan:
         """Plan a forward pass, for kernels in a form that is kept if that is nearly as fast as the best plan.
 
-        The plan for a size stays, so that its results do, as long as these kernels are kept.
+        The plan for a size stays, so that its results do, as long as these kernels are kept. With `channels_last`, it
+        may be for the geometry with its channels last in memory.
         """
-        key, state = (geometry, dtype, algorithm), planning_state()
+        key, state = (geometry, dtype, algorithm, channels_last), planning_state()
         found = self._chosen.get(key)
         if found is not None and found[0] == state:
             return found[1]
-        best = self._best_plan(*key)
+        best = self._best_plan(geometry, dtype, algorithm)
         with _kept_lock:
             found = self._chosen.get(key)  # another thread may have been first
             if found is None or found[0] != state:
                 chosen = make_plan_for_kept(best, algorithm, self._wanted.keys())
+                if channels_last:
+                    chosen = plan_channels_last(chosen, algorithm)
                 self._wanted.setdefault(chosen.kernel_form, 0)
                 self._chosen[key] = found = state, chosen
                 if len(self._chosen) > _CHOSEN:

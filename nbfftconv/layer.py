@@ -24,6 +24,7 @@ from nbfftconv.arguments import (
     without_channels,
 )
 from nbfftconv.arrays import as_float, check_shape, compact, is_compact, result_type
+from nbfftconv.channels_last import to_channels_first
 from nbfftconv.geometry import ConvGeometry, Padding, check_flag, layer_numbers, unchanging
 from nbfftconv.kept_kernels import KeptKernels, keep_call
 from nbfftconv.plan import StepPlan
@@ -298,15 +299,16 @@ class ConvLayer(Layer):
                 self._last.forward = None
                 result: np.ndarray = call(array)
                 return result
-        x, is_batch = as_batch("input", input, self._axes, self._channels_last)
+        x, is_batch = as_batch("input", input, self._axes)
         is_last, bias = self._channels_last, self._bias
+        size = (x.shape[0], x.shape[-1], *x.shape[1:-1]) if is_last else x.shape
         weight, padding_mode, activation = kernels.weight, self._padding_mode, self._activation
         numbers = self._stride, self._padding, self._dilation, self._groups
         has_channels = weight.size > 0
         if has_channels:
-            given = ConvGeometry.of_unchanging(x.shape, weight.shape, *numbers)
+            given = ConvGeometry.of_unchanging(size, weight.shape, *numbers)
         else:
-            given, _ = geometry_for(x.shape, weight.shape, *numbers, self._axes)
+            given, _ = geometry_for(size, weight.shape, *numbers, self._axes)
         if padding_mode != "zeros":
             padding_modes.check(given, padding_mode)
         dtype = result_type(x, weight) if bias is None else result_type(x, weight, bias)
@@ -314,17 +316,22 @@ class ConvLayer(Layer):
         settings = padding_mode, bias is not None, is_batch, is_last
         if not has_channels:
             if self._training:
+                x = to_channels_first(x) if is_last else x
                 self._last.forward = given, dtype, x, None, None, None, kernels, *settings
             return as_given(np.empty(without_channels(given.output_size), dtype), is_batch, is_last)
         geometry = given.of_images
-        x = x.reshape(geometry.input_shape)
         step = self._step(geometry, dtype) if self._training else None
-        plan = step.forward if step else kernels.plan(geometry, dtype, self._algorithm)
+        may_be_last = is_last and padding_mode == "zeros"
+        plan = step.forward if step else kernels.plan(geometry, dtype, self._algorithm, may_be_last)
+        stays_last = plan.geometry.channels_last
+        if is_last and not stays_last:
+            x = to_channels_first(x)
+        x = x.reshape(plan.geometry.input_shape)
         transformed = kernels.of(plan)
         is_plain = array is not None and array.dtype == dtype and padding_mode == "zeros"
-        found = kernels.forms.get(plan.kernel_form) if is_plain and not (step or is_last) else None
+        found = kernels.forms.get(plan.kernel_form) if is_plain and not step and is_last == stays_last else None
         if found is not None:
-            size = size_of(given.output_size, is_batch, False)
+            size = size_of(given.output_size, is_batch, is_last)
             keep_call(calls, (array.shape, dtype), ReadyForward(plan, found, bias, activation == "relu", size))
         result, kept = run_forward(
             plan,
@@ -338,6 +345,8 @@ class ConvLayer(Layer):
         if step:
             passed = passed_by_relu(result) if activation == "relu" else None
             self._last.forward = given, dtype, x, step, kept, passed, kernels, *settings
+        if stays_last:
+            return result.reshape(size_of(given.output_size, is_batch, True))
         return as_given(result.reshape(given.output_size), is_batch, is_last)
 
     def backward(self, grad_output: ArrayLike) -> np.ndarray:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from nbfftconv import autotune, profile
+from nbfftconv.channels_last import exchange_seconds
 from nbfftconv.geometry import ConvGeometry, Padding, check_flag, numbers, pair
 from nbfftconv.implementations import WEIGHT_LIMIT, Candidates, Implementation, Inapplicable, Request, registry
 from nbfftconv.machine import get_machine
@@ -363,10 +364,30 @@ def make_plan(
         if "transform" in options:
             name = transforms.get(options["transform"]).algorithm
             implementations = tuple(each for each in implementations if each.name == name) or implementations
-    elif transposes and not is_asked and weight_limit >= WEIGHT_LIMIT:
+    elif transposes and not is_asked and weight_limit >= WEIGHT_LIMIT and not geometry.channels_last:
         winner = _winner(geometry, direction, dtype, weight_is_transformed)
     fields = _fields(geometry, direction, dtype, choices, is_asked, weight_is_transformed, transposes, weight_limit)
     return _make_plan(implementations, winner, *fields)
+
+
+def plan_channels_last(best: ConvPlan, algorithm: str, weight_is_transformed: bool = True) -> ConvPlan:
+    """Return the plan of a forward pass of arrays whose channels come last, given the best one for channels first.
+
+    It is one that reads and writes them as they are, if there is one that costs less than `best` with the exchange of
+    both arrays.
+    """
+    geometry = best.geometry
+    try:
+        plan = make_plan(
+            replace(geometry, channels_last=True),
+            "forward",
+            best.dtype,
+            algorithm,
+            weight_is_transformed=weight_is_transformed,
+        )
+    except ValueError:
+        return best
+    return plan if plan.seconds < best.seconds + exchange_seconds(geometry, best.dtype) else best
 
 
 def planning_state() -> tuple[Any, ...]:
@@ -455,6 +476,8 @@ def _offers(
     found, refusals = [], []
     for implementation in implementations:
         try:
+            if request.geometry.channels_last and not implementation.reads_channels_last:
+                raise Inapplicable(f"{implementation.name} convolution reads channels first")
             found.append((implementation, implementation.candidates(request)))
         except Inapplicable as reason:
             refusals.append(reason)

@@ -1,10 +1,11 @@
 """Thread counts and the one parallel loop, safe from any number of Python threads and after a fork.
 
-Every stage of every pass runs through `run`, which cuts its work items into chunks that threads take in turn: a thread
-that has to wait for a CPU holds up no more than its chunk. Before the next step of a pass, a thread waits for chunks
-that others have taken, and for nothing else: whatever number of threads there really is, one that runs can do all that
-is left. Work items are independent and do not know the chunk that they are in, so the number of threads cannot change a
-result.
+Every stage of every pass runs through `run`, which cuts its work items into chunks that threads take in turn, each
+thread those of an area of its own before it helps others: so what it wrote in a pass is mostly what it reads in the
+next one, and a thread that has to wait for a CPU holds up no more than its chunk. Before the next step of a pass, a
+thread waits for chunks that others have taken, and for nothing else: whatever number of threads there really is, one
+that runs can do all that is left. Work items are independent and do not know the chunk that they are in, so the number
+of threads cannot change a result.
 
 Python answers signals, such as Ctrl-C, between two instructions of its main thread. So a call of that thread that takes
 long comes back to Python every `_ROUND`, with nothing running, and goes on where it was.
@@ -224,6 +225,8 @@ _ROUND = 50_000_000
 #: and a part that takes longer than expected is late by little.
 _PART = 4_000_000
 _ENDLESS = 2**62  # nanoseconds of a round of other threads
+#: Areas of neighbouring items, of which threads take chunks of their own before they help others.
+_AREAS = 8
 # What compiled code has of a task: stage, record, items, workers, chunks; and its counters of items taken and done, in
 # cache lines of their own.
 _NUMBERS, _TAKEN, _DONE, _ROW = struct.Struct("5q"), 16, 24, 32
@@ -276,27 +279,32 @@ def _work(table: int, count: int, worker: int, end: int) -> None:
     """
     for index in range(count):
         row = table + index * _ROW * 8
-        task, taken, done = simd.pointer(np.int64, row), row + _TAKEN * 8, row + _DONE * 8
+        task, done = simd.pointer(np.int64, row), row + _DONE * 8
         stage, record, items, workers, chunks = task[0], task[1], task[2], task[3], task[4]
         begin, most = 0, items
         if end != _ENDLESS:  # how long an item takes is measured, at first that of one
             begin, most = simd.nanoseconds(), 1
-        first = simd.finished(taken) if worker < workers else items
-        while first < items:
-            chunk = cdiv((first + 1) * chunks, items)
-            last = min(items * chunk // chunks, first + most)
-            found = simd.claim(taken, first, last)
-            if found == first:
-                simd.call(stage, (record, worker, first, last))
-                simd.announce(done, last - first)
-                if end != _ENDLESS:
-                    now = simd.nanoseconds()
-                    if now >= end:
-                        return
-                    most = max(1, (last - first) * min(_PART, end - now) // max(1, now - begin))
-                    begin = now
-                found = simd.finished(taken)
-            first = found
+        areas = min(workers, _AREAS) if worker < workers else 0
+        for turn in range(areas):  # its own area first, where its caches have what it wrote before
+            area = (worker + turn) % areas
+            start, stop = share(items, area, areas)
+            taken, size, parts = row + (_TAKEN + area) * 8, stop - start, max(1, chunks // areas)
+            first = simd.finished(taken)
+            while first < size:
+                chunk = cdiv((first + 1) * parts, size)
+                last = min(size * chunk // parts, first + most)
+                found = simd.claim(taken, first, last)
+                if found == first:
+                    simd.call(stage, (record, worker, start + first, start + last))
+                    simd.announce(done, last - first)
+                    if end != _ENDLESS:
+                        now = simd.nanoseconds()
+                        if now >= end:
+                            return
+                        most = max(1, (last - first) * min(_PART, end - now) // max(1, now - begin))
+                        begin = now
+                    found = simd.finished(taken)
+                first = found
         looks = 0
         while simd.finished(done) < items:
             looks += 1

@@ -17,20 +17,26 @@ import numpy as np
 from layers import Layer
 from rounds import seconds_of
 
-OURS = "nbfftconv"
+OURS, OURS_LAST = "nbfftconv", "nbfftconv-nhwc"
 Convolution = Callable[[], Any]
 
 
-def this_engine(layer: Layer, x: np.ndarray, weight: np.ndarray, threads: int) -> Convolution:
-    """A layer in inference, its kernels transformed."""
+def this_engine(
+    layer: Layer, x: np.ndarray, weight: np.ndarray, threads: int, channels_last: bool = False
+) -> Convolution:
+    """A layer in inference, its kernels transformed; with `channels_last` its arrays are in that order in memory."""
     import nbfftconv
+    from nbfftconv import scratch
 
     nbfftconv.set_num_threads(threads)
     kind = getattr(nbfftconv, f"Conv{'Transpose' * layer.is_transposed}{len(layer.space)}d")
     options = {"stride": layer.stride, "padding": layer.pads, "dilation": layer.dilation, "groups": layer.groups}
-    convolution = kind(weight, **options, training=False)
-    convolution(x)
-    return lambda: convolution(x)
+    convolution = kind(weight, **options, training=False, channels_last=channels_last)
+    given = np.moveaxis(x, 1, -1) if channels_last else x
+    input = scratch.result(given.shape, x.dtype)  # as what a layer before it has returned
+    input[...] = given
+    convolution(input)
+    return lambda: np.moveaxis(convolution(input), -1, 1) if channels_last else convolution(input)
 
 
 def pytorch(layer: Layer, x: np.ndarray, weight: np.ndarray, threads: int, channels_last: bool = False) -> Convolution:
@@ -209,6 +215,7 @@ def scipy_oaconvolve(layer: Layer, x: np.ndarray, weight: np.ndarray, threads: i
 
 ENGINES: dict[str, Callable[[Layer, np.ndarray, np.ndarray, int], Convolution]] = {
     OURS: this_engine,
+    OURS_LAST: functools.partial(this_engine, channels_last=True),
     "torch": pytorch,
     "onnxruntime": onnx_runtime,
     "scipy": scipy_oaconvolve,

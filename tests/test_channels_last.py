@@ -64,7 +64,8 @@ def test_functions_and_layers(axes, dtype, is_batch, rng):
     options = {"groups": 2, "channels_last": True}
     expected = conv(x, w, b, groups=2, activation="relu")
     y = conv(xs, w, b, **options, activation="relu")
-    np.testing.assert_array_equal(first(y), expected)
+    nearly = {"rtol": 0, "atol": 20 * np.finfo(dtype).eps * np.abs(expected).max()}  # sums are in another order
+    np.testing.assert_allclose(first(y), expected, **nearly)
     out = np.empty_like(y)
     assert conv(xs, w, b, **options, activation="relu", out=out) is out
     np.testing.assert_array_equal(out, y)
@@ -80,7 +81,8 @@ def test_functions_and_layers(axes, dtype, is_batch, rng):
     np.testing.assert_array_equal(first(layer.backward(gs)), other.backward(g))
     np.testing.assert_array_equal(layer.weight_grad, other.weight_grad)
     np.testing.assert_array_equal(layer.bias_grad, other.bias_grad)
-    np.testing.assert_array_equal(first(layer.eval()(xs)), other.eval()(x))
+    for _ in range(2):  # the second call is ready
+        np.testing.assert_allclose(first(layer.eval()(xs)), other.eval()(x), **nearly)
 
 
 @pytest.mark.parametrize("axes", [1, 2, 3])

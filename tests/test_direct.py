@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from dataclasses import replace
 from unittest import mock
 
 import numpy as np
@@ -11,13 +12,16 @@ import oracle
 import pytest
 from compare import assert_accurate, assert_accurate_where_finite
 from geometries import DIRECTIONS, Case, generators, paddings
-from guard import guarded
-from hypothesis import given
+from guard import guarded, guarded_scratch
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 import nbfftconv
 from nbfftconv import direct, matrix_unit, scratch, simd, threads
-from nbfftconv.direct import block, dense, dense_grad_weight, depthwise, gradients, split_dense
+from nbfftconv.direct import block, dense, dense_grad_weight, depthwise, gradients, last, split_dense
+from nbfftconv.implementations import registry
+from nbfftconv.planner import make_plan
+from nbfftconv.run import run_forward
 from nbfftconv.threads import get_workers
 
 DTYPES = (np.float32, np.float64)
@@ -69,6 +73,95 @@ def test_many_filters_on_wide_images(case, dtype, rng):
 def test_many_filters_on_the_matrix_unit(case, rng):
     with mock.patch.object(split_dense, "_WORTHWHILE", math.inf):
         check(case, np.float32, rng)
+
+
+def planned_last(case, dtype):
+    """The plan that reads arrays whose channels come last, None if there is none."""
+    geometry = replace(case.plan("forward", dtype, algorithm="direct").geometry, channels_last=True)
+    return make_plan(geometry, "forward", np.dtype(dtype), "direct") if last.fits(geometry, np.dtype(dtype)) else None
+
+
+def run_last(case, x, w, bias=None, activation=None):
+    plan = planned_last(case, x.dtype)
+    kernels = registry.get("direct").prepare(plan, w)
+    x = scratch.result(plan.geometry.input_shape, x.dtype) if x.size == 0 else np.moveaxis(x, 1, -1).copy()
+    result, _ = run_forward(plan, x, kernels, bias, "zeros", activation)
+    return np.moveaxis(result, -1, 1)
+
+
+@pytest.mark.parametrize("filters", ["depthwise", "many"])
+@given(data=st.data(), dtype=st.sampled_from(DTYPES), rng=generators())
+def test_channels_last(filters, data, dtype, rng):
+    case = data.draw(direct_cases((8, 70), 4, 12, 40) if filters == "many" else direct_cases((1, 1), 9, 1, 50))
+    if filters == "depthwise":
+        groups = data.draw(st.integers(1, 70))
+        size, kernel = case.input_size, case.weight_size[2:]
+        case = Case(
+            (size[0], groups, *size[2:]), (groups, 1, *kernel), case.stride, case.padding, case.dilation, groups
+        )
+    assume(planned_last(case, dtype) is not None)
+    x, w = case.operands("forward", dtype, rng)
+    bias = rng.standard_normal(case.weight_size[0]).astype(dtype)
+    expected = case.expect("forward", x, w, bias=bias, activation="relu")
+    assert_accurate(run_last(case, x, w, bias, "relu"), expected, dtype)
+
+
+LAST = [
+    Case((1, 40, 9, 11), (40, 1, 3, 3), padding=1, groups=40),
+    Case((2, 20, 40, 70), (20, 1, 3, 5), padding=2, stride=(1, 2), groups=20),  # whose pixels are not copied
+    Case((1, 33, 60, 9), (33, 1, 7, 7), padding=3, groups=33),
+    Case((3, 5, 9, 7), (37, 5, 1, 1)),
+    Case((1, 12, 17, 23), (90, 4, 3, 3), padding=(0, 2), dilation=(1, 2), groups=3),
+    Case((1, 3, 33, 40), (32, 3, 3, 3), padding=1, stride=2),
+]
+
+
+@pytest.mark.parametrize("at_end", [True, False])
+@pytest.mark.parametrize("case", LAST)
+def test_channels_last_touch_nothing_beyond_their_arrays(case, at_end, rng):
+    x, w = case.operands("forward", np.float32, rng)
+    bias = rng.standard_normal(case.weight_size[0]).astype(np.float32)
+    plan = planned_last(case, np.float32)
+    kernels = registry.get("direct").prepare(plan, w)
+    y = guarded(np.zeros(plan.geometry.output_shape, np.float32), at_end)
+    x_last, bias = guarded(np.moveaxis(x, 1, -1).copy(), at_end), guarded(bias, at_end)
+    with guarded_scratch(at_end):
+        registry.get("direct").forward(plan, plan.geometry, x_last, kernels, bias, False, y)
+    assert_accurate(np.moveaxis(y, -1, 1), case.expect("forward", x, w, bias=bias), np.float32)
+
+
+@pytest.mark.usefixtures("restore_threads")
+@pytest.mark.parametrize("case", LAST)
+def test_bits_of_channels_last_do_not_depend_on_threads(case, rng):
+    x, w = case.operands("forward", np.float32, rng)
+    found = []
+    for count in (1, 2, 3):
+        nbfftconv.set_num_threads(count)
+        found.append(run_last(case, x, w).tobytes())
+    assert len(set(found)) == 1
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("where", ["input", "weight"])
+@pytest.mark.parametrize("case", LAST)
+def test_channels_last_contain_what_is_not_finite(case, where, value, rng):
+    x, w = case.operands("forward", np.float32, rng, positive=True)
+    (x if where == "input" else w)[0, 0, 0, 0] = value
+    assert_accurate_where_finite(run_last(case, x, w), case.expect("forward", x, w), np.float32)
+
+
+@pytest.mark.parametrize("weight_size", [(40, 1, 3, 3), (64, 40, 3, 3), (40, 40, 1, 1)])
+def test_channels_last_of_no_images(weight_size):
+    case = Case((0, 40, 9, 11), weight_size, groups=40 // weight_size[1])
+    x, w = np.ones(case.input_size, np.float32), np.ones(weight_size, np.float32)
+    assert run_last(case, x, w).shape == case.output_size
+    assert run(case, x, w).shape == case.output_size
+
+
+def test_channels_last_of_far_taps_are_left_to_others():
+    """They would need much memory."""
+    assert planned_last(Case((1, 99, 2000, 2000), (99, 1, 3, 3), dilation=900, groups=99), np.float32) is None
+    assert planned_last(Case((1, 99, 2000, 2000), (40, 99, 3, 3), dilation=900), np.float32) is None
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Direct convolution, for geometries where an FFT does not pay.
 
-The forward pass is in `dense` and, for groups of few filters, in `depthwise`; the gradient with respect to the kernels
+The forward pass is in `dense`, on the matrix unit in `split_dense`, for groups of few filters in `depthwise`, and of
+arrays whose channels come last in `last`; the gradient with respect to the kernels
 is in `dense_grad_weight` and, for groups of few filters, in `gradients`. Every pair of a pixel and a tap is
 multiplied, also if the pixel is a zero of the padding: 0·inf is NaN. Arrays are C-contiguous, of one dtype and the
 geometry's sizes.
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from nbfftconv.arrays import address_of
-from nbfftconv.direct import dense, dense_grad_weight, depthwise, gradients, split_dense
+from nbfftconv.direct import dense, dense_grad_weight, depthwise, gradients, last, split_dense
 from nbfftconv.geometry import FLAT, ConvGeometry
 from nbfftconv.scratch import Memory
 from nbfftconv.volumes import fold_input, unfold_input, unfold_output, unfolded
@@ -28,28 +29,30 @@ __all__ = [
 ]
 
 
-def _products_of(geometry: ConvGeometry, dtype: np.dtype) -> Any:
-    """Return the module that has the forward pass of a geometry of many filters."""
+def _module_of(geometry: ConvGeometry, dtype: np.dtype) -> Any:
+    """Return the module that has the forward pass of a geometry."""
+    if geometry.channels_last:
+        return last
+    if depthwise.fits(geometry, dtype):
+        return depthwise
     return split_dense if split_dense.fits(geometry, dtype) else dense
 
 
 def pack(geometry: ConvGeometry, w: np.ndarray) -> Memory | None:
     """Return the kernels in the order in which `forward` reads them, None if that is their own."""
-    return None if depthwise.fits(geometry, w.dtype) else _products_of(geometry, w.dtype).pack(geometry, w)
+    module = _module_of(geometry, w.dtype)
+    return None if module is depthwise else module.pack(geometry, w)
 
 
 def packed_bytes(geometry: ConvGeometry, dtype: np.dtype) -> int:
     """Bytes of what `pack` returns."""
-    return 0 if depthwise.fits(geometry, dtype) else _products_of(geometry, dtype).packed_bytes(geometry, dtype)
+    module = _module_of(geometry, dtype)
+    return 0 if module is depthwise else module.packed_bytes(geometry, dtype)
 
 
 def scratch_bytes(geometry: ConvGeometry, dtype: np.dtype) -> int:
     """Bytes of scratch memory of each thread of `forward`."""
-    return (
-        depthwise.scratch_bytes(geometry, dtype)
-        if depthwise.fits(geometry, dtype)
-        else _products_of(geometry, dtype).cut(geometry, dtype).record["worker"]
-    )
+    return _module_of(geometry, dtype).scratch_bytes(geometry, dtype)
 
 
 class Forward:
@@ -69,15 +72,14 @@ class Forward:
         self, geometry: ConvGeometry, w: np.ndarray, packed: Memory | None, has_bias: bool, relu: bool
     ) -> None:
         self._geometry, self._kernels, self._relu = geometry, w, relu
-        products: Any
-        if depthwise.fits(geometry, w.dtype):
-            products, self._weight = depthwise, address_of(w)
+        module = _module_of(geometry, w.dtype)
+        if module is depthwise:
+            self._weight = address_of(w)
         else:
-            products = _products_of(geometry, w.dtype)
-            self._packed = products.pack(geometry, w) if packed is None else packed
+            self._packed = module.pack(geometry, w) if packed is None else packed
             self._weight = self._packed.address
-        self._programs = products.programs(geometry, w.dtype, has_bias, relu)
-        self._is_exact = products.is_exact if products is split_dense else None
+        self._programs = module.programs(geometry, w.dtype, has_bias, relu)
+        self._is_exact = split_dense.is_exact if module is split_dense else None
 
     def run(self, x: int, bias: int, y: int) -> bool:
         """Convolve what is at an address into what is at another one; tell whether `convolve` is to do it again.

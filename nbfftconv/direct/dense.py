@@ -471,6 +471,11 @@ def cut(geometry: ConvGeometry, dtype: np.dtype) -> Cut:
     )
 
 
+def scratch_bytes(geometry: ConvGeometry, dtype: np.dtype) -> int:
+    """Bytes of scratch memory of each thread."""
+    return cut(geometry, dtype).record["worker"]
+
+
 def packed_bytes(geometry: ConvGeometry, dtype: np.dtype) -> int:
     """Bytes of the packed kernels."""
     filters, *taps = geometry.weight_size

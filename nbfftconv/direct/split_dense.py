@@ -60,7 +60,7 @@ _WORTHWHILE = 0.8
 RECORD = RecordType(
     fields(
         "input", "weight", "output", "bias", "zeros", "table", "scratch", "worker", "largest", "workers",
-        "batch", "groups", "channels", "filters", "filter_blocks", "channel_blocks", "tiles", "chunks", "steps",
+        "batch", "groups", "channels", "filters", "filter_blocks", "channel_blocks", "chunks", "steps",
         "relu", "stream", "turn", "turns", "images", "y_core", "x_core", "y_count", "x_count",
         "plane", "part", "block", "image", "phase", "row", "vectors", "fetches",
         *(f"{axis}_{name}" for axis in "yx" for name in AXIS_FIELDS),
@@ -296,11 +296,8 @@ def _forward(real):
         plane = r.y_output * r.x_output * itemsize
         y_row = r.planes.outputs * plane
         for item in range(begin, end):
-            # what a worker does next is mostly of the tile that it has packed
-            of_tile = item % r.tiles
-            tile, group, y0, x0, first_block, last_block = part_of(
-                r, of_tile * r.chunks + item // r.tiles, r.filter_blocks
-            )
+            of_tile = item // r.chunks
+            tile, group, y0, x0, first_block, last_block = part_of(r, item, r.filter_blocks)
             rows, columns = min(r.y_core, r.y_output - y0), min(r.x_core, r.x_output - x0)
             first, images = tile * r.images, min(r.images, r.batch - tile * r.images)
             if packed[0] != of_tile + 1:
@@ -452,7 +449,7 @@ def cut(geometry: ConvGeometry, dtype: np.dtype) -> Cut:
     together = 1
     if x_count == y_count == 1:
         together = max(1, min(window // image, _MOST_PIXELS // (x_core * y_core), images))
-        together = cdiv(images, cdiv(max(1, images), together))
+        together = max(1, cdiv(images, cdiv(max(1, images), together)))
     u, v = np.ogrid[: kernel[0], : kernel[1]]
     y_turn, y_phase = np.divmod(u * y["dilation"], y["stride"])
     x_turn, x_phase = np.divmod(v * x["dilation"], x["stride"])
@@ -480,7 +477,9 @@ def cut(geometry: ConvGeometry, dtype: np.dtype) -> Cut:
 
 def fits(geometry: ConvGeometry, dtype: np.dtype) -> bool:
     """Whether this module is for a geometry; else, `dense` is."""
-    return dtype == np.float32 and matrix_unit.is_available() and share_of_vectors(geometry) < _WORTHWHILE
+    if dtype != np.float32 or not matrix_unit.is_available() or share_of_vectors(geometry) >= _WORTHWHILE:
+        return False
+    return scratch_bytes(geometry, dtype) <= TARGET.l2_bytes  # it is more where taps are far apart
 
 
 @functools.lru_cache(maxsize=256)  # every call asks
@@ -499,6 +498,11 @@ def share_of_vectors(geometry: ConvGeometry) -> float:
     written = filters * tiles * cdiv(pixels, SIDE)
     of_vectors = _VECTOR_CYCLES / SIDE * math.prod(geometry.output_size[2:]) * filters * taps
     return (products + _PACKED_CYCLES * packed + _WRITTEN_CYCLES * written) / of_vectors
+
+
+def scratch_bytes(geometry: ConvGeometry, dtype: np.dtype) -> int:
+    """Bytes of scratch memory of each thread."""
+    return cut(geometry, dtype).record["worker"]
 
 
 def packed_bytes(geometry: ConvGeometry, dtype: np.dtype) -> int:
@@ -542,5 +546,5 @@ def _program(geometry: ConvGeometry, variant: Variant) -> Program:
     record = made.record.copy()
     record["workers"] = variant.workers
     most = max(1, record["filter_blocks"] // 2)
-    record["tiles"], record["chunks"] = made.tiles, min(most, cdiv(_ITEMS * variant.workers, max(1, made.tiles)))
+    record["chunks"] = min(most, cdiv(_ITEMS * variant.workers, max(1, made.tiles)))
     return program_of(_forward_stage, record, made.tiles * record["chunks"], 1, variant, made, notes=2)

@@ -177,12 +177,15 @@ class Implementation(ABC, Generic[_Plan, _Kernels]):
         What a caller may choose of a plan.
     is_available : bool
         Whether it is to be had in this process; if not, no plan is of it.
+    reads_channels_last : bool
+        Whether it may have a forward pass for geometries with `channels_last`.
     """
 
     name: str
     phrase: str
     options: tuple[str, ...] = ()
     is_available: bool = True
+    reads_channels_last: bool = False
 
     @abstractmethod
     def candidates(self, request: Request) -> Candidates:

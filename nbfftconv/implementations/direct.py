@@ -16,9 +16,9 @@ from typing import Any, ClassVar
 import numpy as np
 
 from nbfftconv import direct, rates, simd
-from nbfftconv.direct import dense, dense_grad_weight, depthwise, split_dense
+from nbfftconv.direct import dense, dense_grad_weight, depthwise, last, split_dense
 from nbfftconv.geometry import ConvGeometry
-from nbfftconv.implementations import BoundForward, Candidates, Implementation, Kernels, Request
+from nbfftconv.implementations import BoundForward, Candidates, Implementation, Inapplicable, Kernels, Request
 from nbfftconv.implementations.tiled_costs import interleaving_cost
 from nbfftconv.machine import Machine
 from nbfftconv.plan import ConvPlan
@@ -70,7 +70,7 @@ class DirectPlan(ConvPlan):
 
     def _kernel_layout(self) -> Hashable:
         # a gradient does not read kernels as the forward pass does, and that not of all sizes in the same order
-        return self.direction, self.weight_bytes
+        return self.direction, self.weight_bytes, self.geometry.channels_last
 
     def _details(self) -> str:
         memory = f"scratch {self.scratch_bytes} bytes a thread, kernels {self.weight_bytes} bytes"
@@ -123,10 +123,13 @@ class Direct(Implementation[DirectPlan, DirectKernels]):
 
     name = DirectPlan.algorithm
     phrase = "direct"
+    reads_channels_last = True
 
     def candidates(self, request: Request) -> Candidates:
         """Return the one plan that there is."""
         geometry, dtype = request.geometry, request.dtype
+        if geometry.channels_last and not last.fits(geometry, dtype):
+            raise Inapplicable("groups of few filters are read channels first")
         transposed = request.transposed()
         run, direction = (geometry, request.direction) if transposed is None else (transposed, "forward")
         scratch, weight = 0, 0
@@ -239,6 +242,12 @@ def cost(geometry: ConvGeometry, direction: str, dtype: np.dtype, weight_is_pack
         return _RATES["call"] + slow * (seconds + _RATES["gradient_row"] * rows)
     taps = math.prod(geometry.weight_size[1:])
     moved = slow * (math.prod(geometry.input_size) + math.prod(geometry.output_size))
+    if geometry.channels_last:
+        return (
+            _RATES["call"]
+            + 2 * slow * last.products(geometry, dtype) / (flops * _RATES["dense"])
+            + moved / (machine.bandwidth * _RATES["dense_move"])
+        )
     if depthwise.fits(geometry, dtype):
         lanes = simd.lanes(dtype.type)
         products = 2 * slow * images * filters * taps * round_up(height, 4) * round_up(width, lanes)

@@ -11,7 +11,7 @@ from nbfftconv.implementations import Kernels, registry
 from nbfftconv.kept_kernels import KeptKernels
 from nbfftconv.keras.setting import Setting
 from nbfftconv.plan import ConvPlan
-from nbfftconv.planner import make_plan
+from nbfftconv.planner import make_plan, plan_channels_last
 from nbfftconv.run import run_conv_transpose, run_forward, run_grad_weight
 
 
@@ -83,8 +83,24 @@ class Convolution:
         self, x: np.ndarray, kernel: np.ndarray, bias: np.ndarray | None, kept: KeptKernels | None
     ) -> np.ndarray:
         geometry = self.setting.geometry(x.shape, kernel.shape)
-        direction = "grad_input" if self.setting.is_transposed else "forward"
-        return self._as_given(self._run(direction, geometry, self._first(x), kernel, bias, self.relu, kept))
+        if self.setting.is_transposed:
+            return self._as_given(self._run("grad_input", geometry, self._first(x), kernel, bias, self.relu, kept))
+        plan = self._plan(geometry, x.dtype, kept)
+        if not plan.geometry.channels_last:
+            return self._as_given(self._run("forward", geometry, self._first(x), kernel, bias, self.relu, kept))
+        x = compact(x, x.dtype).reshape(plan.geometry.input_shape)
+        kernels = self._kernels(plan, kernel, kept)
+        result, _ = run_forward(plan, x, kernels, bias, "zeros", "relu" if self.relu else None)
+        batch, filters, *space = geometry.output_size
+        return result.reshape(batch, *space, filters)
+
+    def _plan(self, geometry: ConvGeometry, dtype: np.dtype, kept: KeptKernels | None) -> ConvPlan:
+        """Plan a forward pass."""
+        is_last = self.setting.channels_last
+        if kept is not None:
+            return kept.plan(geometry.of_images, dtype, "auto", is_last)
+        plan = make_plan(geometry.of_images, "forward", dtype)
+        return plan_channels_last(plan, "auto", weight_is_transformed=False) if is_last else plan
 
     def _run(
         self,

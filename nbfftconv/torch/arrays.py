@@ -29,12 +29,17 @@ def array_of(tensor: torch.Tensor) -> np.ndarray:
     return tensor.contiguous().numpy()
 
 
-def values_of(tensor: torch.Tensor) -> np.ndarray:
-    """Return a tensor's values in the order of its memory; a copy only where that has gaps."""
+def memory_of(tensor: torch.Tensor) -> np.ndarray:
+    """Return a tensor's values in the order of its memory, with channels last or first; a copy only if it has gaps."""
     tensor = tensor.detach().resolve_neg()
     if is_last(tensor):
         tensor = tensor.movedim(1, -1)
-    return tensor.contiguous().numpy().reshape(-1)
+    return tensor.contiguous().numpy()
+
+
+def dtype_of(tensor: torch.Tensor) -> np.dtype:
+    """Return the dtype of arrays with a tensor's values."""
+    return np.dtype(np.float32 if tensor.dtype == torch.float32 else np.float64)
 
 
 def tensor_of(array: np.ndarray, channels_last: bool) -> torch.Tensor:
@@ -42,6 +47,12 @@ def tensor_of(array: np.ndarray, channels_last: bool) -> torch.Tensor:
     if channels_last:
         return torch.from_numpy(to_channels_last(array)).movedim(-1, 1)
     return torch.from_numpy(array)
+
+
+def tensor_last(array: np.ndarray, size: tuple[int, ...]) -> torch.Tensor:
+    """Return an array whose channels come last as a tensor of that size."""
+    batch, channels, *space = size
+    return torch.from_numpy(array.reshape(batch, *space, channels)).movedim(-1, 1)
 
 
 def geometry_of(input_size: Sequence[int], weight_size: Sequence[int], numbers: Sequence[Any]) -> ConvGeometry:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 
 from nbfftconv.kept_kernels import KeptKernels
-from nbfftconv.torch.arrays import array_of, values_of
+from nbfftconv.torch.arrays import array_of, memory_of
 
 #: A change through ``.data`` counts no version up. So values are compared, as many from all over a weight; more would
 #: take longer to read than a small convolution takes.
@@ -26,7 +26,7 @@ class State:
     """
 
     def __init__(self, tensor: torch.Tensor, forget: Callable[[weakref.ref], None] | None = None) -> None:
-        flat = values_of(tensor)
+        flat = memory_of(tensor).reshape(-1)
         self.tensor = weakref.ref(tensor, forget)
         self._state, self._some = _state_of(tensor), flat[:: flat.size // _SAMPLES + 1]
         self._sample = self._some.tobytes()

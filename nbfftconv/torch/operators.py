@@ -20,7 +20,17 @@ from nbfftconv.implementations import Kernels, registry
 from nbfftconv.plan import ConvPlan
 from nbfftconv.planner import make_plan
 from nbfftconv.run import run_conv_transpose, run_forward, run_grad_weight
-from nbfftconv.torch.arrays import DTYPES, LAST, array_of, geometry_of, is_last, tensor_of
+from nbfftconv.torch.arrays import (
+    DTYPES,
+    LAST,
+    array_of,
+    dtype_of,
+    geometry_of,
+    is_last,
+    memory_of,
+    tensor_last,
+    tensor_of,
+)
 from nbfftconv.torch.kept_weights import forget, kernels_of
 
 _NAMESPACE = "nbfftconv"
@@ -83,18 +93,21 @@ def convolution(
     _check(input, weight, bias)
     given = geometry_of(input.shape, weight.shape, (stride, padding, dilation, groups))
     _check_bias(bias, given.output_size[1])
-    images, x = given.of_images, array_of(input)
+    images, channels_last, dtype = given.of_images, is_last(input), dtype_of(weight)
     if _learning.is_on:
-        plan = make_plan(images, "forward", x.dtype)
+        plan = make_plan(images, "forward", dtype)
         kernels = _prepared(plan, weight)
     else:
         kept = kernels_of(weight)
-        plan = kept.plan(images, x.dtype, "auto")
+        plan = kept.plan(images, dtype, "auto", channels_last)
         kernels = kept.of(plan)
     b = None if bias is None else array_of(bias)
-    activation = "relu" if relu else None
-    result, _ = run_forward(plan, x.reshape(images.input_shape), kernels, b, "zeros", activation)
-    return tensor_of(result.reshape(given.output_size), is_last(input))
+    activation, stays_last = "relu" if relu else None, plan.geometry.channels_last
+    x = memory_of(input) if stays_last else array_of(input)
+    result, _ = run_forward(plan, x.reshape(plan.geometry.input_shape), kernels, b, "zeros", activation)
+    if stays_last:
+        return tensor_last(result, given.output_size)
+    return tensor_of(result.reshape(given.output_size), channels_last)
 
 
 @library.impl(_library, "convolution_input", "CPU")

@@ -15,7 +15,7 @@ from nbfftconv.geometry import ConvGeometry
 from nbfftconv.kept_kernels import Kept, keep_call
 from nbfftconv.plan import ConvPlan
 from nbfftconv.run import ReadyPass
-from nbfftconv.torch.arrays import array_of, geometry_of, is_last, tensor_of
+from nbfftconv.torch.arrays import array_of, dtype_of, geometry_of, is_last, memory_of, tensor_last, tensor_of
 from nbfftconv.torch.kept_weights import known_kernels_of
 
 _PLAIN = torch.Tensor, torch.nn.Parameter
@@ -67,7 +67,7 @@ class ReadyConvolution(ReadyPass):
         dtype = self._tensor_dtype
         if not _is_like(input, dtype, self._input_size):
             return None
-        of_bias = 0
+        stays_last, of_bias = self._geometry.channels_last, 0
         if bias is not None:
             if not (_is_like(bias, dtype, self._bias_size) and bias.is_contiguous()):
                 return None
@@ -76,12 +76,14 @@ class ReadyConvolution(ReadyPass):
         if not input.is_contiguous():
             if not is_last(input):
                 return None
-            x = array_of(input)
-        y = scratch.result(self._size, self._dtype)
+            x = None if stays_last else array_of(input)
+        elif stays_last:
+            return None
+        y = scratch.result(self._geometry.output_shape if stays_last else self._size, self._dtype)
         left = self._run(input.data_ptr() if x is None else address_of(x), of_bias, address_of(y))
         if left is not None:
-            self._finish(left, array_of(input) if x is None else x, None if bias is None else array_of(bias), y)
-        return tensor_of(y, x is not None)
+            self._finish(left, memory_of(input) if x is None else x, None if bias is None else array_of(bias), y)
+        return tensor_last(y, self._size) if stays_last else tensor_of(y, x is not None)
 
 
 def make_ready(
@@ -97,7 +99,7 @@ def make_ready(
         return
     *of_geometry, relu = numbers
     given = geometry_of(input.shape, weight.shape, of_geometry)
-    plan = kernels.plan(given.of_images, array_of(weight).dtype, "auto")
+    plan = kernels.plan(given.of_images, dtype_of(weight), "auto", is_last(input))
     kept = kernels.forms.get(plan.kernel_form)
     if kept is None:
         return
