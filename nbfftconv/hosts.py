@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 
 from nbfftconv import tables
+from nbfftconv.channels_last import exchange_seconds
 from nbfftconv.geometry import ConvGeometry
 from nbfftconv.machine import get_machine
-from nbfftconv.planner import make_plan
+from nbfftconv.planner import make_plan, plan_channels_last
 from nbfftconv.threads import get_num_threads
 
 #: A layer is replaced if it takes at most this part of the host's time: less is noise.
@@ -124,13 +125,24 @@ def _first(geometry: str) -> str:
     return f"{first}; …" if rest else first
 
 
-def our_seconds(geometry: ConvGeometry, directions: Iterable[str], dtype: np.dtype, weight_changes: bool) -> float:
-    """Return the seconds of passes that this package's model expects; a weight that changes is transformed in each."""
+def our_seconds(
+    geometry: ConvGeometry, directions: Iterable[str], dtype: np.dtype, weight_changes: bool, channels_last: bool
+) -> float:
+    """Return the seconds of passes that this package's model expects.
+
+    A weight that changes is transformed in each; arrays whose channels come last are brought to the other order and
+    back, unless a plan takes them as they are.
+    """
     seconds = 0.0
     for each in directions:
         keeps = each != "grad_weight" and not weight_changes
         plan = make_plan(geometry.of_images, each, dtype, "auto", weight_is_transformed=keeps)
-        seconds += _CALL + _CAUTION.get(plan.algorithm, 1.0) * plan.seconds / get_num_threads()
+        if channels_last and each == "forward":
+            plan = plan_channels_last(plan, "auto", keeps)
+        of_pass = _CAUTION.get(plan.algorithm, 1.0) * plan.seconds
+        if channels_last and not plan.geometry.channels_last:
+            of_pass += exchange_seconds(geometry, dtype)
+        seconds += _CALL + of_pass / get_num_threads()
     return seconds
 
 

@@ -223,7 +223,7 @@ def _read(document: Document) -> Profile:
 
 
 def _problem(entry: dict[str, Any]) -> Problem:
-    names = [name for name in ConvGeometry.__dataclass_fields__ if name != "depth"]
+    names = [name for name in ConvGeometry.__dataclass_fields__ if name not in ("depth", "channels_last")]
     geometry = ConvGeometry.from_arguments(**{name: entry[name] for name in names})
     if "depth" in entry:
         geometry = _of_volumes(geometry, entry["depth"])
@@ -258,6 +258,7 @@ def _to_json(profile: Profile) -> dict[str, Any]:
     for problem, winner in profile.winners.items():
         entry, found = asdict(problem), asdict(winner)
         geometry = entry.pop("geometry")
+        del geometry["channels_last"]  # races are of channels first
         if problem.geometry.depth == FLAT:
             del geometry["depth"]
         winners.append(geometry | entry | dict(found.pop("choices")) | found)

@@ -2,7 +2,9 @@
 
 The kernels' spectra are cached, as a `Conv2d` layer keeps them. Engines take turns, each in a process of its own (see
 `rounds`). A ratio is the median time of the fastest peer by that of this engine; where others than PyTorch, ONNX
-Runtime and SciPy take part, there is also that of the faster of the first two. SciPy takes part on the layer with one
+Runtime and SciPy take part, there is also that of the faster of the first two. PyTorch and this engine take arrays in
+both orders, NCHW and NHWC: where PyTorch is asked for in both, so is this engine, and each is compared in its faster
+one; other peers are compared with this engine in NCHW. SciPy takes part on the layer with one
 channel; "-" stands for an engine that does not.
 
 Peers take part as far as their packages are installed: torch==2.13.0, onnxruntime==1.32.0 with onnx, scipy; with
@@ -34,7 +36,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from engines import ENGINES, OURS, REQUIRES, Convolution, this_engine
+from engines import ENGINES, OURS, OURS_LAST, REQUIRES, Convolution, this_engine
 from layers import BY_NAME, KINDS, SETS, Layer
 from rounds import TURN, difference, digits, hold_threads, medians, new_process, race, seconds_of, table
 from stages import clock_stages
@@ -43,7 +45,7 @@ USUAL = ("torch", "onnxruntime")
 PEERS = (*USUAL, "scipy")  # if none are asked for
 TOLERANCE = {"float32": 1e-5, "float64": 1e-12}  # of the difference between two engines, in the 2-norm
 LOOSE = {"mnn": 1e-3}  # tolerance of a peer that is less exact: its Winograd's algorithm on tiles of 8x8
-DOUBLE = ("torch", "torch-nhwc")  # peers in float64
+BOTH_ORDERS = DOUBLE = ("torch", "torch-nhwc")  # peers in float64, and with arrays in two orders
 #: Stages that do the same in another way.
 SAME = {"split_product.split_product": "accumulate.product", "split_dense.split_dense_forward": "dense.dense_forward"}
 HELD_BY = ("NUMBA_CPU_NAME", "ONEDNN_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY", "OPENBLAS_CORETYPE")
@@ -138,7 +140,7 @@ def engines_for(layer: Layer, engines: list[str]) -> list[str]:
     is_of_images = axes == 2 and not layer.is_transposed
     takes_part = {
         "scipy": layer.channels == layer.filters == 1 and not layer.is_transposed,
-        "torch-nhwc": axes > 1,
+        **dict.fromkeys(("torch-nhwc", OURS_LAST), axes > 1),
         "torch-fft": axes == 1 and not layer.is_transposed,
         **dict.fromkeys(("openvino", "ncnn", "mnn"), is_of_images),
     }
@@ -154,7 +156,8 @@ def compare(layer: Layer, engines: list[str], dtype: str, threads: int, rounds: 
     seconds = medians(times)
     (ours,) = outputs.pop(OURS)
     differences = {name: difference(ours, output) for name, (output,) in outputs.items()}
-    peer = min(outputs, key=seconds.__getitem__)
+    ratios = ratios_of(seconds)
+    peer = min(ratios, key=ratios.__getitem__)
     usual = [seconds[name] for name in outputs if name in USUAL]
     return {
         "layer": layer.name,
@@ -165,16 +168,26 @@ def compare(layer: Layer, engines: list[str], dtype: str, threads: int, rounds: 
         "differences": differences,
         "outputs_agree": all(value <= LOOSE.get(name, TOLERANCE[dtype]) for name, value in differences.items()),
         "fastest_peer": peer,
-        "ratio": seconds[peer] / seconds[OURS],
+        "ratio": ratios[peer],
         "usual_ratio": min(usual) / seconds[OURS] if usual else None,
         **profile,
     }
 
 
+def ratios_of(seconds: dict[str, float]) -> dict[str, float]:
+    """Return each peer's time by this engine's; of those that take arrays in two orders, the faster one's."""
+    ratios = {name: time / seconds[OURS] for name, time in seconds.items() if name not in (OURS, OURS_LAST)}
+    if OURS_LAST in seconds:
+        theirs = min((name for name in BOTH_ORDERS if name in seconds), key=seconds.__getitem__)
+        ratio = seconds[theirs] / min(seconds[OURS], seconds[OURS_LAST])
+        ratios = {name: each for name, each in ratios.items() if name not in BOTH_ORDERS} | {theirs: ratio}
+    return ratios
+
+
 def kinds_of_ratio(engines: list[str]) -> dict[str, str]:
     """Return the keys of the ratios to show, and what to call them."""
     usual = [name for name in engines if name in USUAL]
-    others = set(engines) - {OURS, *PEERS}
+    others = set(engines) - {OURS, OURS_LAST, *PEERS}
     return {"ratio": "ratio", **({"usual_ratio": f"ratio to {', '.join(usual)}"} if usual and others else {})}
 
 
@@ -274,7 +287,7 @@ def draw(document: dict[str, Any], path: Path) -> None:
 
 def main() -> int:
     """Measure, report, and return 1 if two engines' outputs differ."""
-    peers = [name for name in ENGINES if name != OURS]
+    peers = [name for name in ENGINES if name not in (OURS, OURS_LAST)]
     parser = argparse.ArgumentParser(
         description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
@@ -295,6 +308,8 @@ def main() -> int:
     for name in filter(missing.get, candidates):
         print(f"WITHOUT {name}: not installed: {', '.join(missing[name])}", file=sys.stderr)
     engines = [OURS, *(name for name in candidates if not missing[name])]
+    if "torch-nhwc" in engines:
+        engines.insert(1, OURS_LAST)
     named = [layer for layer in BY_NAME.values() if layer.name in (args.layers or [])]
     layers = named or SETS[args.set]
     if any(len(engines_for(layer, engines)) < 2 for layer in layers):
@@ -302,7 +317,7 @@ def main() -> int:
 
     if os.getloadavg()[0] > 0.5:
         print("OTHER PROCESSES COMPUTE: ratios at more than 1 thread will mean little", file=sys.stderr)
-    packages = [*(REQUIRES[name][0] for name in engines[1:]), "numpy", "numba", "pyfftw"]
+    packages = [*(REQUIRES[name][0] for name in engines if name in REQUIRES), "numpy", "numba", "pyfftw"]
     document: dict[str, Any] = {
         "dtype": args.dtype,
         "rounds": args.rounds,

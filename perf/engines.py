@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from layers import Layer
+from layers import Layer, aligned
 from rounds import seconds_of
 
 OURS, OURS_LAST = "nbfftconv", "nbfftconv-nhwc"
@@ -26,15 +26,12 @@ def this_engine(
 ) -> Convolution:
     """A layer in inference, its kernels transformed; with `channels_last` its arrays are in that order in memory."""
     import nbfftconv
-    from nbfftconv import scratch
 
     nbfftconv.set_num_threads(threads)
     kind = getattr(nbfftconv, f"Conv{'Transpose' * layer.is_transposed}{len(layer.space)}d")
     options = {"stride": layer.stride, "padding": layer.pads, "dilation": layer.dilation, "groups": layer.groups}
     convolution = kind(weight, **options, training=False, channels_last=channels_last)
-    given = np.moveaxis(x, 1, -1) if channels_last else x
-    input = scratch.result(given.shape, x.dtype)  # as what a layer before it has returned
-    input[...] = given
+    input = aligned(np.moveaxis(x, 1, -1)) if channels_last else x
     convolution(input)
     return lambda: np.moveaxis(convolution(input), -1, 1) if channels_last else convolution(input)
 

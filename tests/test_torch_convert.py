@@ -371,3 +371,14 @@ def test_the_picture_of_a_report(tmp_path):
     nt.Report({}).plot(str(tmp_path / "none.svg"))
     assert (tmp_path / "layers.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
     assert (tmp_path / "none.svg").stat().st_size > 0
+
+
+def test_the_model_of_times_counts_exchanges_of_order():
+    """Winograd's passes read channels first, depthwise ones also channels last."""
+    x = torch.zeros(1, 64, 56, 56)
+    last = x.to(memory_format=torch.channels_last)
+    for groups, is_exchanged in ((1, True), (64, False)):
+        layer = torch.nn.Conv2d(64, 64, 3, padding=1, groups=groups).eval()
+        with torch.inference_mode():
+            of_first, of_last = (decisions.choose(layer, [layer], (each,), False)[layer].ours for each in (x, last))
+        assert (of_last > of_first) == is_exchanged

@@ -289,11 +289,11 @@ def _chosen(layer: Any, shapes: list[tuple[Any, ...]]) -> Choice:
 
 def _seconds(layer: Any, shape: tuple[int, ...]) -> tuple[float, float]:
     """Return the seconds of a forward pass, of Keras and of this package."""
-    backend, dtype = host(), np.dtype(layer.compute_dtype)
+    backend, dtype, is_last = host(), np.dtype(layer.compute_dtype), layer.data_format == "channels_last"
     theirs = ours = 0.0
     for geometry, direction in geometries(layer, shape):
         theirs += hosts.host_seconds(geometry, dtype.itemsize, backend.threads())
-        ours += backend.CALL + hosts.our_seconds(geometry, [direction], dtype, False)
+        ours += backend.CALL + hosts.our_seconds(geometry, [direction], dtype, False, is_last)
     return theirs, ours
 
 

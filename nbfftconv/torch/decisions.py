@@ -9,7 +9,7 @@ import torch
 from nbfftconv import hosts, tables
 from nbfftconv.geometry import ConvGeometry, TransposedGeometry
 from nbfftconv.hosts import Choice
-from nbfftconv.torch.arrays import DTYPES
+from nbfftconv.torch.arrays import DTYPES, is_last
 from nbfftconv.torch.layers import COUNTERPARTS
 from nbfftconv.torch.races import Length, clock, race
 
@@ -18,9 +18,11 @@ _LENGTH = Length(rounds=5, seconds=0.2, limit=2.0)
 
 
 class Seen(NamedTuple):
-    """What a layer got: a tensor like it, without its values, and the seconds of `_race`, if there was one."""
+    """What a layer got: a tensor like it, without its values, whether its channels came last in memory, and the seconds
+    of `_race`, if there was one."""
 
     x: torch.Tensor
+    channels_last: bool
     seconds: tuple[float, float] | None
 
     @classmethod
@@ -29,7 +31,7 @@ class Seen(NamedTuple):
         alone = x.detach() if torch.is_inference_mode_enabled() else x.detach().requires_grad_(x.requires_grad)
         seconds = _race(layer, alone) if measure and _is_ours(x) else None
         like = x.new_empty(1).expand(x.shape)
-        return cls(like.requires_grad_() if alone.requires_grad else like, seconds)
+        return cls(like.requires_grad_() if alone.requires_grad else like, is_last(x), seconds)
 
 
 def _is_ours(x: torch.Tensor) -> bool:
@@ -64,11 +66,11 @@ def decide(layer: torch.nn.Module, seen: list[Seen]) -> Choice:
         return Choice("", math.nan, math.nan, False, "was not called")
     geometry = "; ".join(_geometry_text(layer, each.x) for each in seen)
     ours = host = 0.0
-    for x, raced in seen:
+    for x, channels_last, raced in seen:
         if not _is_ours(x):
             why = f"{x.dtype} on {x.device.type} is PyTorch's"
             return Choice(geometry, math.nan, math.nan, False, why)
-        of_input = raced or (_host_seconds(layer, x), _seconds(layer, x))
+        of_input = raced or (_host_seconds(layer, x), _seconds(layer, x, channels_last))
         host, ours = host + of_input[0], ours + of_input[1]
     is_faster = ours <= hosts.GAIN * host
     how = "measured" if seen[0].seconds else "by the cost model"
@@ -103,7 +105,7 @@ def _gradients(layer: Any, x: torch.Tensor) -> tuple[bool, bool]:
     return x.requires_grad, layer.weight.requires_grad
 
 
-def _seconds(layer: torch.nn.Module, x: torch.Tensor) -> float:
+def _seconds(layer: torch.nn.Module, x: torch.Tensor, channels_last: bool) -> float:
     """Return the seconds of a call, with its gradients, that this package's model expects."""
     geometry, direction = _convolution(layer, x)
     of_input, of_weight = _gradients(layer, x)
@@ -112,7 +114,7 @@ def _seconds(layer: torch.nn.Module, x: torch.Tensor) -> float:
         directions.append("grad_input" if direction == "forward" else "forward")
     if of_weight:
         directions.append("grad_weight")
-    return hosts.our_seconds(geometry, directions, _dtype(x), of_weight)
+    return hosts.our_seconds(geometry, directions, _dtype(x), of_weight, channels_last)
 
 
 def _host_seconds(layer: torch.nn.Module, x: torch.Tensor) -> float:
