@@ -103,41 +103,36 @@ def _emit_pixels(v, count, x, x_pixel, y, y_pixel, pixels, block):
     block([y + y_pixel * p for p in last], [x + x_pixel * p for p in last])
 
 
-def _emit_depthwise(v, x, x_pixel, table, runs, w, bias, y, y_pixel, relu, lanes, pixels, ahead):
-    def channels(inside):
-        def load(address):
-            return v.load(address) if inside is None else v.masked_load(address, inside)
+def _emit_depthwise(v, x, x_pixel, table, runs, w, bias, y, y_pixel, relu, lanes, pixels):
+    def block(places, x_places):
+        def channels(inside):
+            def load(address):
+                return v.load(address) if inside is None else v.masked_load(address, inside)
 
-        def vector(x, y, w, bias):  # of all pixels: their taps stay in the first-level cache
-            def block(places, x_places):
-                for place in x_places:
-                    v.prefetch(place + ahead, level=2)
-                for place in places:
-                    v.prefetch(place + y_pixel * len(places), write=True)
-
+            def vector(offset, w, bias):  # pixels are read as they follow each other
                 def tap(entry, w, *sums):
-                    at, weights = v.load_integer(entry), v.load(w)
+                    at, weights = offset + v.load_integer(entry), v.load(w)
                     pixels = [load(place + at) for place in x_places]
                     sums = [v.fma(value, weights, total) for value, total in zip(pixels, sums, strict=True)]
                     return [entry + 8, w + v.vector_bytes, *sums]
 
-                _, _, *sums = v.repeat(runs, [table, w, *[load(bias)] * len(places)], tap)
+                _, w, *sums = v.repeat(runs, [table, w, *[load(bias)] * len(places)], tap)
                 sums = v.repeat(relu, sums, lambda *sums: [v.relu(value) for value in sums])
                 for place, value in reversed(list(zip(places, sums, strict=True))):
                     if inside is None:
-                        v.store(value, place)
+                        v.store(value, place + offset)
                     else:
-                        v.masked_store(value, place, inside)
+                        v.masked_store(value, place + offset, inside)
+                return offset + v.vector_bytes, w, bias + v.vector_bytes
 
-            _emit_pixels(v, _DEPTHWISE_PIXELS, x, x_pixel, y, y_pixel, pixels, block)
-            return x + v.vector_bytes, y + v.vector_bytes, w + runs * v.vector_bytes, bias + v.vector_bytes
+            return vector
 
-        return vector
+        state = v.repeat(whole, [0, w, bias], channels(None))
+        v.repeat(v.minimum(left, 1), state, channels(v.lanes_between(0, left)))
 
     whole = lanes // v.lanes
     left = lanes - whole * v.lanes
-    state = v.repeat(whole, [x, y, w, bias], channels(None))
-    v.repeat(v.minimum(left, 1), state, channels(v.lanes_between(0, left)))
+    _emit_pixels(v, _DEPTHWISE_PIXELS, x, x_pixel, y, y_pixel, pixels, block)
 
 
 def _emit_copy(v, source, target, count):
@@ -206,14 +201,14 @@ def _rows(is_depthwise: bool):
     """Return the function that computes neighbouring outputs of a row, all groups and filters."""
 
     @jit.njit()
-    def depthwise(real, itemsize, lanes, r, x, table, y, pixels, ahead):
+    def depthwise(real, itemsize, lanes, r, x, table, y, pixels):
         _depthwise_row(real, (
             x, r.x_stride * r.all_channels * itemsize, table, r.runs, r.weight, r.bias,
-            y, r.all_filters * itemsize, r.relu, r.filters, pixels, ahead,
+            y, r.all_filters * itemsize, r.relu, r.filters, pixels,
         ))  # fmt: skip
 
     @jit.njit()
-    def dense(real, itemsize, lanes, r, x, table, y, pixels, ahead):
+    def dense(real, itemsize, lanes, r, x, table, y, pixels):
         blocks = cdiv(r.vectors, _VECTORS)
         for group in range(r.groups):
             first = 0
@@ -243,7 +238,6 @@ def _forward(is_depthwise: bool):
             first_inside = min(r.x_output, cdiv(r.x_before, r.x_stride))
             last_inside = (r.x_input - 1 - x_reach + r.x_before) // r.x_stride + 1
             last_inside = max(first_inside, min(r.x_output, last_inside))
-            ahead = (y_reach + 1) * r.x_input * pixel  # the next row
             for item in range(begin, end):
                 x0 = item % r.x_count * r.x_core
                 y0 = item // r.x_count % r.y_count * r.y_core
@@ -264,11 +258,11 @@ def _forward(is_depthwise: bool):
                             x = column * r.x_stride - r.x_before
                             _copy_pixels(real, itemsize, r, image, y, x, columns, memory)
                             at = output + column * r.all_filters * itemsize
-                            compute(real, itemsize, lanes, r, memory, r.copied_table, at, pixels, 0)
+                            compute(real, itemsize, lanes, r, memory, r.copied_table, at, pixels)
                     if right > left:
                         x = image + (y * r.x_input + left * r.x_stride - r.x_before) * pixel
                         at = output + left * r.all_filters * itemsize
-                        compute(real, itemsize, lanes, r, x, r.table, at, right - left, ahead)
+                        compute(real, itemsize, lanes, r, x, r.table, at, right - left)
 
         last_pixels.__name__ = "last_depthwise_forward" if is_depthwise else "last_dense_forward"
         return last_pixels
@@ -306,7 +300,7 @@ def _windows(real):
                 _depthwise_row(real, (
                     memory + i * r.y_stride * row_bytes, r.x_stride * VECTOR_BYTES, r.copied_table, r.runs,
                     r.weight + vector * r.runs * VECTOR_BYTES, r.bias + vector * VECTOR_BYTES,
-                    output + i * r.x_output * pixel, pixel, r.relu, inside, r.x_output, 0,
+                    output + i * r.x_output * pixel, pixel, r.relu, inside, r.x_output,
                 ))  # fmt: skip
 
     return last_depthwise_windows

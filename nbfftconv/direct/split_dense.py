@@ -51,6 +51,8 @@ _ITEMS = 2
 _INFINITE, _SMALLEST = (int(np.float32(value).view(np.int32)) for value in (np.inf, 2.0**-80))
 #: Clock cycles of a multiply-add of vectors, of packing a vector of each of two channels, and of writing one.
 _VECTOR_CYCLES, _PACKED_CYCLES, _WRITTEN_CYCLES = 0.57, 20, 6
+#: So many times longer than its cycles tell the unit takes for products.
+_WAITING = 1.75
 #: Less is gained where neighbours of the core have the unit slow down.
 _WORTHWHILE = 0.8
 
@@ -486,14 +488,14 @@ def fits(geometry: ConvGeometry, dtype: np.dtype) -> bool:
 def share_of_vectors(geometry: ConvGeometry) -> float:
     """Return what part of the time that vectors need for products the unit takes, with packing and writing.
 
-    As it waits for the memory, too, products take twice the unit's own cycles.
+    As it waits for the memory, too, products take longer than the unit's own cycles.
     """
     record = cut(geometry, np.dtype(np.float32)).record
     filters, taps = geometry.weight_size[0] // geometry.groups, math.prod(geometry.weight_size[1:])
     y_tiles, x_tiles = record["y_count"], record["x_count"]
     pixels = (record["y_core"] - 1) * record["row"] + record["x_core"]
     tiles = y_tiles * x_tiles
-    products = 2 * matrix_unit.BLOCK_CYCLES * tiles * cdiv(pixels, SIDE) * cdiv(filters, SIDE) * record["steps"]
+    products = _WAITING * matrix_unit.BLOCK_CYCLES * tiles * cdiv(pixels, SIDE) * cdiv(filters, SIDE) * record["steps"]
     packed = tiles * record["image"] // (PARTS * VECTOR_BYTES)
     written = filters * tiles * cdiv(pixels, SIDE)
     of_vectors = _VECTOR_CYCLES / SIDE * math.prod(geometry.output_size[2:]) * filters * taps
