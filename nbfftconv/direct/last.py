@@ -24,6 +24,7 @@ from nbfftconv.rounding import cdiv, round_up
 from nbfftconv.scratch import Memory
 from nbfftconv.simd import VECTOR_BYTES
 from nbfftconv.target import TARGET, power_of_two
+from nbfftconv.threads import share
 
 # The block in registers: vectors of filters by pixels; a weight takes as many registers as there are vectors, a pixel
 # one. Of depthwise convolution, a vector of channels by pixels.
@@ -37,6 +38,8 @@ _MANY_TAPS, _WINDOW_BYTES = 16, TARGET.l1_bytes * 3 // 4
 _FEWEST_FILTERS = 0.5
 #: Outputs of a row in a work item, at most, and work items, enough for many threads.
 _COLUMNS, _ITEMS = 512, 24
+#: Kernels of a work item take an eighth of the L2 cache.
+_CHUNK_BYTES = TARGET.l2_bytes // 8
 
 _RECORD = RecordType(
     fields(
@@ -47,7 +50,7 @@ _RECORD = RecordType(
         "vectors", "kernels",
         # where runs begin in the image, and in pixels that are copied; runs, and scalars of one
         "table", "copied_table", "runs", "run",
-        "pixels", "columns", "y_core", "x_core", "y_count", "x_count",
+        "pixels", "columns", "chunks", "tiles", "y_core", "x_core", "y_count", "x_count",
         *(f"{axis}_{name}" for axis in "yx" for name in AXIS_NUMBERS),
     )
 )  # fmt: skip
@@ -201,26 +204,26 @@ def _rows(is_depthwise: bool):
     """Return the function that computes neighbouring outputs of a row, all groups and filters."""
 
     @jit.njit()
-    def depthwise(real, itemsize, lanes, r, x, table, y, pixels):
+    def depthwise(real, itemsize, lanes, r, x, table, y, pixels, chunk):
         _depthwise_row(real, (
             x, r.x_stride * r.all_channels * itemsize, table, r.runs, r.weight, r.bias,
             y, r.all_filters * itemsize, r.relu, r.filters, pixels,
         ))  # fmt: skip
 
     @jit.njit()
-    def dense(real, itemsize, lanes, r, x, table, y, pixels):
+    def dense(real, itemsize, lanes, r, x, table, y, pixels, chunk):
         blocks = cdiv(r.vectors, _VECTORS)
+        first_block, last_block = share(blocks, chunk, r.chunks)
         for group in range(r.groups):
-            first = 0
-            for block in range(blocks):
-                vectors = (r.vectors - first) // (blocks - block)
+            for block in range(first_block, last_block):
+                first, last = share(r.vectors, block, blocks)
                 filter = group * r.filters + first * lanes
                 _dense_row(real, (
                     x + group * r.channels * itemsize, r.x_stride * r.all_channels * itemsize, table, r.runs, r.run,
                     r.weight + (group * r.vectors + first) * r.kernels, r.bias + filter * itemsize,
-                    y + filter * itemsize, r.all_filters * itemsize, r.relu, r.filters - first * lanes, pixels, vectors,
+                    y + filter * itemsize, r.all_filters * itemsize, r.relu, r.filters - first * lanes, pixels,
+                    last - first,
                 ))  # fmt: skip
-                first += vectors
 
     return depthwise if is_depthwise else dense
 
@@ -239,9 +242,10 @@ def _forward(is_depthwise: bool):
             last_inside = (r.x_input - 1 - x_reach + r.x_before) // r.x_stride + 1
             last_inside = max(first_inside, min(r.x_output, last_inside))
             for item in range(begin, end):
-                x0 = item % r.x_count * r.x_core
-                y0 = item // r.x_count % r.y_count * r.y_core
-                n = item // (r.x_count * r.y_count)
+                chunk, tile = item // r.tiles, item % r.tiles  # a chunk's kernels stay in the second-level cache
+                x0 = tile % r.x_count * r.x_core
+                y0 = tile // r.x_count % r.y_count * r.y_core
+                n = tile // (r.x_count * r.y_count)
                 image = r.input + n * r.y_input * r.x_input * pixel
                 x1 = min(r.x_output, x0 + r.x_core)
                 for row in range(y0, min(r.y_output, y0 + r.y_core)):
@@ -258,11 +262,11 @@ def _forward(is_depthwise: bool):
                             x = column * r.x_stride - r.x_before
                             _copy_pixels(real, itemsize, r, image, y, x, columns, memory)
                             at = output + column * r.all_filters * itemsize
-                            compute(real, itemsize, lanes, r, memory, r.copied_table, at, pixels)
+                            compute(real, itemsize, lanes, r, memory, r.copied_table, at, pixels, chunk)
                     if right > left:
                         x = image + (y * r.x_input + left * r.x_stride - r.x_before) * pixel
                         at = output + left * r.all_filters * itemsize
-                        compute(real, itemsize, lanes, r, x, r.table, at, right - left)
+                        compute(real, itemsize, lanes, r, x, r.table, at, right - left, chunk)
 
         last_pixels.__name__ = "last_depthwise_forward" if is_depthwise else "last_dense_forward"
         return last_pixels
@@ -372,13 +376,13 @@ def pack(geometry: ConvGeometry, w: np.ndarray) -> Memory:
     vectors = cdiv(filters, lanes)
     by_tap = np.zeros((geometry.groups, *kernel, channels, vectors * lanes), w.dtype)
     by_tap[..., :filters] = w.reshape(geometry.groups, filters, channels, *kernel).transpose(0, 3, 4, 2, 1)
-    blocks, first, begin = cdiv(vectors, _VECTORS), 0, 0
+    blocks, begin = cdiv(vectors, _VECTORS), 0
     of_groups = target.reshape(geometry.groups, -1)
     for block in range(blocks):
-        count = (vectors - first) // (blocks - block)
-        part = by_tap[..., first * lanes : (first + count) * lanes].reshape(geometry.groups, -1)
+        first, last = (vectors * end // blocks * lanes for end in (block, block + 1))  # as of `share`
+        part = by_tap[..., first:last].reshape(geometry.groups, -1)
         of_groups[:, begin : begin + part.shape[1]] = part
-        first, begin = first + count, begin + part.shape[1]
+        begin += part.shape[1]
     return packed
 
 
@@ -394,15 +398,20 @@ def _record(geometry: ConvGeometry, dtype: np.dtype) -> tuple[Record, tuple[np.n
         x |= {"input": images * x["input"] * y["input"], "output": images * x["output"] * y["output"]}
         y |= {"input": 1, "output": 1}
         images = 1
+    depthwise, windowed, taps = is_depthwise(geometry), _is_windowed(geometry), math.prod(kernel)
+    chunks = 1
+    if not depthwise:
+        kernels = geometry.groups * round_up(filters, lanes) * channels * taps * itemsize
+        chunks = max(1, min(cdiv(kernels, _CHUNK_BYTES), cdiv(cdiv(filters, lanes), _VECTORS)))
+    wanted = cdiv(_ITEMS, max(1, images * chunks))
     x_count = cdiv(x["output"], _COLUMNS)
     if y["output"] == 1:
-        x_count = max(x_count, min(cdiv(_ITEMS, max(1, images)), cdiv(x["output"], 4 * _PIXELS)))
+        x_count = max(x_count, min(wanted, cdiv(x["output"], 4 * _PIXELS)))
     x_core = round_up(cdiv(x["output"], max(1, x_count)), _PIXELS)
     x_count = cdiv(x["output"], max(1, x_core))
-    y_count = min(y["output"], cdiv(_ITEMS, max(1, images * x_count)))
+    y_count = min(y["output"], cdiv(wanted, max(1, x_count)))
     y_core = cdiv(y["output"], max(1, y_count))
     y_count = cdiv(y["output"], max(1, y_core))
-    depthwise, windowed = is_depthwise(geometry), _is_windowed(geometry)
     pixels = _DEPTHWISE_PIXELS if depthwise else _PIXELS
     columns = (pixels - 1) * x["stride"] + (x["kernel"] - 1) * x["dilation"] + 1
     u, v = np.ogrid[: kernel[0], : 1 if not depthwise and _is_one_run(geometry) else kernel[1]]
@@ -417,13 +426,12 @@ def _record(geometry: ConvGeometry, dtype: np.dtype) -> tuple[Record, tuple[np.n
         copied, items = rows * columns * VECTOR_BYTES, images * y_count * cdiv(all_channels, lanes)
     else:
         copied_row, copied_pixel = columns, all_channels * itemsize
-        copied, items = kernel[0] * columns * copied_pixel, images * y_count * x_count
+        copied, items = kernel[0] * columns * copied_pixel, images * y_count * x_count * chunks
     places = [
         (u * row + v * x["dilation"]).astype(np.int64).ravel() * pixel
         for row, pixel in ((y["dilation"] * x["input"], all_channels * itemsize), (copied_row, copied_pixel))
     ]
     zeros = no_biases(all_filters, dtype)
-    taps = math.prod(kernel)
     numbers = {
         "zeros": zeros.ctypes.data, "table": places[0].ctypes.data, "copied_table": places[1].ctypes.data,
         "groups": geometry.groups, "channels": channels, "filters": all_filters if depthwise else filters,
@@ -431,6 +439,7 @@ def _record(geometry: ConvGeometry, dtype: np.dtype) -> tuple[Record, tuple[np.n
         "vectors": cdiv(all_filters if depthwise else filters, lanes),
         "kernels": channels * taps * VECTOR_BYTES, "runs": len(places[0]),
         "run": channels * taps // len(places[0]), "pixels": pixels,
+        "chunks": chunks, "tiles": images * y_count * x_count,
         "y_core": y_core, "x_core": x_core, "y_count": y_count, "x_count": x_count,
         "worker": round_up(copied, 64),
     }  # fmt: skip
