@@ -110,6 +110,8 @@ LAST = [
     Case((1, 40, 9, 11), (40, 1, 3, 3), padding=1, groups=40),
     Case((2, 20, 40, 70), (20, 1, 3, 5), padding=2, stride=(1, 2), groups=20),  # whose pixels are not copied
     Case((1, 33, 60, 9), (33, 1, 7, 7), padding=3, groups=33),
+    Case((1, 20, 3, 4), (20, 1, 2, 2), stride=(1, 30), padding=(0, 8), groups=20),  # more padding than is read
+    Case((1, 4, 3, 4), (20, 4, 2, 2), stride=(1, 30), padding=(0, 8)),
     Case((3, 5, 9, 7), (37, 5, 1, 1)),
     Case((1, 12, 17, 23), (90, 4, 3, 3), padding=(0, 2), dilation=(1, 2), groups=3),
     Case((1, 3, 33, 40), (32, 3, 3, 3), padding=1, stride=2),

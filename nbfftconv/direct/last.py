@@ -287,8 +287,8 @@ def _windows(real):
             inside = min(lanes, r.all_channels - vector * lanes)
             rows = min(r.y_core, r.y_output - y0)
             image = r.input + n * r.y_input * r.x_input * pixel + vector * VECTOR_BYTES
-            first = r.x_before
-            last = min(r.columns, first + r.x_input)
+            first = min(r.columns, r.x_before)
+            last = max(first, min(r.columns, r.x_before + r.x_input))
             for i in range((rows - 1) * r.y_stride + (r.y_kernel - 1) * r.y_dilation + 1):
                 row, target = y0 * r.y_stride - r.y_before + i, memory + i * row_bytes
                 if row < 0 or row >= r.y_input:
