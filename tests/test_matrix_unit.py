@@ -9,6 +9,7 @@ import numpy as np
 import oracle
 import pytest
 from compare import assert_accurate_where_finite
+from guard import guarded, guarded_scratch
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy_emitter import NumpyEmitter
@@ -230,6 +231,21 @@ def test_bits_do_not_depend_on_threads(rng, input_size, weight_size, options):
     finally:
         nbfftconv.set_num_threads(*before)
     assert len(set(found)) == 1
+
+
+@needs_the_unit
+@pytest.mark.usefixtures("whatever_pays")
+@pytest.mark.parametrize("at_end", [True, False])
+@pytest.mark.parametrize(
+    ("input_size", "weight_size", "options"), [each for each in GEOMETRIES if "padding_mode" not in each[2]]
+)
+def test_direct_convolution_touches_nothing_beyond_its_memory(rng, input_size, weight_size, options, at_end):
+    x, w = rng.standard_normal(input_size, dtype=np.float32), rng.standard_normal(weight_size, dtype=np.float32)
+    expected = oracle.conv2d(x, w, **options)
+    x, w, y = (guarded(each, at_end) for each in (x, w, np.zeros(expected.shape, np.float32)))
+    with guarded_scratch(at_end):
+        nbfftconv.conv2d(x, w, **options, algorithm="direct", out=y)
+    np.testing.assert_allclose(y, expected, rtol=0, atol=BOUND * np.abs(expected).max())
 
 
 def test_the_system_may_refuse_the_unit(monkeypatch):
