@@ -71,7 +71,7 @@ def test_many_filters_on_wide_images(case, dtype, rng):
 @pytest.mark.skipif(not matrix_unit.is_available(), reason="no matrix unit here")
 @given(case=direct_cases((5, 40), 4, 40, 40), rng=generators())
 def test_many_filters_on_the_matrix_unit(case, rng):
-    with mock.patch.object(split_dense, "_WORTHWHILE", math.inf):
+    with mock.patch.object(split_dense, "WORTHWHILE", math.inf):
         check(case, np.float32, rng)
 
 

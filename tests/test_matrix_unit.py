@@ -162,7 +162,7 @@ def test_more_rows_and_a_longer_sum_than_are_packed_at_once(rng, nested):
 @pytest.fixture
 def whatever_pays(monkeypatch):
     """Let the unit do direct convolution of all sizes."""
-    monkeypatch.setattr(split_dense, "_WORTHWHILE", np.inf)
+    monkeypatch.setattr(split_dense, "WORTHWHILE", np.inf)
 
 
 GEOMETRIES = [

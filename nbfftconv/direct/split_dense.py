@@ -54,7 +54,7 @@ _VECTOR_CYCLES, _PACKED_CYCLES, _WRITTEN_CYCLES = 0.57, 20, 6
 #: So many times longer than its cycles tell the unit takes for products.
 _WAITING = 1.75
 #: Less is gained where neighbours of the core have the unit slow down.
-_WORTHWHILE = 0.8
+WORTHWHILE = 0.8
 
 # Tiles are of `images` images, or of y_core × x_core pixels of one. Of a window: bytes of the planes of a pair, of a
 # part of 32 channels, of all three, and of an image; of a plane, bytes of a phase, pixels of a row, and vectors that
@@ -479,7 +479,7 @@ def cut(geometry: ConvGeometry, dtype: np.dtype) -> Cut:
 
 def fits(geometry: ConvGeometry, dtype: np.dtype) -> bool:
     """Whether this module is for a geometry; else, `dense` is."""
-    if dtype != np.float32 or not matrix_unit.is_available() or share_of_vectors(geometry) >= _WORTHWHILE:
+    if dtype != np.float32 or not matrix_unit.is_available() or share_of_vectors(geometry) >= WORTHWHILE:
         return False
     return scratch_bytes(geometry, dtype) <= TARGET.l2_bytes  # it is more where taps are far apart
 

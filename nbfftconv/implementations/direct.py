@@ -254,7 +254,9 @@ def cost(geometry: ConvGeometry, direction: str, dtype: np.dtype, weight_is_pack
         moving = moved / (machine.bandwidth * _RATES["window_move"])
         return _RATES["call"] + products / (flops * _RATES["window"]) + moving
     if split_dense.fits(geometry, dtype):
-        work = dense.Work(int(split_dense.share_of_vectors(geometry) * geometry.multiply_adds), 0)
+        # where the unit is hardly worth it, it takes as long as vectors would
+        share = split_dense.share_of_vectors(geometry) / split_dense.WORTHWHILE
+        work = dense.Work(int(share * geometry.multiply_adds), 0)
     else:
         work = dense.cut(geometry, dtype).work
     packed = 0 if weight_is_packed else slow * filters * taps
