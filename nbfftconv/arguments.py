@@ -50,6 +50,11 @@ def as_batch(name: str, value: ArrayLike, axes: int, channels_last: bool = False
     return to_channels_first(array) if channels_last else array, is_batch
 
 
+def first_size(shape: tuple[int, ...], channels_last: bool) -> tuple[int, ...]:
+    """Return (batch, channels, height, width), given the shape of an array with a batch as its user sees it."""
+    return (shape[0], shape[-1], *shape[1:-1]) if channels_last else shape
+
+
 def size_of(shape: tuple[int, ...], is_batch: bool, channels_last: bool) -> tuple[int, ...]:
     """Return the shape of an array as its user sees it, given (batch, channels, height, width)."""
     batch, channels, *space = shape

@@ -12,6 +12,7 @@ from nbfftconv.arguments import (
     as_kernels,
     check_activation,
     check_bias,
+    first_size,
     geometry_for,
     plan_for,
     size_of,
@@ -45,7 +46,7 @@ def _conv(
     """Convolve what has so many spatial axes."""
     is_last = check_flag("channels_last", channels_last)
     (x, is_batch), w = as_batch("input", input, axes), as_kernels("weight", weight, axes)
-    size = (x.shape[0], x.shape[-1], *x.shape[1:-1]) if is_last else x.shape
+    size = first_size(x.shape, is_last)
     geometry, is_empty = geometry_for(size, w.shape, stride, padding, dilation, groups, axes)
     b = check_bias(bias, w.shape[0], result_type(x, w))
     padding_modes.check(geometry, padding_mode)

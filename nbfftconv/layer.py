@@ -19,6 +19,7 @@ from nbfftconv.arguments import (
     check_activation,
     check_algorithm,
     check_bias,
+    first_size,
     geometry_for,
     size_of,
     without_channels,
@@ -301,7 +302,7 @@ class ConvLayer(Layer):
                 return result
         x, is_batch = as_batch("input", input, self._axes)
         is_last, bias = self._channels_last, self._bias
-        size = (x.shape[0], x.shape[-1], *x.shape[1:-1]) if is_last else x.shape
+        size = first_size(x.shape, is_last)
         weight, padding_mode, activation = kernels.weight, self._padding_mode, self._activation
         numbers = self._stride, self._padding, self._dilation, self._groups
         has_channels = weight.size > 0

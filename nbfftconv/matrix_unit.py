@@ -105,11 +105,31 @@ def _emit_transpose(v, packed):
             v.store(value, row)
 
 
-def _emit_multiply(v, *arguments):
-    *operands, rows, columns = arguments
-    for i, j in itertools.product((1, 2), (1, 2)):
-        with v.when(rows, i), v.when(columns, j):
-            _emit_block(v, *operands, rows=i, columns=j)
+def _of_sizes(block):
+    """Return the emitter of a block of one or two times 16 rows, and as many columns: its last two arguments."""
+
+    def emit(v, *arguments):
+        *operands, rows, columns = arguments
+        for i, j in itertools.product((1, 2), (1, 2)):
+            with v.when(rows, i), v.when(columns, j):
+                block(v, *operands, rows=i, columns=j)
+
+    return emit
+
+
+def _emit_products(v, products, a, b, rows, columns):
+    """Emit products of parts; ``a(i, part)``, ``b(j, part)`` are where 16 rows or columns are, and their distance."""
+    of_a = of_b = None
+    for part_of_a, part_of_b in products:
+        if part_of_a != of_a:
+            for i in range(rows):
+                v.matrix_load(_A + i, *a(i, part_of_a))
+        if part_of_b != of_b:
+            for j in range(columns):
+                v.matrix_load(_B + j, *b(j, part_of_b))
+        of_a, of_b = part_of_a, part_of_b
+        for i, j in itertools.product(range(rows), range(columns)):
+            v.matrix_fma(2 * i + j, _A + i, _B + j)
 
 
 def _emit_block(
@@ -129,17 +149,14 @@ def _emit_block(
             v.prefetch(ahead + line * i, level=2)
         for i, j in itertools.product(range(_ROWS_AHEAD), range(columns)):
             v.prefetch(c_ahead + c_ahead_row * i + c_column * j, write=True)
-        of_a = of_b = None
-        for part_of_a, part_of_b in _PRODUCTS:
-            if part_of_a != of_a:
-                for i in range(rows):
-                    v.matrix_load(_A + i, a + a_block * i + part_of_a * REGISTER_BYTES, _ROW)
-            if part_of_b != of_b:
-                for j in range(columns):
-                    v.matrix_load(_B + j, b + b_block * j + part_of_b * REGISTER_BYTES, _ROW)
-            of_a, of_b = part_of_a, part_of_b
-            for i, j in itertools.product(range(rows), range(columns)):
-                v.matrix_fma(2 * i + j, _A + i, _B + j)
+        _emit_products(
+            v,
+            _PRODUCTS,
+            lambda i, part: (a + a_block * i + part * REGISTER_BYTES, _ROW),
+            lambda j, part: (b + b_block * j + part * REGISTER_BYTES, _ROW),
+            rows,
+            columns,
+        )
         return a + PACKED_BYTES, b + PACKED_BYTES, ahead + line * LINES_AHEAD, c_ahead + c_ahead_row * _ROWS_AHEAD
 
     v.repeat(steps, [a, b, ahead, c_ahead], step)
@@ -149,13 +166,6 @@ def _emit_block(
 
 # The same of A and B, where B, the pixels, is split; the smallest first.
 _PRODUCTS_OF_WINDOW = (0, 2), (0, 1), (1, 1), (1, 0), (2, 0), (0, 0)
-
-
-def _emit_multiply_window(v, *arguments):
-    *operands, rows, columns = arguments
-    for i, j in itertools.product((1, 2), (1, 2)):
-        with v.when(rows, i), v.when(columns, j):
-            _emit_window_block(v, *operands, rows=i, columns=j)
 
 
 def _emit_window_block(
@@ -174,22 +184,22 @@ def _emit_window_block(
         (ahead,) = v.repeat(lines, [ahead], fetch)
         for i, j in itertools.product(range(_ROWS_AHEAD), range(columns)):
             v.prefetch(y + y_row * i + j * _ROW, write=True)
-        of_a = of_b = None
-        for part_of_a, part_of_b in _PRODUCTS_OF_WINDOW:
-            if part_of_b != of_b:
-                for j in range(columns):
-                    v.matrix_load(_B + j, here + _ROW * j + b_part * part_of_b, b_row)
-            if part_of_a != of_a:
-                for i in range(rows):
-                    v.matrix_load(_A + i, a + a_block * i + part_of_a * REGISTER_BYTES, _ROW)
-            of_a, of_b = part_of_a, part_of_b
-            for i, j in itertools.product(range(rows), range(columns)):
-                v.matrix_fma(2 * i + j, _A + i, _B + j)
+        _emit_products(
+            v,
+            _PRODUCTS_OF_WINDOW,
+            lambda i, part: (a + a_block * i + part * REGISTER_BYTES, _ROW),
+            lambda j, part: (here + _ROW * j + b_part * part, b_row),
+            rows,
+            columns,
+        )
         return a + PACKED_BYTES, entry + 8, ahead, y + y_row * _ROWS_AHEAD
 
     v.repeat(steps, [a, table, ahead, y], step)
     for register, address in entries:
         v.matrix_store(register, address, c_row)
+
+
+_emit_multiply, _emit_multiply_window = _of_sizes(_emit_block), _of_sizes(_emit_window_block)
 
 
 def _emit_copy(v, source, source_row, target, target_row, rows):

@@ -79,7 +79,7 @@ _ITEM_PRODUCTS = 2**20
 # are as in `gather_window`. What comes next of a channel, or in a row of all, is fetched by `next_calls` calls.
 RECORD = RecordType(
     fields(
-        "input", "weight", "output", "bias", "zeros", "table", "scratch", "worker", "largest",
+        "input", "weight", "output", "bias", "zeros", "table", "scratch", "worker",
         "groups", "channels", "filters", "taps", "depth", "relu", "stream", "turn", "turns",
         "filter_blocks", "chunks", "y_core", "x_core", "y_count", "x_count",
         "row_vectors", "row", "phase", "phases", "interleave", "window", "is_flat", "next_calls",

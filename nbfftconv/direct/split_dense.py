@@ -492,9 +492,8 @@ def share_of_vectors(geometry: ConvGeometry) -> float:
     """
     record = cut(geometry, np.dtype(np.float32)).record
     filters, taps = geometry.weight_size[0] // geometry.groups, math.prod(geometry.weight_size[1:])
-    y_tiles, x_tiles = record["y_count"], record["x_count"]
     pixels = (record["y_core"] - 1) * record["row"] + record["x_core"]
-    tiles = y_tiles * x_tiles
+    tiles = record["y_count"] * record["x_count"]
     products = _WAITING * matrix_unit.BLOCK_CYCLES * tiles * cdiv(pixels, SIDE) * cdiv(filters, SIDE) * record["steps"]
     packed = tiles * record["image"] // (PARTS * VECTOR_BYTES)
     written = filters * tiles * cdiv(pixels, SIDE)
