@@ -21,9 +21,13 @@ from numba.extending import intrinsic
 from nbfftconv.numba_internals import cgutils
 from nbfftconv.target import TARGET
 
+llvmlite.binding.initialize_native_asmparser()  # for instructions without an intrinsic of their own
+
 VECTOR_BYTES = TARGET.vector_bytes
 _TRIPLE = llvmlite.binding.get_default_triple()
 _WORD = ir.IntType(64)
+#: Instructions between two of the matrix unit.
+_GAP = 8
 
 
 def lanes(real: type) -> int:
@@ -369,6 +373,14 @@ class Emitter:
     def _matrix_unit(self, instruction: str, *operands: ir.Value) -> None:
         self._call(f"llvm.x86.{instruction}", ir.VoidType(), list(operands))
 
+    def _part_from_next(self) -> None:
+        """Part an instruction of the unit from the next one.
+
+        If the core's other hyperthread is at work, one that follows another directly takes 40 cycles, else 20.
+        """
+        nothing = ir.FunctionType(ir.VoidType(), [])
+        self._builder.call(ir.InlineAsm(nothing, "\n".join(["nop"] * _GAP), "", side_effect=True), [])
+
     def _matrix_register(self, number: int) -> ir.Value:
         return ir.Constant(ir.IntType(8), number)
 
@@ -388,6 +400,7 @@ class Emitter:
         """Read rows, `row` bytes apart."""
         pointer = self._pointer(address, ir.IntType(8))
         self._matrix_unit("tileloadd64", self._matrix_register(register), pointer, self._integer(row))
+        self._part_from_next()
 
     def matrix_store(self, register: int, address: Operand, row: Operand) -> None:
         """Write rows, `row` bytes apart."""
@@ -400,6 +413,7 @@ class Emitter:
         A row of A has 32 entries; one of B has two of each column, next to each other.
         """
         self._matrix_unit("tdpbf16ps", *map(self._matrix_register, (c, a, b)))
+        self._part_from_next()
 
     # Control flow
 
