@@ -92,6 +92,20 @@ RATES = {
             "kernel": 4.73e-09,
         },
     },
+    "row_codelet": {
+        "flops": {
+            "transform": 0.15,
+            "product": 1.0,
+        },
+        "bandwidth": {
+            "spectra": 1.4,
+            "stream": 1.32,
+        },
+        "seconds": {
+            "row": 3e-09,
+            "gathered": 1.9e-09,
+        },
+    },
     "four_step": {
         "flops": {
             "transform": 0.32727272727272727,

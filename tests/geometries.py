@@ -224,6 +224,16 @@ def four_step_tiles(case: Case) -> st.SearchStrategy[tuple[int, int]]:
     return st.sampled_from(fitting)
 
 
+# The same for codelets of rows, of one and of two vectors of columns.
+ROW_CODELET_TILES = [(1, 64), (1, 160), (1, 576)]
+
+
+def is_of_rows(case: Case) -> bool:
+    """Whether codelets of rows are for a case: one tap of the kernel is above the other in no phase."""
+    geometry = ConvGeometry.from_arguments(case.input_size, case.weight_size, **case.options)
+    return problem_sizes(geometry)[0][1] == 1
+
+
 #: Kernels that Winograd's maps are for.
 FEW_TAPS = 3
 
@@ -304,5 +314,7 @@ def tilings(draw, case: Case, most: int = 16) -> dict[str, Any]:
     strategies = {"fftw": tiles(case, most), "codelet": codelet_tiles(case), "four_step": four_step_tiles(case)}
     if has_few_taps(case):
         strategies["winograd"] = winograd_tiles(case)
+    if is_of_rows(case):
+        strategies["row_codelet"] = st.sampled_from(ROW_CODELET_TILES)
     transform = draw(st.sampled_from(list(strategies)))
     return {"transform": transform, "tile": draw(strategies[transform])}

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import numpy as np
-from geometries import WAYS, Case
+from geometries import WAYS, Case, is_of_rows
 from guard import guarded, guarded_scratch
 
 import nbfftconv
@@ -33,6 +33,7 @@ CASES = {
     "depthwise": Case((2, 5, 18, 15), (10, 1, 5, 3), padding="full", groups=5),
     "deep": Case((1, 33, 14, 13), (35, 33, 3, 3), padding=1),
     "wide": Case((1, 1, 9, 131), (18, 1, 3, 5)),
+    "row": Case((2, 3, 2, 131), (5, 3, 1, 9), padding=(0, 3)),
     "long padding": Case((1, 2, 5, 3), (2, 2, 4, 5), padding=((30, 0), (2, 40))),
 }
 #: Sides that other tests compile anyway.
@@ -40,7 +41,7 @@ TILES = {"codelet": ((8, 8), (12, 16)), "four_step": ((30, 40), (36, 30)), "fftw
 
 
 def tiles_of(name: str) -> tuple[tuple[int, int], ...]:
-    return TILES.get(name) or ((registry.get(name).sides(1)[0],) * 2,)
+    return TILES.get(name) or (tuple(registry.get(name).sides(1, axis)[0] for axis in (0, 1)),)
 
 
 def winograd_tiles_of(case: Case) -> list[tuple[int, int]]:
@@ -58,11 +59,13 @@ def plans(case: Case, algorithm: str, direction: str, dtype: type, transposed: b
     name, tiles = registry.get(algorithm).algorithm, tiles_of(algorithm)
     if name == "winograd":
         tiles = winograd_tiles_of(case)
+    elif algorithm == "row_codelet" and not is_of_rows(case):
+        return
     for tile in tiles:
         plan = case.plan(direction, dtype, algorithm=name, transform=algorithm, tile=tile, transposed=transposed)
         yield plan
         if not plan.is_transposed:
-            units = simd.lanes(dtype) if algorithm in ("codelet", "winograd") else 1
+            units = simd.lanes(dtype) if algorithm in ("codelet", "row_codelet", "winograd") else 1
             yield replace(plan, fused=False, block_tiles=units)
             if direction == "forward":
                 yield replace(plan, fused=not plan.fused, block_tiles=2 * units)

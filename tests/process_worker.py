@@ -54,6 +54,11 @@ WORK = {
         {"algorithm": "fft", "transform": "codelet", "tile": (12, 16), "fused": False},
         512 << 10,
     ),
+    "row codelets": (
+        Case((2, 5, 9, 300), (21, 5, 1, 31), padding=(0, 15)),
+        {"algorithm": "fft", "transform": "row_codelet", "tile": (1, 64)},
+        512 << 10,
+    ),
     "four_step": (
         Case((1, 3, 130, 90), (5, 3, 5, 5), padding=2),
         {"algorithm": "fft", "transform": "four_step", "tile": (60, 36), "fused": False},

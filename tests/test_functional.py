@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import oracle
 import pytest
@@ -13,6 +15,7 @@ from geometries import (
     FEW_TAPS,
     FOUR_STEP_TILES,
     PADDING_MODES,
+    ROW_CODELET_TILES,
     WAYS,
     Case,
     cases,
@@ -20,6 +23,7 @@ from geometries import (
     four_step_tiles,
     generators,
     has_few_taps,
+    is_of_rows,
     refused_unless,
     tiles,
     winograd_tiles,
@@ -31,6 +35,7 @@ from scipy import signal
 import nbfftconv
 from nbfftconv.transforms.codelets import SIDES
 from nbfftconv.transforms.four_step import SIDES as FOUR_STEP_SIDES
+from nbfftconv.transforms.row_codelets import LENGTHS
 
 DTYPES = (np.float32, np.float64)
 CHOICES = {
@@ -107,6 +112,45 @@ def test_every_codelet(height, width, dtype, direction, transposed, rng):
     case = Case((3, 5, 2 * height + 1, 3 * width - 2), (19, 5, 3, 4), padding=1)
     choices = {"transform": "codelet", "tile": (height, width), "transposed": transposed}
     plan = case.plan(direction, dtype, algorithm="fft", **choices)
+    a, b, expected = case.operands_and_expected(direction, dtype, rng)
+    assert_accurate(case.run(direction, a, b, plan), expected, dtype)
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+@given(data=st.data(), case=cases(max_kernel=9), dtype=st.sampled_from(DTYPES), rng=generators())
+def test_any_geometry_with_codelets_of_rows(direction, data, case, dtype, rng):
+    """Whether images are sequences or not; a kernel of more rows is refused, unless each is in a phase of its own."""
+    tile = data.draw(st.sampled_from(ROW_CODELET_TILES))
+    choices = {"transform": "row_codelet", "tile": tile, "transposed": data.draw(st.booleans())}
+    if not is_of_rows(case):
+        with pytest.raises(ValueError, match="row_codelet"):
+            case.plan(direction, dtype, algorithm="fft", **choices)
+        case = dataclasses.replace(case, weight_size=(*case.weight_size[:2], 1, case.weight_size[3]))
+    plan = case.plan(direction, dtype, algorithm="fft", **choices)
+    assert (plan.transform, plan.tile) == ("row_codelet", tile)
+    a, b, expected = case.operands_and_expected(direction, dtype, rng)
+    assert_accurate(case.run(direction, a, b, plan), expected, dtype)
+
+
+@pytest.mark.parametrize("length", [96, 240, pytest.param(640, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("direction", "transposed"), WAYS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_codelets_of_rows(dtype, direction, transposed, length, rng):
+    """More filters, channels and tiles than a vector has lanes, and a kernel nearly as long as the tile."""
+    for taps in (7, length - 3):
+        case = Case((3, 5, 2, 7 * length - 2), (19, 5, 1, taps), padding=(0, 2))
+        choices = {"transform": "row_codelet", "tile": (1, length), "transposed": transposed}
+        plan = case.plan(direction, dtype, algorithm="fft", **choices)
+        a, b, expected = case.operands_and_expected(direction, dtype, rng)
+        assert_accurate(case.run(direction, a, b, plan), expected, dtype)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", range(len(LENGTHS)), ids=lambda number: str(LENGTHS[number]))
+def test_every_codelet_of_rows(number, rng):
+    length, direction, dtype = LENGTHS[number], DIRECTIONS[number % 3], DTYPES[number % 2]
+    case = Case((2, 2, 1, 3 * length), (3, 2, 1, 20), padding=(0, 9))
+    plan = case.plan(direction, dtype, algorithm="fft", transform="row_codelet", tile=(1, length))
     a, b, expected = case.operands_and_expected(direction, dtype, rng)
     assert_accurate(case.run(direction, a, b, plan), expected, dtype)
 

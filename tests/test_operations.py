@@ -15,7 +15,7 @@ import pytest
 from numpy_emitter import NumpyEmitter
 
 from nbfftconv import rates
-from nbfftconv.transforms import codelets, four_step
+from nbfftconv.transforms import codelets, four_step, row_codelets
 from nbfftconv.transforms.butterflies import Complex, complex_transform, real_inverse, real_transform
 
 ARITHMETIC = "add", "subtract", "multiply", "fma"  # a change of sign is part of what follows
@@ -83,6 +83,16 @@ def test_the_rate_of_four_step_transforms_follows_from_counts(length):
     """One rate for all lengths is 0.44 of what arithmetic alone would do, within a quarter."""
     counted = nominal(length) / in_two_steps(length)  # of two columns at once
     assert rates.of("four_step")["transform"] / counted == pytest.approx(0.44, rel=0.25)
+
+
+@pytest.mark.parametrize("length", row_codelets.LENGTHS)
+def test_the_rate_of_codelets_of_rows_follows_from_counts(length):
+    """One rate for all lengths is a fifth of what arithmetic alone would do: samples are transposed, and stored three times."""
+    n1, n2 = row_codelets.STEPS[length]
+    factors = 4 * (n1 // 2) * n2
+    instructions = n2 * of_rows(n1) + factors + of_rows(n2) + n1 // 2 * of_columns(n2)
+    counted = nominal(length) / (2 * instructions)
+    assert rates.of("row_codelet")["transform"] / counted == pytest.approx(0.2, rel=0.25)
 
 
 def test_nominal_operations_are_those_of_the_cost_model():

@@ -74,12 +74,12 @@ def test_the_planner_asks_whether_a_transform_is_available(registered):
 
 
 def test_names_are_checked(registered):
-    assert registry.names() == ("fftw", "codelet", "four_step", "winograd")
+    assert registry.names() == ("fftw", "codelet", "row_codelet", "four_step", "winograd")
     for name in ("auto", *registry.names()):
         with pytest.raises(ValueError, match=f"{name}.*taken"):
             registry.register(dataclasses.replace(TOY, name=name))
     for ask in (registry.get, registry.candidates, registry.remove):
-        with pytest.raises(ValueError, match="fftw, codelet, four_step.*'toy'"):
+        with pytest.raises(ValueError, match="fftw, codelet, row_codelet, four_step.*'toy'"):
             ask("toy")
     with pytest.raises(ValueError, match="'toy'"):
         CASES[0].plan("forward", np.float32, transform="toy")

@@ -33,7 +33,7 @@ from nbfftconv.direct import dense, dense_grad_weight, depthwise, gradients
 from nbfftconv.passes import backward, blank_windows, forward, from_spectra, grad_input, to_spectra, unmet_weights
 from nbfftconv.report import report
 from nbfftconv.store import Document, cache_folder
-from nbfftconv.transforms import codelets, fftw, four_step, kernel_callback
+from nbfftconv.transforms import codelets, fftw, four_step, kernel_callback, row_codelets
 
 POSIX = pytest.mark.skipif(not hasattr(os, "geteuid"), reason="owners and modes are POSIX's")
 ROOT = pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can give files away")
@@ -531,6 +531,7 @@ def callbacks():
         codelets,
         fftw,
         four_step,
+        row_codelets,
         outliers,
         transposition,
     )
@@ -550,6 +551,8 @@ def callbacks():
             four_step.rows_inverse,
         ):
             yield kernel_callback(emitter, side)
+    for n1 in {n1 for n1, _ in row_codelets.STEPS.values()}:
+        yield from (kernel_callback(emitter, n1) for emitter in (row_codelets.first_forward, row_codelets.last_inverse))
 
 
 def test_no_two_functions_have_the_same_key():

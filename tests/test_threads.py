@@ -31,7 +31,8 @@ from nbfftconv.records import RecordType, fields
 LAYERS = {"default": None, "workqueue": "workqueue"}
 #: Results of process_worker.py by each transform and direct, fused and in stages.
 SOME = tuple(
-    f"{name}, float32" for name in ("many blocks", "codelets in stages", "four_step", "fused", "winograd", "direct")
+    f"{name}, float32"
+    for name in ("many blocks", "codelets in stages", "row codelets", "four_step", "fused", "winograd", "direct")
 )
 ALL = ()
 layers_and_results = pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy_emitter import NumpyEmitter
 
-from nbfftconv.transforms import codelets, four_step
+from nbfftconv.transforms import codelets, four_step, row_codelets
 from nbfftconv.transforms.butterflies import Complex, complex_transform, real_inverse, real_transform
 
 LENGTHS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 18, 20, 21, 24, 28, 30, 32)
@@ -136,6 +136,65 @@ class TestCodelets:
         back = v.reserve(length, columns, 2, v.lanes)
         codelets.columns(length, 1)(v, back, pitch, spectrum, stride, count, last)
         assert_close(get_split(v, back, length, columns), length * z)
+
+
+def rows_of_lanes(v, rng, vectors, base):
+    """Random rows, one a lane, what of them is inside [lane, sample], and the address of their indirection buffer."""
+    rows = rng.standard_normal((v.lanes, vectors * v.lanes))
+    inside = rng.random((vectors, v.lanes, v.lanes)) < 0.8  # [vector, tile, lane]
+    places = np.array([v.put(row) - base for row in rows]).tobytes()
+    places += (inside << np.arange(v.lanes)).sum(axis=-1).astype(np.uint16).tobytes()
+    return rows, inside.transpose(1, 0, 2).reshape(rows.shape), v.put(np.frombuffer(places, np.uint8))
+
+
+@pytest.mark.parametrize("length", [64, 144, 208, 576])
+class TestRowCodelets:
+    base = 128
+
+    def test_forward(self, v, length, rng):
+        """Both steps: half of the frequencies k1 + n1·k2, of k1 = 0 without the conjugate ones."""
+        n1, n2 = row_codelets.STEPS[length]
+        half, vectors = n1 // 2 + 1, length // v.lanes
+        rows, inside, places = rows_of_lanes(v, rng, vectors, self.base)
+        buffer, work, largest = v.reserve(length, v.lanes), v.reserve(n2, half, 2, v.lanes), v.reserve(v.lanes)
+        factors = v.put(row_codelets._factors(np.float64, length))
+        emit = row_codelets.first_forward(n1)
+        emit(v, places, self.base, buffer, work, n2, factors, 10**9, largest)
+        samples = np.where(inside, rows, 0)
+        assert v.get(largest, v.lanes).max() == np.abs(samples).max()
+        bins = int(row_codelets.layout(np.float64, 1, length).bins)
+        spectrum, size = v.reserve(bins, 2, v.lanes), 2 * v.vector_bytes
+        codelets.columns(n2, -1)(v, work, half * size, spectrum, size, half - 1, 0)
+        expected = np.fft.fft(samples, axis=1).T
+        order = [*(n1 * np.arange(n2 // 2 + 1)), *(k1 + n1 * k2 for k1 in range(1, half) for k2 in range(n2))]
+        assert_close(get_split(v, spectrum, bins), expected[order])
+
+    def test_there_and_back(self, v, length, rng):
+        n1, n2 = row_codelets.STEPS[length]
+        half = n1 // 2 + 1
+        rows, inside, places = rows_of_lanes(v, rng, length // v.lanes, self.base)
+        buffer, work, largest = v.reserve(length, v.lanes), v.reserve(n2, half, 2, v.lanes), v.reserve(v.lanes)
+        factors = v.put(row_codelets._factors(np.float64, length))
+        emit = row_codelets.first_forward(n1)
+        emit(v, places, self.base, buffer, work, n2, factors, 10**9, largest)
+        tiles = [v.reserve(length) for _ in range(v.lanes)]
+        row_codelets.last_inverse(n1)(v, v.put(np.array(tiles) - self.base), self.base, buffer, work, n2, factors)
+        assert_close(np.stack([v.get(tile, length) for tile in tiles]), n1 * np.where(inside, rows, 0))
+
+    def test_later_lanes_are_written_last(self, v, length, rng):
+        """Of tiles that lie over each other, each lane keeps what comes before the next one's first sample."""
+        n1, n2 = row_codelets.STEPS[length]
+        half, step = n1 // 2 + 1, 7
+        rows, inside, places = rows_of_lanes(v, rng, length // v.lanes, self.base)
+        buffer, work, largest = v.reserve(length, v.lanes), v.reserve(n2, half, 2, v.lanes), v.reserve(v.lanes)
+        factors = v.put(row_codelets._factors(np.float64, length))
+        emit = row_codelets.first_forward(n1)
+        emit(v, places, self.base, buffer, work, n2, factors, 10**9, largest)
+        strip = v.reserve(step * v.lanes + length)
+        places = v.put(strip + step * v.itemsize * np.arange(v.lanes) - self.base)
+        row_codelets.last_inverse(n1)(v, places, self.base, buffer, work, n2, factors)
+        found = v.get(strip, step * v.lanes).reshape(v.lanes, step)
+        assert_close(found, n1 * np.where(inside, rows, 0)[:, :step])
 
 
 def frequencies(length):

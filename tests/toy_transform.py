@@ -62,7 +62,7 @@ def make(real, tile, taps):
 
 FORWARD, INVERSE = (Callback(each, signature(SIZE, arguments=7)) for each in (forward_factory, inverse_factory))
 TOY = Transform(
-    "toy", make, layout, lambda taps: (5, 8, 12),
+    "toy", make, layout, lambda taps, axis: (5, 8, 12),
     lambda height, width, frequencies: Operations(4 * frequencies**2, 0.0, 0.0),
     product_rate=1.0, spectra_rate=1.0, stream_rate=1.0, row=1e-9,
 )  # fmt: skip

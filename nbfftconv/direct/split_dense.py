@@ -52,7 +52,7 @@ _INFINITE, _SMALLEST = (int(np.float32(value).view(np.int32)) for value in (np.i
 #: Clock cycles of a multiply-add of vectors, of packing a vector of each of two channels, and of writing one.
 _VECTOR_CYCLES, _PACKED_CYCLES, _WRITTEN_CYCLES = 0.57, 20, 6
 #: So many times longer than its cycles tell the unit takes for products.
-_WAITING = 1.75
+_WAITING = 1.4
 #: Less is gained where neighbours of the core have the unit slow down.
 WORTHWHILE = 0.8
 

@@ -170,7 +170,7 @@ def _tiles(
     sizes, found = problem_sizes(geometry), []
     sides: list[tuple[int, ...]]
     for index, transform in enumerate(transforms):
-        sides = [_sides(transform, taps) for _, taps in sizes]
+        sides = [_sides(transform, taps, axis) for axis, (_, taps) in enumerate(sizes)]
         if tile is not None:
             wrong = [of_axis for of_axis, side in zip(sides, tile, strict=True) if side not in of_axis]
             if transform.sides and wrong:
@@ -193,9 +193,9 @@ def _tiles(
     return Tiles(*np.concatenate(found, axis=1))
 
 
-def _sides(transform: Transform, taps: int) -> tuple[int, ...]:
+def _sides(transform: Transform, taps: int, axis: int) -> tuple[int, ...]:
     """Return the sides of a transform for so many taps; of one that has any, those to try."""
-    return transform.sides(taps) if transform.sides else _smooth_sides(taps)
+    return transform.sides(taps, axis) if transform.sides else _smooth_sides(taps)
 
 
 def _smooth_sides(taps: int) -> tuple[int, ...]:
@@ -403,7 +403,7 @@ def choices_of(
         if name not in indices:
             continue
         transform = transforms[indices[name]]
-        sides = [_sides(transform, taps) for _, taps in sizes]
+        sides = [_sides(transform, taps, axis) for axis, (_, taps) in enumerate(sizes)]
         if tile[0] in sides[0] and tile[1] in sides[1]:
             table = _table(indices[name], transform, *sides, dtype, machine)
             found.append(table[:, sides[0].index(tile[0]), sides[1].index(tile[1])])

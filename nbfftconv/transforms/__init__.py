@@ -169,7 +169,8 @@ class Transform:
     layout : callable
         ``layout(real, height, width)`` returns the `Layout`; of arrays of sides, one of arrays.
     sides : callable or None
-        ``sides(taps)`` returns the tile sides that it has for so many taps, rising; None for any.
+        ``sides(taps, axis)`` returns the tile sides that it has for so many taps along an axis, 0 vertical or 1
+        horizontal, rising; None for any.
     operations : callable
         ``operations(height, width, frequencies)``, of arrays, returns `Operations`.
     product_rate : float
@@ -199,7 +200,7 @@ class Transform:
     name: str
     make: Callable[[type, tuple[int, int], tuple[int, int]], TileTransform]
     layout: Callable[[type, Any, Any], Layout]
-    sides: Callable[[int], tuple[int, ...]] | None
+    sides: Callable[[int, int], tuple[int, ...]] | None
     operations: Callable[[np.ndarray, np.ndarray, np.ndarray], Operations]
     product_rate: float
     spectra_rate: float
@@ -225,7 +226,7 @@ def signature(context: np.dtype | None = None, *, arguments: int) -> Any:
 
 @functools.cache
 def kernel_callback(emitter: Callable[..., Callable], *numbers: int) -> Callback:
-    """Return the C function of the kernel that ``emitter(*numbers)`` emits, of 5 to 7 addresses and integers."""
+    """Return the C function of the kernel that ``emitter(*numbers)`` emits, of 5 to 8 addresses and integers."""
     emit = emitter(*numbers)
     kernel = simd.kernel(emit, "_".join(map(str, (emitter.__name__, *numbers))))
     arity = emit.__code__.co_argcount - 1
@@ -240,6 +241,9 @@ def kernel_callback(emitter: Callable[..., Callable], *numbers: int) -> Callback
         def of_7(a, b, c, d, e, f, g):
             kernel(real, (a, b, c, d, e, f, g))
 
-        return {5: of_5, 6: of_6, 7: of_7}[arity]
+        def of_8(a, b, c, d, e, f, g, h):
+            kernel(real, (a, b, c, d, e, f, g, h))
+
+        return {5: of_5, 6: of_6, 7: of_7, 8: of_8}[arity]
 
     return Callback(factory, signature(arguments=arity))

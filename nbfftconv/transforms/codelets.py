@@ -214,7 +214,7 @@ def _operations(height, width, frequencies):
 
 
 TRANSFORM = Transform(
-    "codelet", lambda real, tile, taps: codelet(real, *tile), layout, lambda taps: SIDES, _operations,
+    "codelet", lambda real, tile, taps: codelet(real, *tile), layout, lambda taps, axis: SIDES, _operations,
     product_rate=_RATES["product"], spectra_rate=_RATES["spectra"], stream_rate=_RATES["stream"], row=_RATES["row"],
     skips_rows=True,
 )  # fmt: skip

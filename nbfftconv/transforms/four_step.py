@@ -347,6 +347,6 @@ def _operations(height, width, frequencies):
 
 
 TRANSFORM = Transform(
-    "four_step", lambda real, tile, taps: four_step(real, *tile), layout, lambda taps: SIDES, _operations,
+    "four_step", lambda real, tile, taps: four_step(real, *tile), layout, lambda taps, axis: SIDES, _operations,
     product_rate=_RATES["product"], spectra_rate=_RATES["spectra"], stream_rate=_RATES["stream"], row=_RATES["row"],
 )  # fmt: skip

@@ -68,15 +68,23 @@ def load_row(v: Any, length: int, pointers: Any, base: Any, ahead: Any, magnitud
     masks, groups = 8 * v.lanes, cdiv(length, v.lanes)  # masks follow the addresses
     samples = []
     for group in range(groups):
-        rows = []
-        for lane in range(v.lanes):
-            at = base + v.load_integer(pointers + 8 * lane) + group * v.vector_bytes
-            v.prefetch(at + ahead)
-            mask = v.load_mask(pointers + (masks + 2 * (group * v.lanes + lane)))
-            rows.append(v.masked_load(at, mask))
-            magnitude = v.maximum(magnitude, v.magnitude(rows[-1]))
-        samples += v.transpose(rows)
+        of_group = pointers + (masks + 2 * group * v.lanes)
+        more, magnitude = load_vector(v, pointers, of_group, base, group * v.vector_bytes, ahead, magnitude)
+        samples += more
     return samples[:length], pointers + (masks + 2 * groups * v.lanes), magnitude
+
+
+def load_vector(
+    v: Any, addresses: Any, masks: Any, base: Any, offset: Any, ahead: Any, magnitude: Any
+) -> tuple[list[Any], Any]:
+    """Emit the load of a vector of each lane's row, `offset` bytes after its address; return as `load_row` does."""
+    rows = []
+    for lane in range(v.lanes):
+        at = base + v.load_integer(addresses + 8 * lane) + offset
+        v.prefetch(at + ahead)
+        rows.append(v.masked_load(at, v.load_mask(masks + 2 * lane)))
+        magnitude = v.maximum(magnitude, v.magnitude(rows[-1]))
+    return v.transpose(rows), magnitude
 
 
 def store_row(v: Any, samples: list[Any], addresses: Any, base: Any) -> None:
@@ -87,5 +95,11 @@ def store_row(v: Any, samples: list[Any], addresses: Any, base: Any) -> None:
     groups = cdiv(len(samples), v.lanes)
     samples = samples + [0.0] * (groups * v.lanes - len(samples))
     for group in reversed(range(groups)):
-        for lane, value in enumerate(v.transpose(samples[group * v.lanes : (group + 1) * v.lanes])):
-            v.store(value, base + v.load_integer(addresses + 8 * lane) + group * v.vector_bytes)
+        of_group = samples[group * v.lanes : (group + 1) * v.lanes]
+        store_vector(v, of_group, addresses, base, group * v.vector_bytes)
+
+
+def store_vector(v: Any, samples: list[Any], addresses: Any, base: Any, offset: Any) -> None:
+    """Emit the store of a vector of each lane's row, `offset` bytes after its address."""
+    for lane, value in enumerate(v.transpose(samples)):
+        v.store(value, base + v.load_integer(addresses + 8 * lane) + offset)

@@ -560,8 +560,8 @@ def winograd(real: type, tile: tuple[int, int], taps: tuple[int, int]) -> TileTr
     )
 
 
-def sides(taps: int) -> tuple[int, ...]:
-    """Return the points of tiles for so many taps."""
+def sides(taps: int, axis: int) -> tuple[int, ...]:
+    """Return the points of tiles for so many taps, along either axis."""
     return tuple(outputs + taps - 1 for outputs in OUTPUTS) if taps <= MOST_TAPS else ()
 
 
