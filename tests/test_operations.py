@@ -87,7 +87,7 @@ def test_the_rate_of_four_step_transforms_follows_from_counts(length):
 
 @pytest.mark.parametrize("length", row_codelets.LENGTHS)
 def test_the_rate_of_codelets_of_rows_follows_from_counts(length):
-    """One rate for all lengths is a fifth of what arithmetic would do: samples are transposed, and stored three times."""
+    """One rate for all lengths is a fifth of what arithmetic would do: samples are transposed, and stored thrice."""
     n1, n2 = row_codelets.STEPS[length]
     factors = 4 * (n1 // 2) * n2
     instructions = n2 * of_rows(n1) + factors + of_rows(n2) + n1 // 2 * of_columns(n2)
