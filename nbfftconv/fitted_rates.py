@@ -106,6 +106,19 @@ RATES = {
             "gathered": 1.9e-09,
         },
     },
+    "row_four_step": {
+        "flops": {
+            "transform": 0.25,
+            "product": 0.7575757575757576,
+        },
+        "bandwidth": {
+            "spectra": 0.32,
+            "stream": 0.52,
+        },
+        "seconds": {
+            "row": 3e-09,
+        },
+    },
     "four_step": {
         "flops": {
             "transform": 0.32727272727272727,

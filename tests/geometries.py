@@ -224,12 +224,12 @@ def four_step_tiles(case: Case) -> st.SearchStrategy[tuple[int, int]]:
     return st.sampled_from(fitting)
 
 
-# The same for codelets of rows, of one and of two vectors of columns.
-ROW_CODELET_TILES = [(1, 64), (1, 160), (1, 576)]
+#: The same for transforms of rows.
+ROW_TILES = {"row_codelet": [(1, 64), (1, 160), (1, 576)], "row_four_step": [(1, 1920), (1, 2304)]}
 
 
 def is_of_rows(case: Case) -> bool:
-    """Whether codelets of rows are for a case: one tap of the kernel is above the other in no phase."""
+    """Whether transforms of rows are for a case: one tap of the kernel is above the other in no phase."""
     geometry = ConvGeometry.from_arguments(case.input_size, case.weight_size, **case.options)
     return problem_sizes(geometry)[0][1] == 1
 
@@ -315,6 +315,6 @@ def tilings(draw, case: Case, most: int = 16) -> dict[str, Any]:
     if has_few_taps(case):
         strategies["winograd"] = winograd_tiles(case)
     if is_of_rows(case):
-        strategies["row_codelet"] = st.sampled_from(ROW_CODELET_TILES)
+        strategies |= {name: st.sampled_from(of_rows) for name, of_rows in ROW_TILES.items()}
     transform = draw(st.sampled_from(list(strategies)))
     return {"transform": transform, "tile": draw(strategies[transform])}

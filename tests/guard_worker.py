@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import numpy as np
-from geometries import WAYS, Case, is_of_rows
+from geometries import ROW_TILES, WAYS, Case, is_of_rows
 from guard import guarded, guarded_scratch
 
 import nbfftconv
@@ -59,7 +59,7 @@ def plans(case: Case, algorithm: str, direction: str, dtype: type, transposed: b
     name, tiles = registry.get(algorithm).algorithm, tiles_of(algorithm)
     if name == "winograd":
         tiles = winograd_tiles_of(case)
-    elif algorithm == "row_codelet" and not is_of_rows(case):
+    elif algorithm in ROW_TILES and not is_of_rows(case):
         return
     for tile in tiles:
         plan = case.plan(direction, dtype, algorithm=name, transform=algorithm, tile=tile, transposed=transposed)

@@ -59,6 +59,11 @@ WORK = {
         {"algorithm": "fft", "transform": "row_codelet", "tile": (1, 64)},
         512 << 10,
     ),
+    "row four_step": (
+        Case((2, 3, 2, 5000), (5, 3, 1, 31), padding=(0, 15)),
+        {"algorithm": "fft", "transform": "row_four_step", "tile": (1, 1920), "fused": False},
+        512 << 10,
+    ),
     "four_step": (
         Case((1, 3, 130, 90), (5, 3, 5, 5), padding=2),
         {"algorithm": "fft", "transform": "four_step", "tile": (60, 36), "fused": False},

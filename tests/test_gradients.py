@@ -8,7 +8,17 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from compare import assert_accurate
-from geometries import FEW_TAPS, PADDING_MODES, Case, cases, generators, shared_steps, tilings, winograd_tiles
+from geometries import (
+    FEW_TAPS,
+    PADDING_MODES,
+    ROW_TILES,
+    Case,
+    cases,
+    generators,
+    shared_steps,
+    tilings,
+    winograd_tiles,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -97,7 +107,7 @@ def test_500_geometries_by_winograd_against_the_oracle(data, case, dtype, shares
 
 @pytest.mark.usefixtures("restore_threads")
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("transform", ["fftw", "codelet", "row_codelet", "four_step", "winograd"])
+@pytest.mark.parametrize("transform", ["fftw", "codelet", "row_codelet", "four_step", "row_four_step", "winograd"])
 @pytest.mark.parametrize(
     "case",
     [
@@ -112,10 +122,10 @@ def test_500_geometries_by_winograd_against_the_oracle(data, case, dtype, shares
 def test_the_same_bits_on_any_number_of_threads(case, transform, dtype, rng):
     if transform == "winograd":
         case = replace(case, weight_size=(*case.weight_size[:2], 3, 3), padding=1)
-    if transform == "row_codelet":
+    if transform in ROW_TILES:
         case = replace(case, weight_size=(*case.weight_size[:2], 1, case.weight_size[3]))
-    tiles = {"fftw": (14, 15), "codelet": (12, 16), "row_codelet": (1, 64), "four_step": (30, 40), "winograd": None}
-    tile = tiles[transform]
+    tiles = {"fftw": (14, 15), "codelet": (12, 16), "four_step": (30, 40), "winograd": None}
+    tile = ROW_TILES[transform][0] if transform in ROW_TILES else tiles[transform]
     if tile is None:
         geometry = ConvGeometry.from_arguments(case.input_size, case.weight_size, **case.options)
         tile = tuple(taps + 3 for _, taps in problem_sizes(geometry))

@@ -74,7 +74,7 @@ def test_the_planner_asks_whether_a_transform_is_available(registered):
 
 
 def test_names_are_checked(registered):
-    assert registry.names() == ("fftw", "codelet", "row_codelet", "four_step", "winograd")
+    assert registry.names() == ("fftw", "codelet", "row_codelet", "four_step", "row_four_step", "winograd")
     for name in ("auto", *registry.names()):
         with pytest.raises(ValueError, match=f"{name}.*taken"):
             registry.register(dataclasses.replace(TOY, name=name))

@@ -33,7 +33,7 @@ from nbfftconv.direct import dense, dense_grad_weight, depthwise, gradients
 from nbfftconv.passes import backward, blank_windows, forward, from_spectra, grad_input, to_spectra, unmet_weights
 from nbfftconv.report import report
 from nbfftconv.store import Document, cache_folder
-from nbfftconv.transforms import codelets, fftw, four_step, kernel_callback, row_codelets
+from nbfftconv.transforms import codelets, fftw, four_step, kernel_callback, row_codelets, row_four_step
 
 POSIX = pytest.mark.skipif(not hasattr(os, "geteuid"), reason="owners and modes are POSIX's")
 ROOT = pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can give files away")
@@ -532,6 +532,7 @@ def callbacks():
         fftw,
         four_step,
         row_codelets,
+        row_four_step,
         outliers,
         transposition,
     )
@@ -551,6 +552,9 @@ def callbacks():
             four_step.rows_inverse,
         ):
             yield kernel_callback(emitter, side)
+        yield from (
+            kernel_callback(emitter, side, True) for emitter in (four_step.columns_forward, four_step.columns_inverse)
+        )
     for n1 in {n1 for n1, _ in row_codelets.STEPS.values()}:
         yield from (kernel_callback(emitter, n1) for emitter in (row_codelets.first_forward, row_codelets.last_inverse))
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy_emitter import NumpyEmitter
 
-from nbfftconv.transforms import codelets, four_step, row_codelets
+from nbfftconv.transforms import codelets, four_step, row_codelets, row_four_step
 from nbfftconv.transforms.butterflies import Complex, complex_transform, real_inverse, real_transform
 
 LENGTHS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 18, 20, 21, 24, 28, 30, 32)
@@ -214,7 +214,7 @@ def half_frequencies(length):
 @pytest.mark.parametrize("length", four_step.SIDES)
 class TestFourStep:
     def factors(self, v, length, sign, scale):
-        return v.put(four_step._factors(v.real, length, sign, scale))
+        return v.put(four_step.step_factors(v.real, length, sign, scale))
 
     def test_every_frequency_of_a_real_column_is_there(self, v, length):
         found = half_frequencies(length)
@@ -242,6 +242,25 @@ class TestFourStep:
         result = v.get(back, *samples.shape)
         assert_close(result[:, : 4 * v.lanes], length * samples[:, : 4 * v.lanes])
         assert np.isnan(result[:, 4 * v.lanes :]).all()
+
+    def test_columns_of_a_row(self, v, length, rng):
+        """Turned on their way, and back again."""
+        half = length // 2 + 1
+        samples, turns = (
+            rng.standard_normal((length, 2 * v.lanes)),
+            np.exp(2j * rng.standard_normal((2, half, v.lanes))),
+        )
+        pitch, vector = samples.shape[1] * v.itemsize, half * 2 * v.vector_bytes
+        buffer, columns = v.reserve(length, 2, v.lanes), v.reserve(2, half, 2, v.lanes)
+        rest = v.put(samples), pitch, columns, vector, buffer
+        end = 2 * v.lanes, put_split(v, turns)
+        four_step.columns_forward(length, True)(v, *rest, self.factors(v, length, -1, 0.5), *end)
+        expected = np.fft.fft(samples, axis=0)[half_frequencies(length)].reshape(half, 2, v.lanes).transpose(1, 0, 2)
+        assert_close(get_split(v, columns, 2, half), expected * turns)
+        back = v.reserve(*samples.shape)
+        four_step.columns_inverse(length, True)(v, back, *rest[1:], self.factors(v, length, 1, 1.0), *end)
+        assert_close(v.get(back, *samples.shape), length * samples)
+        assert (row_four_step.stored_frequencies(length) == half_frequencies(length)).all()
 
     @pytest.mark.parametrize("is_whole", [True, False])
     def test_rows(self, v, length, is_whole, rng):

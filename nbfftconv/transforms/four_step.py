@@ -129,12 +129,37 @@ def _vectors(v, length, needed):
     return v.minimum(_pairs(v, needed) * 2, cdiv(length, v.lanes))
 
 
-def columns_forward(length):
-    """Emitter: pairs of vectors of columns, samples `pitch` bytes apart, to [column vector, k, (re, im), lane]."""
+def _product(v, a, b):
+    """The product of complex vectors."""
+    return Complex(v, v.fma(a.re, b.re, -(a.im * b.im)), v.fma(a.re, b.im, a.im * b.re))
+
+
+def _with_turns(pairs):
+    def emit(v, tile, pitch, columns, vector, buffer, factors, needed, turns):
+        pairs(v, tile, pitch, columns, vector, buffer, factors, needed, turns - columns)
+
+    return emit
+
+
+def _without_turns(pairs):
+    def emit(v, tile, pitch, columns, vector, buffer, factors, needed):
+        pairs(v, tile, pitch, columns, vector, buffer, factors, needed)
+
+    return emit
+
+
+def columns_forward(length, is_row=False):
+    """Emitter: pairs of vectors of columns, samples `pitch` bytes apart, to [column vector, k, (re, im), lane].
+
+    If they are those of a row, each is multiplied by the one in its place in an array `turns`.
+    """
     steps = STEPS[length]
 
-    def emit(v, tile, pitch, columns, vector, buffer, factors, needed):
+    def pairs(v, tile, pitch, columns, vector, buffer, factors, needed, turns=None):
         size = 2 * v.vector_bytes
+
+        def store(value, at):
+            store_complex(v, value if turns is None else _product(v, value, load_complex(v, at + turns)), at)
 
         def pair(tile, columns):
             _forward_first(v, steps, tile, pitch, buffer, factors, 0.5)
@@ -142,8 +167,8 @@ def columns_forward(length):
 
             def take_apart(k, opposite, a, b):
                 z, y = load_complex(v, k), load_complex(v, opposite)
-                store_complex(v, Complex(v, z.re + y.re, z.im - y.im), a)
-                store_complex(v, Complex(v, z.im + y.im, y.re - z.re), b)
+                store(Complex(v, z.re + y.re, z.im - y.im), a)
+                store(Complex(v, z.im + y.im, y.re - z.re), b)
                 return [a + size, b + size]
 
             _for_each_frequency_pair(v, length, buffer, [columns, columns + vector], take_apart)
@@ -151,19 +176,23 @@ def columns_forward(length):
 
         v.repeat(_pairs(v, needed), [tile, columns], pair)
 
-    return emit
+    return _with_turns(pairs) if is_row else _without_turns(pairs)
 
 
-def columns_inverse(length):
+def columns_inverse(length, is_row=False):
     """Emitter: the reverse of `columns_forward`."""
     steps = STEPS[length]
 
-    def emit(v, tile, pitch, columns, vector, buffer, factors, needed):
+    def pairs(v, tile, pitch, columns, vector, buffer, factors, needed, turns=None):
         size = 2 * v.vector_bytes
+
+        def load(at):
+            value = load_complex(v, at)
+            return value if turns is None else _product(v, value, load_complex(v, at + turns).conjugate())
 
         def pair(tile, columns):
             def put_together(k, opposite, at_a, at_b):
-                a, b = load_complex(v, at_a), load_complex(v, at_b)
+                a, b = load(at_a), load(at_b)
                 z = Complex(v, a.re - b.im, a.im + b.re)
                 y = Complex(v, a.re + b.im, b.re - a.im)
                 store_complex(v, z, k)
@@ -177,7 +206,7 @@ def columns_inverse(length):
 
         v.repeat(_pairs(v, needed), [tile, columns], pair)
 
-    return emit
+    return _with_turns(pairs) if is_row else _without_turns(pairs)
 
 
 def _transpose(v, vectors, source, source_step, target, target_step):
@@ -283,7 +312,7 @@ _inverse = Callback(_inverse_factory, signature(_CONTEXT, arguments=7))
 
 
 @functools.cache
-def _factors(real, length, sign, scale):
+def step_factors(real, length, sign, scale):
     """exp(sign · 2πi k1 n2 / N) · scale: [n2, k1] forward, [k1, n2] inverse."""
     n1, n2 = STEPS[length]
     products = np.outer(np.arange(n2), np.arange(n1))
@@ -315,8 +344,8 @@ def four_step(real: type, height: int, width: int) -> TileTransform:
     pairs, groups = shape.pitch // (2 * lanes), shape.bins // width
     vector = groups * lanes * COMPLEX_BYTES
     tables = [
-        _factors(real, height, -1, 0.5), _factors(real, width, -1, 1.0),
-        _factors(real, height, 1, 1.0), _factors(real, width, 1, 1.0),
+        step_factors(real, height, -1, 0.5), step_factors(real, width, -1, 1.0),
+        step_factors(real, height, 1, 1.0), step_factors(real, width, 1, 1.0),
     ]  # fmt: skip
     steps = [
         kernel_callback(columns_forward, height), kernel_callback(rows_forward, width),

@@ -1,7 +1,7 @@
 """The transforms that there are: the one place that names them all."""
 
 from nbfftconv.registry import Registry
-from nbfftconv.transforms import Transform, codelets, fftw, four_step, row_codelets, winograd
+from nbfftconv.transforms import Transform, codelets, fftw, four_step, row_codelets, row_four_step, winograd
 from nbfftconv.transforms.fftw import (
     get_planning_effort,
     load_wisdom,
@@ -27,5 +27,12 @@ _registry = Registry[Transform]("transform")
 register, remove, get = _registry.register, _registry.remove, _registry.get
 candidates, names = _registry.candidates, _registry.names
 
-for _transform in (fftw.TRANSFORM, codelets.TRANSFORM, row_codelets.TRANSFORM, four_step.TRANSFORM, winograd.TRANSFORM):
+for _transform in (
+    fftw.TRANSFORM,
+    codelets.TRANSFORM,
+    row_codelets.TRANSFORM,
+    four_step.TRANSFORM,
+    row_four_step.TRANSFORM,
+    winograd.TRANSFORM,
+):
     register(_transform)
