@@ -234,6 +234,11 @@ def is_of_rows(case: Case) -> bool:
     return problem_sizes(geometry)[0][1] == 1
 
 
+def of_one_row(case: Case) -> Case:
+    """The case with kernels of one row."""
+    return replace(case, weight_size=(*case.weight_size[:2], 1, case.weight_size[3]))
+
+
 #: Kernels that Winograd's maps are for.
 FEW_TAPS = 3
 

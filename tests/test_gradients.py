@@ -15,6 +15,7 @@ from geometries import (
     Case,
     cases,
     generators,
+    of_one_row,
     shared_steps,
     tilings,
     winograd_tiles,
@@ -123,7 +124,7 @@ def test_the_same_bits_on_any_number_of_threads(case, transform, dtype, rng):
     if transform == "winograd":
         case = replace(case, weight_size=(*case.weight_size[:2], 3, 3), padding=1)
     if transform in ROW_TILES:
-        case = replace(case, weight_size=(*case.weight_size[:2], 1, case.weight_size[3]))
+        case = of_one_row(case)
     tiles = {"fftw": (14, 15), "codelet": (12, 16), "four_step": (30, 40), "winograd": None}
     tile = ROW_TILES[transform][0] if transform in ROW_TILES else tiles[transform]
     if tile is None:
