@@ -132,17 +132,22 @@ def _emit_products(v, products, a, b, rows, columns):
             v.matrix_fma(2 * i + j, _A + i, _B + j)
 
 
-def _emit_block(
-    v, a, a_block, b, b_block, c, c_row, c_rows, c_column, steps, add, ahead, line, c_ahead, c_ahead_row, *,
-    rows, columns,
-):  # fmt: skip
-    entries = [(2 * i + j, c + c_rows * i + c_column * j) for i in range(rows) for j in range(columns)]
+def _emit_begun(v, add, entries, c_row):
+    """Emit zeros in registers of C or, if `add` is not 0, the loads of what there is."""
     with v.when(add, 0):
         for register, _ in entries:
             v.matrix_zero(register)
     with v.unless(add, 0):
         for register, address in entries:
             v.matrix_load(register, address, c_row)
+
+
+def _emit_block(
+    v, a, a_block, b, b_block, c, c_row, c_rows, c_column, steps, add, ahead, line, c_ahead, c_ahead_row, *,
+    rows, columns,
+):  # fmt: skip
+    entries = [(2 * i + j, c + c_rows * i + c_column * j) for i in range(rows) for j in range(columns)]
+    _emit_begun(v, add, entries, c_row)
 
     def step(a, b, ahead, c_ahead):
         for i in range(LINES_AHEAD):
@@ -169,11 +174,10 @@ _PRODUCTS_OF_WINDOW = (0, 2), (0, 1), (1, 1), (1, 0), (2, 0), (0, 0)
 
 
 def _emit_window_block(
-    v, a, a_block, table, b, b_row, b_part, c, c_row, steps, ahead, lines, y, y_row, *, rows, columns,
+    v, a, a_block, table, b, b_row, b_part, c, c_row, steps, add, ahead, lines, y, y_row, *, rows, columns,
 ):  # fmt: skip
     entries = [(2 * i + j, c + c_row * SIDE * i + _ROW * j) for i in range(rows) for j in range(columns)]
-    for register, _ in entries:
-        v.matrix_zero(register)
+    _emit_begun(v, add, entries, c_row)
 
     def fetch(ahead):
         v.prefetch(ahead, level=2)
@@ -224,9 +228,9 @@ transpose_packed = simd.kernel(_emit_transpose, "transpose_packed")
 #: `b_block` and `c_column` apart; sums are over `steps` times 32 entries. Meanwhile lines are fetched from `ahead` on,
 #: `line` bytes apart, and rows of the next C.
 multiply_packed = simd.kernel(_emit_multiply, "multiply_packed", 16)
-#: (a, a_block, table, b, b_row, b_part, c, c_row, steps, ahead, lines, y, y_row, rows, columns): C = A · B, where B is
+#: (a, a_block, table, b, b_row, b_part, c, c_row, steps, add, ahead, lines, y, y_row, rows, columns): the same where B is
 #: in a window: rows `b_row` bytes apart, parts `b_part`, 32 entries of the sum where the table says. With each of these
 #: so many lines are fetched, from `ahead` on, and some rows from `y` on, which will be written.
-multiply_window = simd.kernel(_emit_multiply_window, "multiply_window", 15)
+multiply_window = simd.kernel(_emit_multiply_window, "multiply_window", 16)
 #: (source, source_row, target, target_row, rows): vectors, one a row.
 copy_rows = simd.kernel(_emit_copy, "copy_rows")

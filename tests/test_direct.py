@@ -69,10 +69,38 @@ def test_many_filters_on_wide_images(case, dtype, rng):
 
 
 @pytest.mark.skipif(not matrix_unit.is_available(), reason="no matrix unit here")
-@given(case=direct_cases((5, 40), 4, 40, 40), rng=generators())
-def test_many_filters_on_the_matrix_unit(case, rng):
-    with mock.patch.object(split_dense, "WORTHWHILE", math.inf):
+@given(case=direct_cases((5, 40), 4, 40, 40), run=st.sampled_from([1, 3, 24]), rng=generators())
+def test_many_filters_on_the_matrix_unit(case, run, rng):
+    """All steps of a sum at once, or in runs."""
+    with mock.patch.object(split_dense, "WORTHWHILE", math.inf), mock.patch.object(split_dense, "_RUN", run):
         check(case, np.float32, rng)
+
+
+@pytest.mark.skipif(not matrix_unit.is_available(), reason="no matrix unit here")
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case((3, 100, 14, 14), (40, 100, 3, 3), padding=1),
+        Case((2, 100, 15, 17), (33, 100, 3, 3), stride=2, padding=1),
+        Case((1, 64, 20, 19), (20, 64, 5, 5)),
+    ],
+    ids=repr,
+)
+def test_runs_of_the_matrix_unit(case, rng):
+    """Of more steps than one run has, of several blocks of pixels: sums are begun, and go on, to the same bits."""
+    x, w = case.operands("forward", np.float32, rng)
+    with mock.patch.object(split_dense, "WORTHWHILE", math.inf):
+        record = split_dense.cut(
+            case.plan("forward", np.float32, algorithm="direct").geometry, np.dtype(np.float32)
+        ).record
+        assert record["run"] < record["steps"]
+        assert_accurate(found := run(case, x, w), case.expect("forward", x, w), np.float32)
+        for cache in (split_dense.cut, split_dense._program):
+            cache.cache_clear()
+        with mock.patch.object(split_dense, "_RUN", 10**6):
+            np.testing.assert_array_equal(run(case, x, w), found)
+        for cache in (split_dense.cut, split_dense._program):
+            cache.cache_clear()
 
 
 def planned_last(case, dtype):
@@ -210,6 +238,7 @@ def test_what_lanes_are(case, lanes, rng):
 )
 def test_large_outputs_go_past_the_caches(case, is_dense, relu, monkeypatch, rng):
     """With the same bits; only where rows begin at cache lines."""
+    monkeypatch.setattr(split_dense, "WORTHWHILE", 0)
     x, w = case.operands("forward", np.float32, rng)
     geometry = case.plan("forward", np.float32, algorithm="direct").geometry
     assert depthwise.fits(geometry, x.dtype) != is_dense

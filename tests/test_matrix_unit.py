@@ -85,7 +85,7 @@ def test_emitters_pack_windows_and_multiply_them(rng, step):
     v.store_integer(4 * 7, table)  # under the eighth pixel of a row
     matrix_unit._emit_begin(v, memory)
     matrix_unit._emit_multiply_window(
-        v, packed, 0, table, window, plane, part, sums, 128, 1, 64, 1, 64, 64, 1, 2
+        v, packed, 0, table, window, plane, part, sums, 128, 1, 0, 64, 1, 64, 64, 1, 2
     )  # fmt: skip
     bias, y, largest = v.put(np.full(16, 0.5, np.float32)), v.reserve(16, 40), v.put(np.zeros(16, np.float32))
     split_dense._emit_write(v, sums, 128, y, 160, 2, 13, bias, 1, 16, largest)

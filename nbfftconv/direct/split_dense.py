@@ -33,10 +33,10 @@ from nbfftconv.split_product import packer
 from nbfftconv.target import TARGET
 from nbfftconv.threads import share
 
-# A worker's memory: the unit's configuration, the largest magnitudes of sums, sums of 2 × 16 filters and pixels, and
-# the window.
-_LARGEST, _SUMS, _SUMS_ROW = 64, 128, 2 * VECTOR_BYTES
-_WINDOW = _SUMS + 2 * SIDE * _SUMS_ROW
+# A worker's memory: the unit's configuration, the largest magnitudes of sums, the window, and sums, of blocks of 2 × 16
+# filters and pixels.
+_LARGEST, _WINDOW, _SUMS_ROW = 64, 128, 2 * VECTOR_BYTES
+_BLOCK_SUMS = 2 * SIDE * _SUMS_ROW
 #: Pairs of channels that are multiplied at once, and bytes of one.
 _PAIRS, _PAIR = DEPTH // 2, 4
 _LINE = 64  # bytes
@@ -45,6 +45,8 @@ _LINE = 64  # bytes
 _RESIDENT_BYTES, _SMALL_WINDOW_BYTES, _WINDOW_BYTES = (TARGET.l2_bytes * part // 8 for part in (2, 2, 5))
 #: Pixels of a tile, at most, of several images if they are small: kernels are read once for each tile.
 _MOST_PIXELS = 512
+#: Steps of a sum that all pixels of a tile go through before the next ones: their kernels are read again and again.
+_RUN = 24
 #: Work items of a thread that there should be, of parts of the filters if need be.
 _ITEMS = 2
 # Bits of float32: of infinity, and of 2^-80, of which the parts, and their products with what is not small, are normal.
@@ -58,13 +60,14 @@ WORTHWHILE = 0.8
 
 # Tiles are of `images` images, or of y_core × x_core pixels of one. Of a window: bytes of the planes of a pair, of a
 # part of 32 channels, of all three, and of an image; of a plane, bytes of a phase, pixels of a row, and vectors that
-# are filled. `table` has where the pixels under the tap of each step are.
+# are filled. `table` has where the pixels under the tap of each step are. Steps are taken in runs: sums begin `sums`
+# bytes after a worker's memory does, and those of a block are `block_sums` from the next one's.
 RECORD = RecordType(
     fields(
         "input", "weight", "output", "bias", "zeros", "table", "scratch", "worker", "largest", "workers",
         "batch", "groups", "channels", "filters", "filter_blocks", "channel_blocks", "chunks", "steps",
         "relu", "stream", "turn", "turns", "images", "y_core", "x_core", "y_count", "x_count",
-        "plane", "part", "block", "image", "phase", "row", "vectors", "fetches",
+        "plane", "part", "block", "image", "phase", "row", "vectors", "fetches", "run", "sums", "block_sums",
         *(f"{axis}_{name}" for axis in "yx" for name in AXIS_FIELDS),
         planes=PLANES,
     )
@@ -285,12 +288,32 @@ def _fetch(real, itemsize, r, n, group, offset, lines, call, calls):
         begin += count
 
 
+@jit.njit()
+def _write_pixels(real, itemsize, r, first, end, columns, sums, y, y_row, filter, filters, largest):
+    """Write the sums of pixels first .. end - 1 of a tile, row by row of each vector."""
+    p = first
+    while p < end:
+        row, column = p // r.row, p % r.row
+        stop = min(p - (p - first) % SIDE + SIDE, end)
+        if column >= columns:
+            p = min(stop, (row + 1) * r.row)
+            continue
+        last = min(stop, row * r.row + columns)
+        lane = (p - first) % SIDE
+        _write_rows(real, (
+            sums + (p - first) // SIDE * VECTOR_BYTES, _SUMS_ROW,
+            y + (row * r.x_output + column - lane) * itemsize, y_row,
+            lane, lane + last - p, r.bias + filter * itemsize, r.relu, filters, largest,
+        ))  # fmt: skip
+        p = last
+
+
 def _forward(real):
     itemsize, lanes = np.dtype(real).itemsize, simd.lanes(real)
 
     def split_dense_forward(r, worker, begin, end):
         memory = r.scratch + worker * r.worker
-        window, sums = memory + _WINDOW, memory + _SUMS
+        window, sums = memory + _WINDOW, memory + r.sums
         packed = simd.pointer(np.int64, r.largest + 8 * (r.workers + worker))  # the tile in the window, plus 1
         matrix_unit.begin_matrices(real, (memory,))
         _clear_magnitudes(real, (memory + _LARGEST,))
@@ -315,37 +338,34 @@ def _forward(real):
                 a = r.weight + (group * r.filter_blocks + block) * panel
                 filter = group * r.filters + block * SIDE
                 filters = min(blocks * SIDE, r.filters - block * SIDE)
-                lines = r.fetches * cdiv(2 * panel // _LINE, calls * r.steps)
-                ahead = a + 2 * panel
-                for i in range(images):
-                    y = r.output + output_plane_of(r.planes, r.groups * r.filters, first + i, filter) * plane
-                    for q in range(0, pixels, 2 * SIDE):
-                        vectors = 2 if pixels - q > SIDE else 1
-                        _fetch(real, itemsize, r, first, group, offset, next_lines, call, all_calls)
-                        call += 1
-                        at = (y0 + q // r.row) * r.x_output + x0 + min(q % r.row, columns)
-                        matrix_unit.multiply_window(real, (
-                            a, panel, r.table, window + i * r.image + q * _PAIR, r.plane, r.part, sums, _SUMS_ROW,
-                            r.steps, ahead, lines, y + at * itemsize, y_row, blocks, vectors,
-                        ))  # fmt: skip
-                        ahead += r.steps * lines * _LINE
-                        # runs of pixels of a row, of each vector
-                        p = q
-                        while p < min(q + vectors * SIDE, pixels):
-                            row, column = p // r.row, p % r.row
-                            stop = min(p - (p - q) % SIDE + SIDE, pixels)
-                            if column >= columns:
-                                p = min(stop, (row + 1) * r.row)
-                                continue
-                            last = min(stop, row * r.row + columns)
-                            lane = (p - q) % SIDE
-                            _write_rows(real, (
-                                sums + (p - q) // SIDE * VECTOR_BYTES, _SUMS_ROW,
-                                y + ((y0 + row) * r.x_output + x0 + column - lane) * itemsize, y_row,
-                                lane, lane + last - p, r.bias + filter * itemsize, r.relu, filters,
-                                memory + _LARGEST,
+                for step in range(0, r.steps, r.run):
+                    steps = min(r.run, r.steps - step)
+                    is_last = step + steps == r.steps
+                    # the kernels of the next run, or of the next filters, of either block
+                    following = a + 2 * panel if is_last else a + (step + steps) * PACKED_BYTES
+                    lines = r.fetches * cdiv(2 * r.run * PACKED_BYTES // _LINE, calls * steps)
+                    fetched, of_pixels = 0, sums
+                    for i in range(images):
+                        y = r.output + output_plane_of(r.planes, r.groups * r.filters, first + i, filter) * plane
+                        for q in range(0, pixels, 2 * SIDE):
+                            vectors = 2 if pixels - q > SIDE else 1
+                            beyond = 0 if fetched < r.run * PACKED_BYTES else panel - r.run * PACKED_BYTES
+                            at = (y0 + q // r.row) * r.x_output + x0 + min(q % r.row, columns)
+                            matrix_unit.multiply_window(real, (
+                                a + step * PACKED_BYTES, panel, r.table + 8 * step,
+                                window + i * r.image + q * _PAIR, r.plane, r.part, of_pixels, _SUMS_ROW,
+                                steps, step, following + fetched + beyond, lines, y + at * itemsize, y_row, blocks,
+                                vectors,
                             ))  # fmt: skip
-                            p = last
+                            fetched += steps * lines * _LINE
+                            if is_last:
+                                _fetch(real, itemsize, r, first, group, offset, next_lines, call, all_calls)
+                                call += 1
+                                _write_pixels(
+                                    real, itemsize, r, q, min(q + vectors * SIDE, pixels), columns, of_pixels,
+                                    y + (y0 * r.x_output + x0) * itemsize, y_row, filter, filters, memory + _LARGEST,
+                                )  # fmt: skip
+                            of_pixels += r.block_sums
         matrix_unit.end_matrices(real, ())
         _note_magnitudes(r, worker, memory)
 
@@ -460,13 +480,17 @@ def cut(geometry: ConvGeometry, dtype: np.dtype) -> Cut:
     of_block = PARTS * of_part
     table = (np.arange(channel_blocks)[:, None] * of_block + places).astype(np.int64).ravel()
     zeros = no_biases(geometry.weight_size[0], dtype)
+    blocks_of_sums, steps = together * cdiv((y_core - 1) * row + x_core, 2 * SIDE), channel_blocks * taps
+    run = steps if blocks_of_sums == 1 else min(steps, _RUN)
+    sums = round_up(_WINDOW + together * image + 4096, 64)
     numbers = {
         "table": table.ctypes.data, "zeros": zeros.ctypes.data, "batch": images, "groups": geometry.groups,
         "channels": channels, "filters": filters, "filter_blocks": blocks, "channel_blocks": channel_blocks,
-        "chunks": 1, "steps": channel_blocks * taps, "images": together, "fetches": kernels > _RESIDENT_BYTES,
+        "chunks": 1, "steps": steps, "run": run, "images": together, "fetches": kernels > _RESIDENT_BYTES,
         "y_core": y_core, "x_core": x_core, "y_count": y_count, "x_count": x_count,
         "plane": of_plane, "part": of_part, "block": of_block, "image": image, "phase": phase, "row": row,
-        "vectors": cdiv(row, SIDE), "worker": round_up(_WINDOW + together * image + 4096, 64),
+        "vectors": cdiv(row, SIDE), "sums": sums, "block_sums": 0 if run == steps else _BLOCK_SUMS,
+        "worker": sums + (1 if run == steps else blocks_of_sums) * _BLOCK_SUMS,
     }  # fmt: skip
     for name, axis in (("y", y), ("x", x)):
         numbers |= {f"{name}_{number}": value for number, value in axis.items()}
