@@ -228,9 +228,9 @@ transpose_packed = simd.kernel(_emit_transpose, "transpose_packed")
 #: `b_block` and `c_column` apart; sums are over `steps` times 32 entries. Meanwhile lines are fetched from `ahead` on,
 #: `line` bytes apart, and rows of the next C.
 multiply_packed = simd.kernel(_emit_multiply, "multiply_packed", 16)
-#: (a, a_block, table, b, b_row, b_part, c, c_row, steps, add, ahead, lines, y, y_row, rows, columns): the same where B is
-#: in a window: rows `b_row` bytes apart, parts `b_part`, 32 entries of the sum where the table says. With each of these
-#: so many lines are fetched, from `ahead` on, and some rows from `y` on, which will be written.
+#: (a, a_block, table, b, b_row, b_part, c, c_row, steps, add, ahead, lines, y, y_row, rows, columns): the same where B
+#: is in a window: rows `b_row` bytes apart, parts `b_part`, 32 entries of the sum where the table says. With each of
+#: these so many lines are fetched, from `ahead` on, and some rows from `y` on, which will be written.
 multiply_window = simd.kernel(_emit_multiply_window, "multiply_window", 16)
 #: (source, source_row, target, target_row, rows): vectors, one a row.
 copy_rows = simd.kernel(_emit_copy, "copy_rows")
