@@ -30,7 +30,8 @@ def this_engine(
     nbfftconv.set_num_threads(threads)
     kind = getattr(nbfftconv, f"Conv{'Transpose' * layer.is_transposed}{len(layer.space)}d")
     options = {"stride": layer.stride, "padding": layer.pads, "dilation": layer.dilation, "groups": layer.groups}
-    convolution = kind(weight, **options, training=False, channels_last=channels_last)
+    order = {"channels_last": True} if channels_last else {}  # which earlier versions do not know
+    convolution = kind(weight, **options, **order, training=False)
     input = aligned(np.moveaxis(x, 1, -1)) if channels_last else x
     convolution(input)
     return lambda: np.moveaxis(convolution(input), -1, 1) if channels_last else convolution(input)
