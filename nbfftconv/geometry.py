@@ -1,6 +1,7 @@
 """The numbers of one convolution, validated. Knows no array and no algorithm."""
 
 import functools
+import itertools
 import math
 import operator
 from collections.abc import Mapping, Sequence
@@ -10,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from nbfftconv.forking import cached_property
+from nbfftconv.rounding import cdiv
 
 #: A size, stride, dilation or padding is below this, so that sums and products of two of them fit 64 bits.
 SIZE_LIMIT = 2**31
@@ -510,6 +512,50 @@ class ConvGeometry:
             stride=(1,) * len(kernel),
             padding=tuple(padding),
             depth=depth,
+        )
+
+    def transposed_phases(self) -> "tuple[ConvGeometry, ...] | None":
+        """Return the convolutions that take the output's gradient to each phase of the input's, None if there are none.
+
+        They are for strides that do not divide the kernel: phase r of an axis has kernels of the taps r, r + s, and so
+        on, filters and channels exchanged and all axes reversed. All have as many outputs; what they return is to be
+        interleaved, the phases of the last axis fastest. There are none where a phase has no tap, beside a dilation,
+        or with so much padding that their own would be negative.
+
+        Returns
+        -------
+        tuple of ConvGeometry or None
+            A convolution of stride 1 for each phase.
+        """
+        filters, channels, *kernel = self.weight_size
+        planes, outputs, taps, *_ = self.depth
+        images = self.input_size[0] // outputs
+        sizes = zip((planes, *self.input_size[2:]), (outputs, *self.output_size[2:]), strict=True)
+        numbers = zip((taps, *kernel), self.strides, (self.depth.dilation, *self.dilation), strict=True)
+        before = self.depth.before, *(pads[0] for pads in self.padding)
+        of_axes = []  # for each axis, for each phase: taps, outputs and padding
+        for (size, output), (k, s, d), first in zip(sizes, numbers, before, strict=True):
+            if s > 1 and (d > 1 or k < s):
+                return None
+            first, last = first // s, (first + size - 1) // s  # of every s-th pixel, those that are there
+            lengths = [(cdiv(k - r, s), last - first + 1) for r in range(s)]
+            of_axes.append([(n, size, (d * (n - 1) - first, last - output + 1)) for n, size in lengths])
+        if max(self.strides) == 1 or any(min(pads) < 0 for axis in of_axes[1:] for *_, pads in axis):
+            return None
+        return tuple(
+            replace(
+                self,
+                input_size=(images * depth[1], filters * depth[0], *self.output_size[2:]),
+                weight_size=(
+                    channels // taps * self.groups,
+                    filters // self.groups * depth[0],
+                    *(n for n, *_ in across),
+                ),
+                stride=(1,) * len(kernel),
+                padding=tuple(pads for *_, pads in across),
+                depth=Depth(outputs, depth[1], depth[0], 1, self.depth.dilation, depth[2][0]),
+            )
+            for depth, *across in itertools.product(*of_axes)
         )
 
     @property

@@ -83,16 +83,31 @@ def _transpose_phases(weight: np.ndarray, geometry: ConvGeometry) -> np.ndarray:
     return ordered.reshape(groups * channels * math.prod(strides), -1, *of_phase[1:])
 
 
+def transpose_phases(weight: np.ndarray, geometry: ConvGeometry) -> list[np.ndarray]:
+    """Return the kernels of `ConvGeometry.transposed_phases`, each C-contiguous."""
+    groups, strides, taps = geometry.groups, geometry.strides, geometry.depth.taps
+    kernels = weight.reshape(groups, -1, weight.shape[1] // taps, taps, *weight.shape[2:])
+    result = []
+    for z, y, x in itertools.product(*map(range, strides)):
+        of_phase = kernels[..., z :: strides[0], y :: strides[1], x :: strides[2]][..., ::-1, ::-1, ::-1]
+        _, filters, channels, depth, *across = of_phase.shape
+        ordered = np.ascontiguousarray(of_phase.transpose(0, 2, 1, 3, 4, 5))
+        result.append(ordered.reshape(groups * channels, filters * depth, *across))
+    return result
+
+
 def bias_of_phases(geometry: ConvGeometry, bias: np.ndarray | None) -> np.ndarray | None:
     """Return the bias of the transposed problem's filters."""
     phases = math.prod(geometry.strides)
     return bias if bias is None or phases == 1 else np.repeat(bias, phases)
 
 
-# Of each axis, the input's pixels, the stride, the pixels of a phase, and where among the phases' pixels, interleaved,
-# the input's first one is.
+# Bytes from a phase to the next, and from a channel's. Of each axis, the input's pixels, the stride, the pixels of a
+# phase, and where among the phases' pixels, interleaved, the input's first one is.
 _AXIS = ("pixels", "stride", "of_phase", "offset")
-_INTERLEAVING = RecordType(fields("phases", "result", *(f"{axis}_{name}" for axis in "zyx" for name in _AXIS)))
+_INTERLEAVING = RecordType(
+    fields("phases", "result", "phase", "channel", *(f"{axis}_{name}" for axis in "zyx" for name in _AXIS))
+)
 
 
 @njit()
@@ -120,16 +135,16 @@ def _interleave(real):
 
     def interleave_phases(r, worker, begin, end):
         line = r.x_of_phase * itemsize
-        plane = r.z_of_phase * r.y_of_phase * line
         for item in range(begin, end):  # a plane
             channel, z = item // r.z_pixels, item % r.z_pixels + r.z_offset
-            of_channel = channel * r.z_stride + z % r.z_stride
+            phase = z % r.z_stride * r.y_stride
             for y in range(r.y_pixels):
                 at = y + r.y_offset
-                first = (of_channel * r.y_stride + at % r.y_stride) * r.x_stride
-                source = r.phases + first * plane + (z // r.z_stride * r.y_of_phase + at // r.y_stride) * line
+                first = (phase + at % r.y_stride) * r.x_stride
+                source = r.phases + channel * r.channel + first * r.phase
+                source += (z // r.z_stride * r.y_of_phase + at // r.y_stride) * line
                 target = r.result + (item * r.y_pixels + y) * r.x_pixels * itemsize
-                _interleave_row(real, itemsize, r, source, plane, target)
+                _interleave_row(real, itemsize, r, source, r.phase, target)
 
     return interleave_phases
 
@@ -142,12 +157,20 @@ def room_for_phases(geometry: ConvGeometry, run: ConvGeometry, result: np.ndarra
     return result if max(geometry.strides) == 1 else scratch.result(run.output_shape, result.dtype)
 
 
-def interleave(geometry: ConvGeometry, run: ConvGeometry, phases: np.ndarray, result: np.ndarray) -> None:
-    """Write what the transposed problem `run` has written to where it belongs, if it is not there."""
+def interleave(
+    geometry: ConvGeometry, run: ConvGeometry, phases: np.ndarray, result: np.ndarray, phases_first: bool = False
+) -> None:
+    """Write what the transposed problem `run` has written to where it belongs, if it is not there.
+
+    With `phases_first` it is of several problems, of which `run` is one: each phase has results of its own.
+    """
     if phases is result:
         return
     record = _INTERLEAVING.zeros()
     record["phases"], record["result"] = phases.ctypes.data, result.ctypes.data
+    plane = math.prod((run.depth.outputs, *run.output_size[2:])) * result.itemsize
+    channels, strides = geometry.input_shape[0] * geometry.input_shape[1], math.prod(geometry.strides)
+    record["phase"], record["channel"] = (channels * plane, plane) if phases_first else (plane, strides * plane)
     sizes = geometry.depth.planes, *geometry.input_size[2:]
     of_phases = run.depth.outputs, *run.output_size[2:]
     before = geometry.depth.before, *(pads[0] for pads in geometry.padding)
@@ -155,6 +178,6 @@ def interleave(geometry: ConvGeometry, run: ConvGeometry, phases: np.ndarray, re
         pixels, stride, of_phase, pad = numbers
         for name, value in zip(_AXIS, (pixels, stride, of_phase, pad % stride), strict=True):
             record[f"{axis}_{name}"] = value
-    items = geometry.input_shape[0] * geometry.input_shape[1] * geometry.depth.planes
+    items = channels * geometry.depth.planes
     stage = _interleave_phases.address(result.dtype.type)
     threads.run(threads.Task(stage, record, items, threads.get_workers(result.nbytes / _BYTES_PER_SECOND)[0]))

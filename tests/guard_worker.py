@@ -27,6 +27,7 @@ CASES = {
     "one tile": Case((1, 2, 7, 5), (3, 2, 5, 4), padding=2),
     "one output": Case((3, 2, 5, 4), (17, 2, 5, 4)),
     "strided": Case((1, 3, 23, 26), (4, 3, 4, 3), stride=(2, 3), padding=((1, 0), (2, 3))),
+    "phases of other lengths": Case((2, 3, 23, 21), (5, 3, 5, 3), stride=2, padding=(1, 0)),
     "dilated": Case((2, 2, 22, 25), (3, 2, 3, 3), dilation=(2, 3), padding=3),
     "both": Case((1, 2, 25, 24), (3, 2, 5, 5), stride=(3, 2), dilation=(2, 4), padding=4),
     "grouped": Case((2, 6, 17, 20), (9, 2, 3, 5), padding="same", groups=3),

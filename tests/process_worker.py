@@ -88,6 +88,7 @@ WORK = {
         512 << 10,
     ),
     "direct": (Case((3, 5, 33, 31), (7, 5, 3, 3), padding=1), {"algorithm": "direct"}, None),
+    "direct by phases": (Case((2, 6, 33, 45), (9, 6, 5, 3), stride=2, padding=1), {"algorithm": "direct"}, None),
     "depthwise": (Case((2, 6, 33, 45), (12, 1, 5, 3), padding=1, groups=6), {"algorithm": "direct"}, None),
 }
 

@@ -25,7 +25,7 @@ print(ctypes.string_at(array.ctypes.data + {beyond}, 1)[0])
 """
 
 
-FEW = "strided", "grouped"
+FEW = "strided", "phases of other lengths", "grouped"
 REST = tuple(name for name in guard_worker.CASES if name not in FEW)
 
 

@@ -47,7 +47,8 @@ def geometries(draw, axes, algorithm):
         most_taps = 4
     size = [draw(st.integers(1, most_pixels)) for _ in range(axes)]
     kernel = [draw(st.integers(1, most_taps)) for _ in range(axes)]
-    stride, dilation = ([draw(st.integers(1, 4)) for _ in range(axes)] for _ in range(2))
+    stride = [draw(st.integers(1, 4)) for _ in range(axes)]
+    dilation = [draw(st.just(1) | st.integers(1, 4)) for _ in range(axes)]  # phases are not of dilated kernels
     added = [draw(st.integers(0, max(s, d) - 1)) for s, d in zip(stride, dilation, strict=True)]
     padding = []
     for n, k, s, d, more in zip(size, kernel, stride, dilation, added, strict=True):

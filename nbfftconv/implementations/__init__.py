@@ -65,6 +65,10 @@ class Request(NamedTuple):
         """Return the problem whose forward pass is the gradient that is asked for, None if there is none."""
         return self.geometry.transposed() if self.transposes and self.direction == "grad_input" else None
 
+    def transposed_phases(self) -> tuple[ConvGeometry, ...] | None:
+        """Return the problems whose forward passes are the gradient's phases, None if there are none."""
+        return self.geometry.transposed_phases() if self.transposes and self.direction == "grad_input" else None
+
 
 class Candidates:
     """What an implementation offers for a request: one plan. Where there are many, a subclass makes the best one.

@@ -1,6 +1,7 @@
 """Direct convolution: products of pixels and taps, no transform. Its loops are in `nbfftconv.direct`.
 
-A gradient at the input is the forward pass of the transposed problem wherever there is one.
+A gradient at the input is the forward pass of the transposed problem wherever there is one, or of one for every phase
+of its pixels.
 
 In seconds of one core, it costs 2 operations a multiply-add, lanes without a pixel included, and the arrays once; for
 groups of many filters, also what is gathered, and packing the kernels; its gradients, a
@@ -8,6 +9,8 @@ fixed time for every row of pixels under every tap, or, with respect to the kern
 gathered. Rates are fitted as those of `tiled_costs`.
 """
 
+import functools
+import itertools
 import math
 from collections.abc import Hashable
 from dataclasses import dataclass
@@ -16,6 +19,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from nbfftconv import direct, rates, simd
+from nbfftconv import scratch as scratch_memory
 from nbfftconv.direct import dense, dense_grad_weight, depthwise, last, split_dense
 from nbfftconv.geometry import ConvGeometry
 from nbfftconv.implementations import BoundForward, Candidates, Implementation, Inapplicable, Kernels, Request
@@ -24,7 +28,7 @@ from nbfftconv.machine import Machine
 from nbfftconv.plan import ConvPlan
 from nbfftconv.rounding import round_up
 from nbfftconv.scratch import Memory
-from nbfftconv.transpose import bias_of_phases, interleave, room_for_phases, transpose
+from nbfftconv.transpose import bias_of_phases, interleave, room_for_phases, transpose, transpose_phases
 
 # Fractions of the machine's `flops`: of products for groups of many filters (`dense`), for depthwise windows and in
 # gradients, and of scalars that are gathered or packed. Fractions of its `bandwidth`: of
@@ -55,6 +59,8 @@ class DirectPlan(ConvPlan):
         Time of a call that the cost model expects on one core.
     is_transposed : bool
         Of "grad_input", whether it is run as a forward pass, that of the transposed problem.
+    by_phases : bool
+        Of "grad_input", whether it is run as forward passes, one for each phase of the input's pixels.
 
     Examples
     --------
@@ -66,11 +72,13 @@ class DirectPlan(ConvPlan):
 
     algorithm: ClassVar[str] = "direct"
 
+    by_phases: bool = False
+
     __hash__ = ConvPlan.__hash__
 
     def _kernel_layout(self) -> Hashable:
         # a gradient does not read kernels as the forward pass does, and that not of all sizes in the same order
-        return self.direction, self.weight_bytes, self.geometry.channels_last
+        return self.direction, self.weight_bytes, self.geometry.channels_last, self.by_phases
 
     def _details(self) -> str:
         memory = f"scratch {self.scratch_bytes} bytes a thread, kernels {self.weight_bytes} bytes"
@@ -99,9 +107,36 @@ class DirectKernels(Kernels):
         """Whether they are those of the transposed problem."""
         return self.source is not self.weight
 
+    @property
+    def of_phases(self) -> tuple["DirectKernels", ...]:
+        """Those of each phase, if there are several problems."""
+        return ()
+
     def arrays(self) -> tuple[np.ndarray, ...]:
         """Return all arrays that are held."""
         held = self.weight, self.source, *(() if self.packed is None else (self.packed.array,))
+        return tuple({id(array): array for array in held}.values())
+
+
+@dataclass(frozen=True)
+class PhasedKernels(DirectKernels):
+    """Kernels of one problem for each phase of a gradient's pixels.
+
+    Attributes
+    ----------
+    phases : tuple of DirectKernels
+    """
+
+    phases: tuple[DirectKernels, ...]
+
+    @property
+    def of_phases(self) -> tuple[DirectKernels, ...]:
+        """Those of each phase."""
+        return self.phases
+
+    def arrays(self) -> tuple[np.ndarray, ...]:
+        """Return all arrays that are held."""
+        held = itertools.chain(super().arrays(), *(phase.arrays() for phase in self.phases))
         return tuple({id(array): array for array in held}.values())
 
 
@@ -131,14 +166,19 @@ class Direct(Implementation[DirectPlan, DirectKernels]):
         if geometry.channels_last and not last.fits(geometry, dtype):
             raise Inapplicable("groups of few filters are read channels first")
         transposed = request.transposed()
-        run, direction = (geometry, request.direction) if transposed is None else (transposed, "forward")
+        phases = request.transposed_phases() if transposed is None else None
+        forward = phases or (() if transposed is None else (transposed,))
+        if request.direction == "forward":
+            forward = (geometry,)
         scratch, weight = 0, 0
-        if direction == "forward":
-            scratch, weight = direct.scratch_bytes(run, dtype), direct.packed_bytes(run, dtype)
-        elif direction == "grad_weight":
+        if forward:
+            scratch = max(direct.scratch_bytes(run, dtype) for run in forward)
+            weight = sum(direct.packed_bytes(run, dtype) for run in forward)
+        elif request.direction == "grad_weight":
             scratch, weight = direct.grad_weight_bytes(geometry, dtype)
-        seconds = cost(run, direction, dtype, request.weight_is_transformed, request.machine)
-        if transposed is not None:
+        passes = [(run, "forward") for run in forward] or [(geometry, request.direction)]
+        seconds = sum(cost(*each, dtype, request.weight_is_transformed, request.machine) for each in passes)
+        if forward and request.direction == "grad_input":
             seconds += interleaving_cost(geometry, dtype, request.machine)
         plan = DirectPlan(
             geometry=geometry,
@@ -149,15 +189,21 @@ class Direct(Implementation[DirectPlan, DirectKernels]):
             reason="",
             seconds=seconds,
             is_transposed=transposed is not None,
+            by_phases=phases is not None,
         )
         return Candidates(plan)
 
     def prepare(self, plan: DirectPlan, weight: np.ndarray) -> DirectKernels:
         """Pack kernels, or transpose and pack them.
 
-        For the transposed problem, unless its padding's zeros would be multiplied by values that are not finite:
-        these products are not in the gradient.
+        For transposed problems, unless their padding's zeros would be multiplied by values that are not finite: these
+        products are not in the gradient.
         """
+        if plan.by_phases and np.isfinite(weight).all():
+            sources = transpose_phases(weight, plan.geometry)
+            runs = zip(sources, phases_of(plan.geometry), strict=True)
+            phases = tuple(DirectKernels(weight, source, direct.pack(run, source)) for source, run in runs)
+            return PhasedKernels(weight, weight, None, phases)
         if plan.is_transposed and np.isfinite(weight).all():
             source = transpose(weight, plan.geometry)
             return DirectKernels(weight, source, direct.pack(plan.run_as.geometry, source))
@@ -193,7 +239,7 @@ class Direct(Implementation[DirectPlan, DirectKernels]):
         result: np.ndarray,
     ) -> None:
         """Compute the gradient with respect to the input into `result`."""
-        if kernels.is_transposed:
+        if kernels.is_transposed or kernels.of_phases:
             self.conv_transpose(plan, geometry, kernels, grad_output, None, False, result)
         else:
             direct.grad_input(geometry, result, kernels.weight, grad_output)
@@ -209,6 +255,13 @@ class Direct(Implementation[DirectPlan, DirectKernels]):
         output: np.ndarray,
     ) -> None:
         """Compute a transposed convolution; bias and clipping are the transposed problem's, if it is run."""
+        if kernels.of_phases:
+            runs = phases_of(geometry)
+            results = scratch_memory.result((len(runs), *runs[0].output_shape), output.dtype)
+            for run, of_phase, phase in zip(runs, kernels.of_phases, results, strict=True):
+                direct.forward(run, input, of_phase.source, of_phase.packed, bias, relu, phase)
+            interleave(geometry, runs[0], results, output, phases_first=True)
+            return
         if not kernels.is_transposed:
             super().conv_transpose(plan, geometry, kernels, input, bias, relu, output)
             return
@@ -222,6 +275,15 @@ class Direct(Implementation[DirectPlan, DirectKernels]):
     ) -> None:
         """Compute the gradient with respect to the kernels into `result`."""
         direct.grad_weight(geometry, input, result, grad_output)
+
+
+@functools.lru_cache(maxsize=256)
+def phases_of(geometry: ConvGeometry) -> tuple[ConvGeometry, ...]:
+    """Return the problem of each phase, which a plan says there are."""
+    phases = geometry.transposed_phases()
+    if phases is None:
+        raise ValueError(f"there are no phases of {geometry}")
+    return phases
 
 
 def cost(geometry: ConvGeometry, direction: str, dtype: np.dtype, weight_is_packed: bool, machine: Machine) -> float:
