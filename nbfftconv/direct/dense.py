@@ -247,24 +247,22 @@ def gather_vector(real, itemsize, lanes, r, n, group, begin, end, p, target, pit
         last = min(lane + r.x_output - ox, stop - p)
         # Lanes beyond the image are computed with, too.
         written = lanes if p + last == stop else last
-        for i in range(begin, min(end, begin + window)):
+        period = r.planes.taps * window  # from a channel to the next one whose plane is under the same tap
+        for i in range(begin, min(end, begin + period)):
             c, tap = i // window, i % window
             y = (oy * r.y_stride + tap // r.x_kernel * r.y_dilation) * r.y_step - r.y_before
             x0 = ((ox - lane) * r.x_stride + tap % r.x_kernel * r.x_dilation) * r.x_step - r.x_before
-            count = cdiv(end - i, window)  # the same tap of so many channels, ...
+            count = cdiv(end - i, period)  # of so many channels, whose planes are equally far apart
             row = target + (i - begin) * pitch
-            channel_step = r.planes.planes * r.y_input * r.x_input * itemsize
-            together = count if r.planes.taps == 1 else 1  # ... whose planes are equally far apart
-            for first in range(0, count, together):
-                plane = plane_of(r.planes, n, group * r.channels + c + first)
-                at = row + first * window * pitch
-                if 0 <= y < r.y_input and plane >= 0:
-                    gather_lanes(
-                        real, itemsize, r.input + (plane * r.y_input + y) * r.x_input * itemsize, channel_step,
-                        r.x_input, x0, r.x_stride * r.x_step, at, window * pitch, lane, written, together,
-                    )  # fmt: skip
-                else:
-                    clear_lanes(real, at, window * pitch, lane, written, together)
+            plane = plane_of(r.planes, n, group * r.channels + c)
+            if 0 <= y < r.y_input and plane >= 0:
+                gather_lanes(
+                    real, itemsize, r.input + (plane * r.y_input + y) * r.x_input * itemsize,
+                    r.planes.planes * r.y_input * r.x_input * itemsize,
+                    r.x_input, x0, r.x_stride * r.x_step, row, period * pitch, lane, written, count,
+                )  # fmt: skip
+            else:
+                clear_lanes(real, row, period * pitch, lane, written, count)
         lane = last
 
 
@@ -398,6 +396,11 @@ class Work(NamedTuple):
     gathered: int
 
 
+def in_products(work: Work) -> int:
+    """Return the products that take the time of a pass."""
+    return work.products + _OF_SCALAR * work.gathered
+
+
 class Cut(NamedTuple):
     """How a geometry is cut.
 
@@ -414,7 +417,7 @@ class Cut(NamedTuple):
 
 def _effort(tiles: _Tiles, products: int) -> int:
     """Return what tiles cost, in products, of which each pixel has so many."""
-    return tiles.pixels * products + _OF_SCALAR * tiles.gathered
+    return in_products(Work(tiles.pixels * products, tiles.gathered))
 
 
 @functools.lru_cache(maxsize=256)

@@ -19,6 +19,7 @@ from typing import NamedTuple
 import numpy as np
 
 from nbfftconv import jit, matrix_unit, scratch, simd, threads
+from nbfftconv.direct import dense
 from nbfftconv.direct.block import Programs, Variant, no_biases, part_of, program_of
 from nbfftconv.direct.window import AXIS_FIELDS, axis_in_window
 from nbfftconv.geometry import ConvGeometry
@@ -56,7 +57,7 @@ _VECTOR_CYCLES, _PACKED_CYCLES, _WRITTEN_CYCLES = 0.57, 20, 6
 #: So many times longer than its cycles tell the unit takes for products.
 _WAITING = 1.4
 #: Less is gained where neighbours of the core have the unit slow down.
-WORTHWHILE = 0.8
+WORTHWHILE = 0.75
 
 # Tiles are of `images` images, or of y_core × x_core pixels of one. Of a window: bytes of the planes of a pair, of a
 # part of 32 channels, of all three, and of an image; of a plane, bytes of a phase, pixels of a row, and vectors that
@@ -510,18 +511,21 @@ def fits(geometry: ConvGeometry, dtype: np.dtype) -> bool:
 
 @functools.lru_cache(maxsize=256)  # every call asks
 def share_of_vectors(geometry: ConvGeometry) -> float:
-    """Return what part of the time that vectors need for products the unit takes, with packing and writing.
+    """Return what part of the time that vectors need the unit takes, both with all that is gathered, or packed.
 
     As it waits for the memory, too, products take longer than the unit's own cycles.
     """
     record = cut(geometry, np.dtype(np.float32)).record
-    filters, taps = geometry.weight_size[0] // geometry.groups, math.prod(geometry.weight_size[1:])
+    filters = geometry.weight_size[0] // geometry.groups
     pixels = (record["y_core"] - 1) * record["row"] + record["x_core"]
     tiles = record["y_count"] * record["x_count"]
     products = _WAITING * matrix_unit.BLOCK_CYCLES * tiles * cdiv(pixels, SIDE) * cdiv(filters, SIDE) * record["steps"]
     packed = tiles * record["image"] // (PARTS * VECTOR_BYTES)
     written = filters * tiles * cdiv(pixels, SIDE)
-    of_vectors = _VECTOR_CYCLES / SIDE * math.prod(geometry.output_size[2:]) * filters * taps
+    by_vectors = dense.in_products(dense.cut(geometry, np.dtype(np.float32)).work)
+    if by_vectors == 0:
+        return math.inf
+    of_vectors = _VECTOR_CYCLES / SIDE * by_vectors / (geometry.input_size[0] * geometry.groups)
     return (products + _PACKED_CYCLES * packed + _WRITTEN_CYCLES * written) / of_vectors
 
 

@@ -315,12 +315,11 @@ def cost(geometry: ConvGeometry, direction: str, dtype: np.dtype, weight_is_pack
         products = 2 * slow * images * filters * taps * round_up(height, 4) * round_up(width, lanes)
         moving = moved / (machine.bandwidth * _RATES["window_move"])
         return _RATES["call"] + products / (flops * _RATES["window"]) + moving
+    work = dense.cut(geometry, dtype).work
     if split_dense.fits(geometry, dtype):
         # where the unit is hardly worth it, it takes as long as vectors would
         share = split_dense.share_of_vectors(geometry) / split_dense.WORTHWHILE
-        work = dense.Work(int(share * geometry.multiply_adds), 0)
-    else:
-        work = dense.cut(geometry, dtype).work
+        work = dense.Work(int(share * work.products), int(share * work.gathered))
     packed = 0 if weight_is_packed else slow * filters * taps
     return (
         _RATES["call"]
