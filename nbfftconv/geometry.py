@@ -45,6 +45,10 @@ Padding = int | str | Sequence[int] | Sequence[Sequence[int]]
 Numbers = int | Sequence[int]
 
 
+#: Kernels of one column that have no more rows fit tiles of all transforms.
+_FEW_ROWS = 32
+
+
 class Depth(NamedTuple):
     """The third axis of volumes, whose planes passes see as images and as channels.
 
@@ -397,11 +401,12 @@ class ConvGeometry:
     def of_images(self) -> "ConvGeometry":
         """The same convolution with two spatial axes, as passes see it.
 
-        A sequence is an image of one row, the planes of volumes are images and channels. If kernels are of one pixel of
-        every plane, and every pixel has an output, a volume's depth is the height of an image.
+        A sequence is an image of one row, and so is an image of one column with kernels of many rows: in memory there
+        is no difference. The planes of volumes are images and channels. If kernels are of one pixel of every plane, and
+        every pixel has an output, a volume's depth is the height of an image.
         """
         if len(self.stride) == 2:
-            return self
+            return self._turned() if self._is_column else self
         (batch, channels, *sizes), (filters, channels_of_group, *kernel) = self.input_size, self.weight_size
         if len(self.stride) == 1:
             return ConvGeometry(
@@ -420,6 +425,24 @@ class ConvGeometry:
             (batch * outputs, channels * taps, height, width), (filters, channels_of_group * taps, *kernel[1:]),
             *in_planes, self.groups, Depth(planes, outputs, taps, self.stride[0], self.dilation[0], self.padding[0][0]),
         )  # fmt: skip
+
+    @property
+    def _is_column(self) -> bool:
+        """Whether it is of images of one column, with kernels of so many rows that transforms of rows pay."""
+        is_narrow = self.input_size[3] == self.weight_size[3] == 1 and self.padding[1] == (0, 0)
+        return is_narrow and self.weight_size[2] > _FEW_ROWS and self.depth == FLAT and not self.channels_last
+
+    def _turned(self) -> "ConvGeometry":
+        """Return that of images of one row, given one of one column."""
+        (batch, channels, length, _), (filters, channels_of_group, taps, _) = self.input_size, self.weight_size
+        return replace(
+            self,
+            input_size=(batch, channels, 1, length),
+            weight_size=(filters, channels_of_group, 1, taps),
+            stride=(1, self.stride[0]),
+            padding=((0, 0), self.padding[0]),
+            dilation=(1, self.dilation[0]),
+        )
 
     @property
     def input_shape(self) -> tuple[int, ...]:

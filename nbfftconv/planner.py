@@ -278,7 +278,8 @@ def _plan(
 ) -> ConvPlan:
     """Plan one pass of a convolution of so many spatial axes."""
     given = input_size, weight_size, stride, padding, dilation, groups
-    geometry = ConvGeometry.from_arguments(*given, axes).of_images
+    asked = ConvGeometry.from_arguments(*given, axes)
+    geometry = asked.of_images
     try:
         kind = np.dtype(dtype)
     except TypeError:
@@ -295,6 +296,8 @@ def _plan(
     size = None
     if tile is not None:
         size = (1, *numbers("tile", tile, 1, ("horizontal",))) if axes == 1 else pair("tile", tile, 1)
+        if axes == 2 and geometry is not asked:
+            size = size[::-1]  # of an image of one column, which is one of a row
     choices: Choices = (
         *((("transform", transform),) if transform != "auto" else ()),
         *((("tile", size),) if size is not None else ()),

@@ -155,6 +155,35 @@ def test_transforms_of_rows(dtype, direction, transposed, transform, length, rng
         assert_accurate(case.run(direction, a, b, plan), expected, dtype)
 
 
+@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"stride": (3, 2), "padding": ((2, 30), (0, 0)), "groups": 2},
+        {"dilation": (2, 5), "padding": (40, 0), "padding_mode": "circular"},
+    ],
+    ids=str,
+)
+def test_images_of_one_column(options, dtype, direction, rng):
+    """With kernels of many rows they are sequences, and a tile that is asked for is of the image as it was given."""
+    case = Case((2, 4, 150, 1), (6, 4 // options.get("groups", 1), 40, 1), **options)
+    a, b, expected = case.operands_and_expected(direction, dtype, rng)
+    assert_accurate(case.run(direction, a, b), expected, dtype)
+    choices = {"algorithm": "fft", "transform": "fftw", "tile": (90, 1)}
+    plan = nbfftconv.plan_conv2d(
+        case.input_size, case.weight_size, **case.options, direction=direction, dtype=dtype, **choices
+    )
+    assert plan.tile == (1, 90)
+    assert_accurate(case.run(direction, a, b, plan), expected, dtype)
+    if direction == "forward":
+        last = nbfftconv.conv2d(
+            np.moveaxis(a, 1, -1), b, **case.options, padding_mode=case.padding_mode, channels_last=True
+        )
+        assert_accurate(np.moveaxis(last, -1, 1), expected, dtype)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("transform", "length"),
