@@ -151,50 +151,36 @@ def rows_of_lanes(v, rng, vectors, base):
 class TestRowCodelets:
     base = 128
 
-    def test_forward(self, v, length, rng):
-        """Both steps: half of the frequencies k1 + n1·k2, of k1 = 0 without the conjugate ones."""
+    def transform(self, v, length, rng):
+        """Return random rows, zero where they are not inside, and what the first step makes of them, in memory."""
         n1, n2 = row_codelets.STEPS[length]
-        half, vectors = n1 // 2 + 1, length // v.lanes
-        rows, inside, places = rows_of_lanes(v, rng, vectors, self.base)
-        buffer, work, largest = v.reserve(length, v.lanes), v.reserve(n2, half, 2, v.lanes), v.reserve(v.lanes)
+        rows, inside, places = rows_of_lanes(v, rng, length // v.lanes, self.base)
+        buffer, work, largest = v.reserve(length, v.lanes), v.reserve(n2, n1 // 2 + 1, 2, v.lanes), v.reserve(v.lanes)
         factors = v.put(row_codelets._factors(np.float64, length))
         emit = row_codelets.first_forward(n1)
         emit(v, places, self.base, buffer, work, n2, factors, 10**9, largest)
         samples = np.where(inside, rows, 0)
         assert v.get(largest, v.lanes).max() == np.abs(samples).max()
-        bins = int(row_codelets.layout(np.float64, 1, length).bins)
+        return samples, (buffer, work, n2, factors)
+
+    def test_forward(self, v, length, rng):
+        """Both steps: half of the frequencies k1 + n1·k2, of k1 = 0 without the conjugate ones."""
+        (n1, n2), (samples, (_, work, *_)) = row_codelets.STEPS[length], self.transform(v, length, rng)
+        half, bins = n1 // 2 + 1, int(row_codelets.layout(np.float64, 1, length).bins)
         spectrum, size = v.reserve(bins, 2, v.lanes), 2 * v.vector_bytes
         codelets.columns(n2, -1)(v, work, half * size, spectrum, size, half - 1, 0)
-        expected = np.fft.fft(samples, axis=1).T
         order = [*(n1 * np.arange(n2 // 2 + 1)), *(k1 + n1 * k2 for k1 in range(1, half) for k2 in range(n2))]
-        assert_close(get_split(v, spectrum, bins), expected[order])
+        assert_close(get_split(v, spectrum, bins), np.fft.fft(samples, axis=1).T[order])
 
     def test_there_and_back(self, v, length, rng):
-        n1, n2 = row_codelets.STEPS[length]
-        half = n1 // 2 + 1
-        rows, inside, places = rows_of_lanes(v, rng, length // v.lanes, self.base)
-        buffer, work, largest = v.reserve(length, v.lanes), v.reserve(n2, half, 2, v.lanes), v.reserve(v.lanes)
-        factors = v.put(row_codelets._factors(np.float64, length))
-        emit = row_codelets.first_forward(n1)
-        emit(v, places, self.base, buffer, work, n2, factors, 10**9, largest)
-        tiles = [v.reserve(length) for _ in range(v.lanes)]
-        row_codelets.last_inverse(n1)(v, v.put(np.array(tiles) - self.base), self.base, buffer, work, n2, factors)
-        assert_close(np.stack([v.get(tile, length) for tile in tiles]), n1 * np.where(inside, rows, 0))
-
-    def test_later_lanes_are_written_last(self, v, length, rng):
-        """Of tiles that lie over each other, each lane keeps what comes before the next one's first sample."""
-        n1, n2 = row_codelets.STEPS[length]
-        half, step = n1 // 2 + 1, 7
-        rows, inside, places = rows_of_lanes(v, rng, length // v.lanes, self.base)
-        buffer, work, largest = v.reserve(length, v.lanes), v.reserve(n2, half, 2, v.lanes), v.reserve(v.lanes)
-        factors = v.put(row_codelets._factors(np.float64, length))
-        emit = row_codelets.first_forward(n1)
-        emit(v, places, self.base, buffer, work, n2, factors, 10**9, largest)
-        strip = v.reserve(step * v.lanes + length)
-        places = v.put(strip + step * v.itemsize * np.arange(v.lanes) - self.base)
-        row_codelets.last_inverse(n1)(v, places, self.base, buffer, work, n2, factors)
-        found = v.get(strip, step * v.lanes).reshape(v.lanes, step)
-        assert_close(found, n1 * np.where(inside, rows, 0)[:, :step])
+        """To tiles apart, and to such that lie over each other: each lane keeps what comes before the next one's."""
+        n1, _ = row_codelets.STEPS[length]
+        samples, rest = self.transform(v, length, rng)
+        for step in (length, 7):
+            strip = v.reserve(step * v.lanes + length)
+            places = v.put(strip + step * v.itemsize * np.arange(v.lanes) - self.base)
+            row_codelets.last_inverse(n1)(v, places, self.base, *rest)
+            assert_close(v.get(strip, step * v.lanes).reshape(v.lanes, step), n1 * samples[:, :step])
 
 
 def frequencies(length):

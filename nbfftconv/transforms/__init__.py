@@ -216,6 +216,11 @@ class Transform:
     is_available: bool = True
 
 
+def sides_of_rows(lengths: tuple[int, ...]) -> Callable[[int, int], tuple[int, ...]]:
+    """Return `sides` of a transform of rows that are so long."""
+    return lambda taps, axis: lengths if axis == 1 else (1,) if taps == 1 else ()
+
+
 def signature(context: np.dtype | None = None, *, arguments: int) -> Any:
     """Return the signature of a function of so many addresses and integers; a `context` comes first, as a record."""
     kinds = [types.intp] * arguments

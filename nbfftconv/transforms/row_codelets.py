@@ -21,6 +21,7 @@ from nbfftconv.transforms import (
     TileTransform,
     Transform,
     kernel_callback,
+    sides_of_rows,
     signature,
 )
 from nbfftconv.transforms.butterflies import Complex, load_complex, real_inverse, real_transform, store_complex
@@ -194,15 +195,11 @@ def row_codelet(real: type, length: int) -> TileTransform:
     )
 
 
-def _sides(taps: int, axis: int) -> tuple[int, ...]:
-    return LENGTHS if axis == 1 else (1,) if taps == 1 else ()
-
-
 TRANSFORM = Transform(
     "row_codelet",
     lambda real, tile, taps: row_codelet(real, tile[1]),
     layout,
-    _sides,
+    sides_of_rows(LENGTHS),
     lambda height, width, frequencies: Operations(2.5 * width * np.log2(width) / _RATES["transform"], 0.0, 0.0),
     product_rate=_RATES["product"], spectra_rate=_RATES["spectra"], stream_rate=_RATES["stream"], row=_RATES["row"],
     gathered=_RATES["gathered"],

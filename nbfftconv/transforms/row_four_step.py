@@ -20,6 +20,7 @@ from nbfftconv.transforms import (
     TileTransform,
     Transform,
     kernel_callback,
+    sides_of_rows,
     signature,
 )
 from nbfftconv.transforms.four_step import (
@@ -159,15 +160,11 @@ def _operations(height, width, frequencies):
     return Operations(operations / _RATES["transform"], 0.0, 0.0)
 
 
-def _sides(taps: int, axis: int) -> tuple[int, ...]:
-    return LENGTHS if axis == 1 else (1,) if taps == 1 else ()
-
-
 TRANSFORM = Transform(
     "row_four_step",
     lambda real, tile, taps: row_four_step(real, tile[1]),
     layout,
-    _sides,
+    sides_of_rows(LENGTHS),
     _operations,
     product_rate=_RATES["product"], spectra_rate=_RATES["spectra"], stream_rate=_RATES["stream"], row=_RATES["row"],
 )  # fmt: skip
