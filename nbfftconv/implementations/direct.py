@@ -82,7 +82,8 @@ class DirectPlan(ConvPlan):
 
     def _details(self) -> str:
         memory = f"scratch {self.scratch_bytes} bytes a thread, kernels {self.weight_bytes} bytes"
-        return f"algorithm {self.algorithm}, {memory}"
+        phases = ", one pass for each phase of the input's pixels" if self.by_phases else ""
+        return f"algorithm {self.algorithm}, {memory}{phases}"
 
 
 @dataclass(frozen=True)
