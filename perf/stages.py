@@ -15,10 +15,10 @@ def clock_stages() -> dict[str, float]:
         Seconds by the stage's module and name, added up until the caller clears it.
     """
     from nbfftconv import jit, threads  # each engine is imported by its own process only
-    from nbfftconv.direct import dense, depthwise
+    from nbfftconv.direct import dense, depthwise, last, split_dense
     from nbfftconv.passes import forward
 
-    for programs in (forward.recorded_program, dense._program, depthwise._program):
+    for programs in (forward.recorded_program, *(each._program for each in (dense, depthwise, last, split_dense))):
         programs.cache_clear()  # they have asked for their stages' addresses
 
     names: dict[int, str] = {}
