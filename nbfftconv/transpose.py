@@ -59,7 +59,7 @@ def transpose(weight: np.ndarray, geometry: ConvGeometry) -> np.ndarray:
     groups, planes = geometry.groups, geometry.depth.taps  # of a kernel; they are channels, one after the other
     filters, channels = filters // groups, channels // planes
     if max(geometry.strides) > 1:
-        return _transpose_phases(weight, geometry)
+        return _phases_as_filters(weight, geometry)
     result = scratch.result((groups * channels, filters * planes, height, width), weight.dtype)
     record = _RECORD.zeros()
     record["weight"], record["transposed"] = weight.ctypes.data, result.ctypes.data
@@ -71,7 +71,7 @@ def transpose(weight: np.ndarray, geometry: ConvGeometry) -> np.ndarray:
     return result
 
 
-def _transpose_phases(weight: np.ndarray, geometry: ConvGeometry) -> np.ndarray:
+def _phases_as_filters(weight: np.ndarray, geometry: ConvGeometry) -> np.ndarray:
     """Return kernels transposed, of every phase its own."""
     groups, strides = geometry.groups, geometry.strides
     taps = (geometry.depth.taps, *weight.shape[2:])

@@ -162,8 +162,7 @@ def test_narrower_vectors(cpu):
     assert_steps_as_recorded(results, environment)
 
 
-#: Recorded before there were others.
-# Transforms of rows are younger than the recorded geometries.
+#: Recorded before there were others, of rows.
 OF_FFTS = tuple(each.name for each in registry.candidates() if each.algorithm == "fft" and each.name not in ROW_TILES)
 
 

@@ -98,46 +98,23 @@ class DirectKernels(Kernels):
         The same, or, for a gradient that is run as a forward pass, those of the transposed problem.
     packed : Memory or None
         What is read instead of `source`; None if that is read as it is.
+    phases : tuple of DirectKernels
+        Those of each phase, if a gradient has a problem for each.
     """
 
     source: np.ndarray
     packed: Memory | None
+    phases: tuple["DirectKernels", ...] = ()
 
     @property
     def is_transposed(self) -> bool:
         """Whether they are those of the transposed problem."""
         return self.source is not self.weight
 
-    @property
-    def of_phases(self) -> tuple["DirectKernels", ...]:
-        """Those of each phase, if there are several problems."""
-        return ()
-
     def arrays(self) -> tuple[np.ndarray, ...]:
         """Return all arrays that are held."""
-        held = self.weight, self.source, *(() if self.packed is None else (self.packed.array,))
-        return tuple({id(array): array for array in held}.values())
-
-
-@dataclass(frozen=True)
-class PhasedKernels(DirectKernels):
-    """Kernels of one problem for each phase of a gradient's pixels.
-
-    Attributes
-    ----------
-    phases : tuple of DirectKernels
-    """
-
-    phases: tuple[DirectKernels, ...]
-
-    @property
-    def of_phases(self) -> tuple[DirectKernels, ...]:
-        """Those of each phase."""
-        return self.phases
-
-    def arrays(self) -> tuple[np.ndarray, ...]:
-        """Return all arrays that are held."""
-        held = itertools.chain(super().arrays(), *(phase.arrays() for phase in self.phases))
+        packed = () if self.packed is None else (self.packed.array,)
+        held = itertools.chain((self.weight, self.source), packed, *(phase.arrays() for phase in self.phases))
         return tuple({id(array): array for array in held}.values())
 
 
@@ -204,7 +181,7 @@ class Direct(Implementation[DirectPlan, DirectKernels]):
             sources = transpose_phases(weight, plan.geometry)
             runs = zip(sources, phases_of(plan.geometry), strict=True)
             phases = tuple(DirectKernels(weight, source, direct.pack(run, source)) for source, run in runs)
-            return PhasedKernels(weight, weight, None, phases)
+            return DirectKernels(weight, weight, None, phases)
         if plan.is_transposed and np.isfinite(weight).all():
             source = transpose(weight, plan.geometry)
             return DirectKernels(weight, source, direct.pack(plan.run_as.geometry, source))
@@ -240,7 +217,7 @@ class Direct(Implementation[DirectPlan, DirectKernels]):
         result: np.ndarray,
     ) -> None:
         """Compute the gradient with respect to the input into `result`."""
-        if kernels.is_transposed or kernels.of_phases:
+        if kernels.is_transposed or kernels.phases:
             self.conv_transpose(plan, geometry, kernels, grad_output, None, False, result)
         else:
             direct.grad_input(geometry, result, kernels.weight, grad_output)
@@ -256,10 +233,10 @@ class Direct(Implementation[DirectPlan, DirectKernels]):
         output: np.ndarray,
     ) -> None:
         """Compute a transposed convolution; bias and clipping are the transposed problem's, if it is run."""
-        if kernels.of_phases:
+        if kernels.phases:
             runs = phases_of(geometry)
             results = scratch_memory.result((len(runs), *runs[0].output_shape), output.dtype)
-            for run, of_phase, phase in zip(runs, kernels.of_phases, results, strict=True):
+            for run, of_phase, phase in zip(runs, kernels.phases, results, strict=True):
                 direct.forward(run, input, of_phase.source, of_phase.packed, bias, relu, phase)
             interleave(geometry, runs[0], results, output, phases_first=True)
             return

@@ -129,11 +129,6 @@ def _vectors(v, length, needed):
     return v.minimum(_pairs(v, needed) * 2, cdiv(length, v.lanes))
 
 
-def _product(v, a, b):
-    """The product of complex vectors."""
-    return Complex(v, v.fma(a.re, b.re, -(a.im * b.im)), v.fma(a.re, b.im, a.im * b.re))
-
-
 def _with_turns(pairs):
     def emit(v, tile, pitch, columns, vector, buffer, factors, needed, turns):
         pairs(v, tile, pitch, columns, vector, buffer, factors, needed, turns - columns)
@@ -159,7 +154,10 @@ def columns_forward(length, is_row=False):
         size = 2 * v.vector_bytes
 
         def store(value, at):
-            store_complex(v, value if turns is None else _product(v, value, load_complex(v, at + turns)), at)
+            if turns is not None:
+                turn = load_complex(v, at + turns)
+                value = value.times(turn.re, turn.im)
+            store_complex(v, value, at)
 
         def pair(tile, columns):
             _forward_first(v, steps, tile, pitch, buffer, factors, 0.5)
@@ -188,7 +186,10 @@ def columns_inverse(length, is_row=False):
 
         def load(at):
             value = load_complex(v, at)
-            return value if turns is None else _product(v, value, load_complex(v, at + turns).conjugate())
+            if turns is None:
+                return value
+            turn = load_complex(v, at + turns).conjugate()
+            return value.times(turn.re, turn.im)
 
         def pair(tile, columns):
             def put_together(k, opposite, at_a, at_b):
