@@ -16,6 +16,7 @@ import functools
 import itertools
 import platform
 import sys
+from functools import partial
 
 from nbfftconv import simd
 from nbfftconv.target import TARGET
@@ -34,6 +35,8 @@ BLOCK_CYCLES, PACKING_CYCLES = 96, 5
 _A, _B = 4, 6
 # While 32 entries of a sum are multiplied, so many lines of what is packed next are fetched, and rows of the next C.
 LINES_AHEAD, _ROWS_AHEAD = 16, 4
+#: Pairs of vectors along the sum that are packed while 32 entries are multiplied.
+PAIRS = 8
 # Parts of A and B that are multiplied, the smallest products first; one operand stays from each to the next.
 _PRODUCTS = (2, 0), (1, 0), (1, 1), (0, 1), (0, 2), (0, 0)
 
@@ -117,19 +120,28 @@ def _of_sizes(block):
     return emit
 
 
-def _emit_products(v, products, a, b, rows, columns):
-    """Emit products of parts; ``a(i, part)``, ``b(j, part)`` are where 16 rows or columns are, and their distance."""
+def _emit_products(v, products, a, b, rows, columns, others=()):
+    """Emit products of parts; ``a(i, part)``, ``b(j, part)`` are where 16 rows or columns are, and their distance.
+
+    Each step of `others` emits what vectors do between two operations of the unit, which then does not wait for it.
+    """
+    others = iter(others)
     of_a = of_b = None
     for part_of_a, part_of_b in products:
         if part_of_a != of_a:
             for i in range(rows):
                 v.matrix_load(_A + i, *a(i, part_of_a))
+                next(others, None)
         if part_of_b != of_b:
             for j in range(columns):
                 v.matrix_load(_B + j, *b(j, part_of_b))
+                next(others, None)
         of_a, of_b = part_of_a, part_of_b
         for i, j in itertools.product(range(rows), range(columns)):
             v.matrix_fma(2 * i + j, _A + i, _B + j)
+            next(others, None)
+    for _ in others:
+        pass
 
 
 def _emit_begun(v, add, entries, c_row):
@@ -142,14 +154,26 @@ def _emit_begun(v, add, entries, c_row):
             v.matrix_load(register, address, c_row)
 
 
+def _packed_pairs(v, source, entry, target):
+    """Emit, step by step, the packing of some pairs of vectors along the sum."""
+    for i in range(PAIRS):
+        low = split(v, v.load(source + entry * (2 * i)))
+        yield
+        high = split(v, v.load(source + entry * (2 * i + 1)))
+        yield
+        for part, halves in enumerate(zip(low, high, strict=True)):
+            v.store(v.high_halves(*halves, True), target + part * REGISTER_BYTES + i * _ROW)
+            yield
+
+
 def _emit_block(
-    v, a, a_block, b, b_block, c, c_row, c_rows, c_column, steps, add, ahead, line, c_ahead, c_ahead_row, *,
-    rows, columns,
+    v, a, a_block, b, b_block, c, c_row, c_rows, c_column, steps, add, ahead, line, c_ahead, c_ahead_row, source=None,
+    target=None, *, rows=2, columns=2,
 ):  # fmt: skip
     entries = [(2 * i + j, c + c_rows * i + c_column * j) for i in range(rows) for j in range(columns)]
     _emit_begun(v, add, entries, c_row)
 
-    def step(a, b, ahead, c_ahead):
+    def step(a, b, ahead, c_ahead, source=None, target=None):
         for i in range(LINES_AHEAD):
             v.prefetch(ahead + line * i, level=2)
         for i, j in itertools.product(range(_ROWS_AHEAD), range(columns)):
@@ -161,10 +185,13 @@ def _emit_block(
             lambda j, part: (b + b_block * j + part * REGISTER_BYTES, _ROW),
             rows,
             columns,
+            () if source is None else _packed_pairs(v, source, line, target),
         )
-        return a + PACKED_BYTES, b + PACKED_BYTES, ahead + line * LINES_AHEAD, c_ahead + c_ahead_row * _ROWS_AHEAD
+        following = a + PACKED_BYTES, b + PACKED_BYTES, ahead + line * LINES_AHEAD, c_ahead + c_ahead_row * _ROWS_AHEAD
+        return following if source is None else (*following, source + line * DEPTH, target + PACKED_BYTES)
 
-    v.repeat(steps, [a, b, ahead, c_ahead], step)
+    packing = [] if source is None else [source, target]
+    v.repeat(steps, [a, b, ahead, c_ahead, *packing], step)
     for register, address in entries:
         v.matrix_store(register, address, c_row)
 
@@ -228,6 +255,9 @@ transpose_packed = simd.kernel(_emit_transpose, "transpose_packed")
 #: `b_block` and `c_column` apart; sums are over `steps` times 32 entries. Meanwhile lines are fetched from `ahead` on,
 #: `line` bytes apart, and rows of the next C.
 multiply_packed = simd.kernel(_emit_multiply, "multiply_packed", 16)
+#: (..., c_ahead_row, source, target): the same of two times 16 rows and columns. Meanwhile `PAIRS` pairs of vectors of
+#: every 32 entries are packed, `line` bytes apart, from `source` on, to `target`.
+multiply_and_pack = simd.kernel(partial(_emit_block, rows=2, columns=2), "multiply_and_pack", 16)
 #: (a, a_block, table, b, b_row, b_part, c, c_row, steps, add, ahead, lines, y, y_row, rows, columns): the same where B
 #: is in a window: rows `b_row` bytes apart, parts `b_part`, 32 entries of the sum where the table says. With each of
 #: these so many lines are fetched, from `ahead` on, and some rows from `y` on, which will be written.

@@ -1,7 +1,7 @@
 """Products of spectra on the matrix unit: what the stages of `accumulate` are for vectors.
 
 An item packs the rows that it has of one operand, a block of the sum at a time, and takes the columns of the other one
-two registers at a time: they are packed once for all rows of the item.
+two registers at a time: they are packed once for all rows of the item, by vectors, while the unit multiplies others.
 """
 
 from typing import Any
@@ -11,7 +11,7 @@ import numpy as np
 from nbfftconv import jit, matrix_unit, threads
 from nbfftconv.accumulate import RECORD, Matrix, record_of
 from nbfftconv.jit import njit
-from nbfftconv.matrix_unit import DEPTH, LINES_AHEAD, PACKED_BYTES, SIDE
+from nbfftconv.matrix_unit import DEPTH, LINES_AHEAD, PACKED_BYTES, PAIRS, SIDE
 from nbfftconv.rounding import cdiv, round_up
 from nbfftconv.scratch import Memory
 
@@ -24,7 +24,9 @@ _WORTHWHILE = 0.67
 _ENTRY = 4  # bytes
 # A worker's memory: the unit's configuration, room for a block of C, columns and rows.
 _BLOCK, _COLUMNS = 64, 64 + 2 * SIDE * 64
-_ROWS = _COLUMNS + 2 * MOST_DEPTH // DEPTH * PACKED_BYTES
+_ROWS = _COLUMNS + 4 * MOST_DEPTH // DEPTH * PACKED_BYTES
+#: Calls of the kernel that packs while it multiplies, for a lane block of columns.
+_CALLS = DEPTH // 2 // PAIRS
 WORKER_BYTES = _ROWS + ITEM_ROWS // SIDE * (MOST_DEPTH // DEPTH) * PACKED_BYTES
 
 
@@ -64,21 +66,34 @@ def packer(is_nested: bool, is_transposed: bool):
 @njit()
 def _multiply_columns(
     real, block, of_rows, of_columns, packed, steps, b, b_rows, depth, c, c_row, c_rows, c_column, rows, j, count,
-    columns, add,
+    columns, add, calls, of_next,
 ):  # fmt: skip
-    """Multiply all packed rows by one or two packed lane blocks of columns, from `j` on."""
+    """Multiply all packed rows by one or two packed lane blocks of columns, from `j` on.
+
+    So many calls of the kernel pack what comes next.
+    """
     vector, lines = SIDE * _ENTRY, LINES_AHEAD * steps
+    next_columns = j + 2 + calls // _CALLS
     for i in range(0, rows - rows % SIDE, 2 * SIDE):
         blocks = 2 if rows - i >= 2 * SIDE else 1
         # what comes next: vectors of other columns, the sum's one after the other, and rows of C
-        fetched = i // (2 * SIDE) * lines
-        ahead = b + min(j + 2 + fetched // depth, columns - 1) * b_rows + fetched % depth * vector
+        call = i // (2 * SIDE)
+        fetched = call * lines
+        ahead = b + min(next_columns + fetched // depth, columns - 1) * b_rows + fetched % depth * vector
         here = c + i // SIDE * c_rows
         c_ahead = here + 2 * c_rows if rows - i > 2 * SIDE else c + 2 * c_column
-        matrix_unit.multiply_packed(real, (
-            of_rows + i // SIDE * packed, packed, of_columns, packed, here, c_row, c_rows, c_column, steps, add,
-            ahead, vector, c_ahead, c_row, blocks, count,
-        ))  # fmt: skip
+        if call < calls:
+            k, part = call // _CALLS, call % _CALLS
+            matrix_unit.multiply_and_pack(real, (
+                of_rows + i // SIDE * packed, packed, of_columns, packed, here, c_row, c_rows, c_column, steps, add,
+                ahead, vector, c_ahead, c_row, b + (j + 2 + k) * b_rows + 2 * PAIRS * part * vector,
+                of_next + k * packed + PAIRS * part * vector,
+            ))  # fmt: skip
+        else:
+            matrix_unit.multiply_packed(real, (
+                of_rows + i // SIDE * packed, packed, of_columns, packed, here, c_row, c_rows, c_column, steps, add,
+                ahead, vector, c_ahead, c_row, blocks, count,
+            ))  # fmt: skip
     left = rows % SIDE
     if left > 0:  # fewer than a register has
         here, row = c + rows // SIDE * c_rows, 2 * vector
@@ -114,15 +129,21 @@ def _multiplier(is_nested: bool):
             for i in range(0, rows, SIDE):
                 source, target = a + vector * a_entry + i // SIDE * a_rows, of_rows + i // SIDE * packed
                 pack_rows(real, source, a_row, a_entry, min(SIDE, rows - i), this_depth, target)
+            done = 0
             for j in range(0, columns, 2):
                 count = min(2, columns - j)
-                for k in range(count):
-                    source, target = b + vector * b_entry + (j + k) * b_rows, of_columns + k * packed
+                buffer = of_columns + j % 4 * packed
+                for k in range(done, count):
+                    source, target = b + vector * b_entry + (j + k) * b_rows, buffer + k * packed
                     here = SIDE if j + k < columns - 1 else last_columns
                     pack_columns(real, source, b_row, b_entry, here, this_depth, target)
+                done = 0
+                if not is_nested and this_depth % DEPTH == 0:
+                    done = min(max(0, min(2, columns - j - 2)), rows // (2 * SIDE) // _CALLS)
                 _multiply_columns(
-                    real, block, of_rows, of_columns, packed, steps, b + vector * b_entry, b_rows, this_depth,
-                    c + j * c_column, c_row, c_rows, c_column, rows, j, count, columns, add + first,
+                    real, block, of_rows, buffer, packed, steps, b + vector * b_entry, b_rows, this_depth,
+                    c + j * c_column, c_row, c_rows, c_column, rows, j, count, columns, add + first, done * _CALLS,
+                    of_columns + (j + 2) % 4 * packed,
                 )  # fmt: skip
 
     return multiply_split

@@ -159,6 +159,16 @@ def test_more_rows_and_a_longer_sum_than_are_packed_at_once(rng, nested):
     np.testing.assert_allclose(found, expected, rtol=0, atol=BOUND * np.abs(expected).max())
 
 
+@needs_the_unit
+@pytest.mark.parametrize("columns", [1, 2, 3, 4, 5, 7, 8])
+@pytest.mark.parametrize("rows", [31, 32, 63, 64, 96, 128, 200])
+def test_columns_are_packed_while_others_are_multiplied(rng, rows, columns):
+    """As many as there are calls for, of whole blocks of the sum."""
+    for depth in (32, 96, 100):
+        found, expected = multiplied(rng, 1, rows, columns, depth, nested=False)
+        np.testing.assert_allclose(found, expected, rtol=0, atol=BOUND * np.abs(expected).max())
+
+
 @pytest.fixture
 def whatever_pays(monkeypatch):
     """Let the unit do direct convolution of all sizes."""
