@@ -132,7 +132,7 @@ def _add_row(real, itemsize, lanes, r, window, w, depth, bias, begun, is_last, r
     """
     rows = columns // r.segment
     rest = columns - rows * r.segment
-    w_channel, width = r.x_kernel * itemsize, _VECTORS * lanes
+    w_channel, width, row = r.x_kernel * itemsize, _VECTORS * lanes, r.segment * itemsize
     runs = (r.runs4 + r.runs3 + r.runs2 + r.runs1) * depth
     for part in range(2):  # whole segments, and the last one
         count, first, end = (rows, 0, r.segment) if part == 0 else (1, rows, rest)
@@ -141,10 +141,10 @@ def _add_row(real, itemsize, lanes, r, window, w, depth, bias, begun, is_last, r
         for x in range(0, end, width):
             inside = min(width, end - x)
             _windows(real, (
-                window + first * r.row + x * itemsize, r.window, r.row, w, w_channel, 0, depth,
+                window + first * row + x * itemsize, r.window, row, w, w_channel, 0, depth,
                 r.table, r.runs4, r.runs3, r.runs2, r.runs1,
                 bias, relu, ahead, lines,
-                output + (first * r.segment + x) * itemsize, r.segment * itemsize, begun, inside,
+                output + first * row + x * itemsize, row, begun, inside,
                 count, mode_of(r, is_last, inside % lanes == 0),
                 _ROWS // 2 if count <= _ROWS // 2 else _ROWS, cdiv(inside, lanes),
             ))  # fmt: skip
@@ -166,16 +166,11 @@ def _forward(real):
             for c in range(first_depth * r.depth, min(last_depth * r.depth, r.channels), r.depth):
                 depth = min(r.depth, r.channels - c)
                 for i in range(depth):
-                    plane, rows = plane_of(r.planes, n, group * r.channels + c + i), r.rows
-                    segments = 1
-                    if r.segment != 0:
-                        rows, segments = 1, cdiv(x1 - x0, r.segment)
-                    for j in range(segments):
-                        gather_plane(
-                            real, itemsize, lanes, r, plane, y0 * r.y_stride - r.y_before,
-                            (x0 + j * r.segment) * r.x_stride - r.x_before, rows, r.vectors,
-                            window + i * r.window + j * r.row,
-                        )  # fmt: skip
+                    gather_plane(
+                        real, itemsize, lanes, r, plane_of(r.planes, n, group * r.channels + c + i),
+                        y0 * r.y_stride - r.y_before, x0 * r.x_stride - r.x_before, r.rows, r.vectors,
+                        window + i * r.window,
+                    )  # fmt: skip
                 # meanwhile what follows in memory is fetched, which comes next: other rows, or another channel
                 plane = max(0, plane_of(r.planes, n, group * r.channels + c + depth - 1))
                 below = min(r.y_input, max(0, y0 * r.y_stride - r.y_before + r.rows))
@@ -244,15 +239,15 @@ def _record(geometry: ConvGeometry, dtype: np.dtype) -> Any:
 
     x_reach, segment = (x["kernel"] - 1) * x["dilation"] // x["stride"], 0
     if y["output"] == y["kernel"] == 1:
-        fitting = _WINDOW_BYTES // (_ROWS * x["stride"] * itemsize) - x_reach - lanes
-        x_count = cdiv(x["output"], _ROWS * min(_COLUMNS, max(fitting, x_reach, lanes)))
+        fitting = (_WINDOW_BYTES // (x["stride"] * itemsize) - x_reach - lanes) // _ROWS
+        x_count = cdiv(x["output"], _ROWS * min(_COLUMNS, max(fitting, x_reach // _ROWS, lanes)))
         segment = round_up(cdiv(cdiv(x["output"], x_count), _ROWS), lanes)
         x_core = _ROWS * segment
         x_count = cdiv(x["output"], x_core)
     else:
         x_count = cdiv(x["output"], _COLUMNS)
         x_core = round_up(cdiv(x["output"], x_count), lanes)
-    vectors = cdiv((segment or x_core) + x_reach, lanes)
+    vectors = cdiv(x_core + x_reach, lanes)
     if vectors % 8 == 0:  # rows of a window shall use all sets of a cache
         vectors += 1
     phase = vectors * VECTOR_BYTES
@@ -265,7 +260,7 @@ def _record(geometry: ConvGeometry, dtype: np.dtype) -> Any:
     y_count = max(cdiv(y["output"], max(1, fitting) * block), min(cdiv(_ITEMS, others), cdiv(y["output"], block)))
     y_core = round_up(cdiv(y["output"], y_count), block)
     y_count = cdiv(y["output"], y_core)
-    rows = _ROWS if segment else (y_core - 1) * y["stride"] + reach + 1
+    rows = 1 if segment else (y_core - 1) * y["stride"] + reach + 1
     window = rows * row
     if window > _MOST_BYTES:
         return None
