@@ -25,6 +25,8 @@ from nbfftconv.run import run_forward
 from nbfftconv.threads import get_workers
 
 DTYPES = (np.float32, np.float64)
+# pixels, taps, stride and dilation
+ROWS = [(1000, 31, 1, 1), (17, 40, 1, 1), (1030, 31, 2, 1), (9000, 63, 1, 1), (2000, 20, 3, 5), (70, 3, 1, 16)]
 
 
 @st.composite
@@ -56,6 +58,37 @@ def check(case, dtype, rng):
 @given(case=direct_cases((1, 6), 9, 3, 70), dtype=st.sampled_from(DTYPES), rng=generators())
 def test_few_filters(case, dtype, rng):
     check(case, dtype, rng)
+
+
+@st.composite
+def rows(draw) -> Case:
+    """Images of one row, of few filters; taps that are a vector apart, or not."""
+    kernel, stride = draw(st.integers(1, 90)), draw(st.integers(1, 4))
+    dilation = draw(st.sampled_from([1, 1, 2, 3, 4, 16, 20]))
+    reach, padding = dilation * (kernel - 1), draw(st.integers(0, 40))
+    size = draw(st.integers(max(1, reach + 1 - 2 * padding), reach + 900))
+    batch, groups, channels = draw(st.integers(1, 2)), draw(st.integers(1, 3)), draw(st.integers(1, 3))
+    weight_size = groups * draw(st.integers(1, 4)), channels, 1, kernel
+    return Case((batch, groups * channels, 1, size), weight_size, (1, stride), (0, padding), (1, dilation), groups)
+
+
+@given(case=rows(), dtype=st.sampled_from(DTYPES), rng=generators())
+def test_rows(case, dtype, rng):
+    check(case, dtype, rng)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="protects pages")
+@pytest.mark.parametrize("at_end", [False, True])
+@pytest.mark.parametrize(("size", "kernel", "stride", "dilation"), ROWS)
+def test_rows_touch_nothing_beyond_their_arrays(size, kernel, stride, dilation, at_end, rng):
+    case = Case((1, 2, 1, size), (4, 1, 1, kernel), (1, stride), (0, kernel // 2), (1, dilation), groups=2)
+    x, w = case.operands("forward", np.float32, rng)
+    expected = case.expect("forward", x, w)
+    out, x, w = (guarded(array, at_end) for array in (np.zeros(expected.shape, np.float32), x, w))
+    plan = case.plan("forward", np.float32, algorithm="direct")
+    with guarded_scratch(at_end):
+        case.run("forward", x, w, plan, out=out)
+    assert_accurate(out, expected, np.float32)
 
 
 @given(case=direct_cases((5, 40), 4, 6, 24), dtype=st.sampled_from(DTYPES), rng=generators())

@@ -4,7 +4,8 @@ A work item is a tile of an image's output, for filters of one group. The pixels
 memory, with zeros for the padding, channel by channel as many as fit. With a horizontal stride s, a row is s rows of
 every s-th pixel, so that all loads are of neighbours. Vertically, output rows that are dilation / gcd apart under taps
 that are stride / gcd apart share their pixels: a block of R such rows under U such taps loads R + U - 1 rows for R·U
-multiplications. Of images of one row, parts of it, its segments, are the rows of a block.
+multiplications. Of images of one row, its vectors are the rows of a block: taps that are a vector apart share their
+pixels.
 
 What a tap needs, its place in the window and in the kernel, is in a table: first all runs of U = 4 taps, then those of
 3, 2 and 1.
@@ -43,6 +44,8 @@ _RUN = 4
 #: ... a vector of pixels, and the sums of this many rows and vectors of a row, a power of two as widths are.
 _ROWS = 8
 _VECTORS = power_of_two((TARGET.registers - _RUN - 1) // _ROWS)
+#: Vectors of a row whose sums are in registers.
+_SEGMENTS = _ROWS * _VECTORS
 #: More filters in a group, and more than so many for every tap of a channel, are left to `dense`, which gathers for
 #: every tap, but only once for all filters.
 _MOST_FILTERS, _FILTERS_PER_TAP = 4, 1.5
@@ -70,8 +73,8 @@ _RECORD = RecordType(
         # bytes between window rows of neighbouring output rows, and weights of neighbouring taps, of a block
         "row_step", "tap_step", "y_phases",
         "y_core", "x_core", "y_count", "x_count",
-        # columns of a segment, 0 if rows are not cut
-        "segment",
+        # whether images are of one row; then, taps from one to the one that needs the next vector, 0 if there is none
+        "is_row", "tap_shift",
         *(f"{axis}_{name}" for axis in "yx" for name in AXIS_FIELDS),
         planes=PLANES,
     )
@@ -122,33 +125,33 @@ def _block(rows: int, vectors: int):
 # lines, y, y_row, begun, end, rows_left, mode, rows, vectors): as `_product` in `dense`, of the windows that `table`
 # describes; from `ahead` on so many lines are fetched for every run.
 _windows = block_kernel(_block, _ROWS, _VECTORS, "windows", 24)
+#: The same of vectors of a row, as rows.
+_segments = block_kernel(_block, _SEGMENTS, 1, "segments", 24)
 
 
 @jit.njit()
 def _add_row(real, itemsize, lanes, r, window, w, depth, bias, begun, is_last, relu, ahead, lines, output, columns):
-    """Add products to a row of outputs, cut into segments, of so many columns; return up to where pixels are fetched.
+    """Add products to so many columns of a row of outputs; return up to where pixels are fetched.
 
     `ahead` and `lines` are as of `_windows`.
     """
-    rows = columns // r.segment
-    rest = columns - rows * r.segment
-    w_channel, width, row = r.x_kernel * itemsize, _VECTORS * lanes, r.segment * itemsize
-    runs = (r.runs4 + r.runs3 + r.runs2 + r.runs1) * depth
-    for part in range(2):  # whole segments, and the last one
-        count, first, end = (rows, 0, r.segment) if part == 0 else (1, rows, rest)
+    w_channel, runs = r.x_kernel * itemsize, (r.runs4 + r.runs3 + r.runs2 + r.runs1) * depth
+    first = 0
+    while first < columns:  # whole vectors, and the last one
+        count = min(_SEGMENTS, (columns - first) // lanes)
+        inside = lanes
         if count == 0:
-            continue
-        for x in range(0, end, width):
-            inside = min(width, end - x)
-            _windows(real, (
-                window + first * row + x * itemsize, r.window, row, w, w_channel, 0, depth,
-                r.table, r.runs4, r.runs3, r.runs2, r.runs1,
-                bias, relu, ahead, lines,
-                output + first * row + x * itemsize, row, begun, inside,
-                count, mode_of(r, is_last, inside % lanes == 0),
-                _ROWS // 2 if count <= _ROWS // 2 else _ROWS, cdiv(inside, lanes),
-            ))  # fmt: skip
-            ahead += lines * runs * VECTOR_BYTES
+            count, inside = 1, columns - first
+        _segments(real, (
+            window + first * itemsize, r.window, VECTOR_BYTES, w, w_channel, r.tap_step, depth,
+            r.table, r.runs4, r.runs3, r.runs2, r.runs1,
+            bias, relu, ahead, lines,
+            output + first * itemsize, VECTOR_BYTES, begun, inside,
+            count, mode_of(r, is_last, inside == lanes),
+            _SEGMENTS // 2 if count <= _SEGMENTS // 2 else _SEGMENTS, 1,
+        ))  # fmt: skip
+        ahead += lines * runs * VECTOR_BYTES
+        first += count * lanes
     return ahead
 
 
@@ -171,14 +174,18 @@ def _forward(real):
                         y0 * r.y_stride - r.y_before, x0 * r.x_stride - r.x_before, r.rows, r.vectors,
                         window + i * r.window,
                     )  # fmt: skip
-                # meanwhile what follows in memory is fetched, which comes next: other rows, or another channel
+                # meanwhile what follows in memory is fetched, which comes next: of this row, other rows, or a channel
                 plane = max(0, plane_of(r.planes, n, group * r.channels + c + depth - 1))
-                below = min(r.y_input, max(0, y0 * r.y_stride - r.y_before + r.rows))
-                ahead = r.input + (plane * r.y_input + below) * r.x_input * itemsize
-                ahead_end = ahead + r.rows * r.x_input * itemsize
+                if r.is_row != 0:
+                    blocks, pixels = cdiv(x1 - x0, _SEGMENTS * lanes), (x1 - x0) * r.x_stride
+                    following = plane * r.x_input + min(r.x_input, x1 * r.x_stride)
+                else:
+                    blocks = cdiv(y1 - y0, _ROWS) * cdiv(x1 - x0, _VECTORS * lanes)
+                    below, pixels = y0 * r.y_stride - r.y_before + r.rows, r.rows * r.x_input
+                    following = (plane * r.y_input + min(r.y_input, max(0, below))) * r.x_input
+                ahead, ahead_end = r.input + following * itemsize, r.input + (following + pixels) * itemsize
                 runs = (r.runs4 + r.runs3 + r.runs2 + r.runs1) * depth
-                blocks = (last_filter - first_filter) * cdiv(y1 - y0, _ROWS) * cdiv(x1 - x0, _VECTORS * lanes)
-                lines = cdiv((ahead_end - ahead) * depth // VECTOR_BYTES, runs * blocks)
+                lines = cdiv(pixels * itemsize * depth // VECTOR_BYTES, runs * blocks * (last_filter - first_filter))
                 is_last = c + depth == r.channels
                 relu = r.relu if is_last else 0
                 for f in range(first_filter, last_filter):
@@ -187,7 +194,7 @@ def _forward(real):
                     bias = (r.bias if c == 0 else r.zeros) + k * itemsize
                     plane = output_plane_of(r.planes, r.groups * r.filters, n, k)
                     output = r.output + plane * r.y_output * width * itemsize
-                    if r.segment != 0:
+                    if r.is_row != 0:
                         ahead = _add_row(
                             real, itemsize, lanes, r, window, w, depth, bias, 0 if c == 0 else 1, is_last, relu,
                             ahead, lines if ahead < ahead_end else 0, output + x0 * itemsize, x1 - x0,
@@ -237,17 +244,21 @@ def _record(geometry: ConvGeometry, dtype: np.dtype) -> Any:
     common = math.gcd(y["stride"], y["dilation"])
     y_phases, tap_phases = y["dilation"] // common, y["stride"] // common
 
-    x_reach, segment = (x["kernel"] - 1) * x["dilation"] // x["stride"], 0
-    if y["output"] == y["kernel"] == 1:
-        fitting = (_WINDOW_BYTES // (x["stride"] * itemsize) - x_reach - lanes) // _ROWS
-        x_count = cdiv(x["output"], _ROWS * min(_COLUMNS, max(fitting, x_reach // _ROWS, lanes)))
-        segment = round_up(cdiv(cdiv(x["output"], x_count), _ROWS), lanes)
-        x_core = _ROWS * segment
+    x_reach, tap_step, tap_shift = (x["kernel"] - 1) * x["dilation"] // x["stride"], tap_phases * x["kernel"], 0
+    is_row = y["output"] == y["kernel"] == 1
+    if is_row:
+        fitting = _WINDOW_BYTES // (x["stride"] * itemsize) - x_reach
+        x_count = cdiv(x["output"], max(fitting, x_reach, _SEGMENTS * lanes))
+        x_core = round_up(cdiv(x["output"], x_count), _SEGMENTS * lanes)
+        distance = lanes * x["stride"]
+        if distance % x["dilation"] == 0 and distance < x["kernel"] * x["dilation"]:
+            tap_step = tap_shift = distance // x["dilation"]
         x_count = cdiv(x["output"], x_core)
     else:
         x_count = cdiv(x["output"], _COLUMNS)
         x_core = round_up(cdiv(x["output"], x_count), lanes)
-    vectors = cdiv(x_core + x_reach, lanes)
+    # blocks of too many rows, or vectors, read beyond what they need
+    vectors = cdiv(x_core + x_reach, lanes) + (_SEGMENTS // 2 - 1) * is_row
     if vectors % 8 == 0:  # rows of a window shall use all sets of a cache
         vectors += 1
     phase = vectors * VECTOR_BYTES
@@ -260,7 +271,7 @@ def _record(geometry: ConvGeometry, dtype: np.dtype) -> Any:
     y_count = max(cdiv(y["output"], max(1, fitting) * block), min(cdiv(_ITEMS, others), cdiv(y["output"], block)))
     y_core = round_up(cdiv(y["output"], y_count), block)
     y_count = cdiv(y["output"], y_core)
-    rows = 1 if segment else (y_core - 1) * y["stride"] + reach + 1
+    rows = 1 if is_row else (y_core - 1) * y["stride"] + reach + 1
     window = rows * row
     if window > _MOST_BYTES:
         return None
@@ -276,9 +287,9 @@ def _record(geometry: ConvGeometry, dtype: np.dtype) -> Any:
     numbers = {
         "groups": geometry.groups, "channels": channels, "filters": filters, "chunks": chunks, "depth": depth,
         "rows": rows, "vectors": vectors, "phase": phase, "row": row, "window": window,
-        "row_step": y["stride"] * y_phases * row, "tap_step": tap_phases * x["kernel"] * itemsize,
+        "row_step": y["stride"] * y_phases * row, "tap_step": tap_step * itemsize, "tap_shift": tap_shift,
         "y_phases": y_phases, "y_core": y_core, "x_core": x_core, "y_count": y_count, "x_count": x_count,
-        "segment": segment, "phases": x["stride"], "interleave": x["stride"], "y_step": 1, "x_step": 1,
+        "is_row": is_row, "phases": x["stride"], "interleave": x["stride"], "y_step": 1, "x_step": 1,
         "worker": depth * window, "turns": turns,
     }  # fmt: skip
     put_planes(record, input_planes(geometry))
@@ -287,32 +298,33 @@ def _record(geometry: ConvGeometry, dtype: np.dtype) -> Any:
     return record
 
 
-_OF_RUNS = ("y_kernel", "x_kernel", "y_stride", "x_stride", "y_dilation", "x_dilation", "row", "phase")
+_OF_RUNS = ("y_kernel", "x_kernel", "y_stride", "x_stride", "y_dilation", "x_dilation", "row", "phase", "tap_shift")
 
 
 @functools.lru_cache(maxsize=8)
 def _runs(
     y_kernel: int, x_kernel: int, y_stride: int, x_stride: int, y_dilation: int, x_dilation: int, row: int, phase: int,
-    itemsize: int,
+    tap_shift: int, itemsize: int,
 ) -> tuple[np.ndarray, list[int]]:  # fmt: skip
     """Return the table, of int64: for each run of taps, its place in a channel's window and in the channel's kernel, in
     bytes; and how many of them have 1, 2, 3 and 4 taps."""
+    count, distance = (x_kernel, tap_shift) if tap_shift else (y_kernel, y_stride // math.gcd(y_stride, y_dilation))
     lengths, taps = [], []
-    tap_phases = y_stride // math.gcd(y_stride, y_dilation)
-    for first in range(min(tap_phases, y_kernel)):
-        column = range(first, y_kernel, tap_phases)
+    for first in range(min(distance, count)):
+        column = range(first, count, distance)
         parts = cdiv(len(column), _RUN)
         for part in range(parts):
             run = column[len(column) * part // parts : len(column) * (part + 1) // parts]
             lengths.append(len(run))
             taps.append(run[0])
-    u, v = np.array(taps, np.int64), np.arange(x_kernel, dtype=np.int64)[:, None]
-    offset, turn = np.divmod(v * x_dilation, x_stride)
-    places = u * (y_dilation * row) + turn * phase + offset * itemsize
-    weights = (u * x_kernel + v) * itemsize
-    longest_first = np.argsort(np.tile(np.negative(lengths), x_kernel), kind="stable")
+    of_runs, others = np.array(taps, np.int64), np.arange(1 if tap_shift else x_kernel, dtype=np.int64)[:, None]
+    y, x = (others, of_runs) if tap_shift else (of_runs, others)
+    offset, turn = np.divmod(x * x_dilation, x_stride)
+    places = y * (y_dilation * row) + turn * phase + offset * itemsize
+    weights = (y * x_kernel + x) * itemsize
+    longest_first = np.argsort(np.tile(np.negative(lengths), len(others)), kind="stable")
     table = np.stack([places.ravel(), weights.ravel()], axis=1)[longest_first]
-    return table, [lengths.count(length) * x_kernel for length in range(1, _RUN + 1)]
+    return table, [lengths.count(length) * len(others) for length in range(1, _RUN + 1)]
 
 
 def fits(geometry: ConvGeometry, dtype: np.dtype) -> bool:

@@ -290,7 +290,8 @@ def cost(geometry: ConvGeometry, direction: str, dtype: np.dtype, weight_is_pack
         )
     if depthwise.fits(geometry, dtype):
         lanes = simd.lanes(dtype.type)
-        products = 2 * slow * images * filters * taps * round_up(height, 4) * round_up(width, lanes)
+        rows = round_up(height, 4) if max(height, geometry.weight_size[2]) > 1 else 1
+        products = 2 * slow * images * filters * taps * rows * round_up(width, lanes)
         moving = moved / (machine.bandwidth * _RATES["window_move"])
         return _RATES["call"] + products / (flops * _RATES["window"]) + moving
     work = dense.cut(geometry, dtype).work
