@@ -459,7 +459,8 @@ def _share_of_vectors(choices: BlockedChoices) -> Numbers:
     rows: Numbers = geometry.weight_size[0] // geometry.groups
     columns, depth = choices.block_lane_blocks, geometry.weight_size[1] * choices.grid.channel_phases
     if choices.direction == "grad_weight":
-        rows, columns, depth = depth, cdiv(rows, tiles.lanes), columns * tiles.lanes
+        tiles_at_once = np.minimum(columns * tiles.lanes, choices.grid.tiles)
+        rows, columns, depth = depth, cdiv(rows, tiles.lanes), tiles_at_once
     vectors = tiles.entry / simd.VECTOR_BYTES
     return split_product.share_of_vectors(choices.dtype.type, vectors, rows, columns, depth)
 
