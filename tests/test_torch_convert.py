@@ -264,7 +264,7 @@ def test_the_other_order_of_memory(monkeypatch, is_first_last, is_converted):
     with torch.inference_mode():
         nt.convert(model, (x,), measure=True)
     assert {choice.is_converted for choice in nt.report(model).choices.values()} == {is_converted}
-    assert model[0].weight.is_contiguous(memory_format=orders[not is_converted])
+    assert model[0].weight.is_contiguous(memory_format=orders[1])
     for each in (model, copy.deepcopy(model)):
         check(each, expected, x)
     assert not torch.is_inference(model[0].weight)

@@ -152,6 +152,9 @@ def test_memory_formats(rng):
     assert first.is_contiguous()
     assert last.is_contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(last, first)
+    by_weight = nt.conv2d(x, w.to(memory_format=torch.channels_last))
+    assert by_weight.stride() == torch.nn.functional.conv2d(x, w.to(memory_format=torch.channels_last)).stride()
+    torch.testing.assert_close(by_weight, first)
     torch.testing.assert_close(nt.conv2d(x.mT, w), torch.nn.functional.conv2d(x.mT, w), rtol=0, atol=1e-4)
 
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as host
 
 from nbfftconv.torch import operators as operators  # registers what torch.ops has
-from nbfftconv.torch.arrays import DTYPES
+from nbfftconv.torch.arrays import DTYPES, LAST, is_last
 from nbfftconv.torch.ready_calls import convolve_again, is_alone, make_ready
 
 _operators = torch.ops.nbfftconv
@@ -87,7 +87,12 @@ def convolve(
     groups: int,
     relu: bool = False,
 ) -> torch.Tensor:
-    """Convolve what has so many spatial axes; with `relu`, clip the result at zero."""
+    """Convolve what has so many spatial axes; with `relu`, clip the result at zero.
+
+    As PyTorch's, the result has its channels last in memory where the input or the weight has.
+    """
+    if is_last(weight) and input.dim() == weight.dim():
+        input = input.contiguous(memory_format=LAST[input.dim()])
     settings, is_compiling = (stride, padding, dilation, groups, relu), torch.compiler.is_compiling()
     if not is_compiling:
         again = convolve_again(input, weight, bias, settings)

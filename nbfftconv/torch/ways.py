@@ -30,7 +30,7 @@ _GAIN = 0.97
 
 @dataclass(frozen=True)
 class Way:
-    """What is chosen for each layer, and whether the weights of PyTorch's layers are in the other order of memory."""
+    """What is chosen for each layer, and whether weights are in the other order of memory."""
 
     choices: dict[torch.nn.Module, Choice]
     is_reordered: bool = False
@@ -52,7 +52,7 @@ class Way:
             clips = choice.is_converted and layer in relus
             if choice.is_converted:
                 layer.__class__ = COUNTERPARTS[type(layer)]
-            elif self.is_reordered:
+            if self.is_reordered:
                 _reorder(layer)
             if layer in relus:
                 relus[layer].__class__ = LeftReLU if clips else torch.nn.ReLU
