@@ -16,7 +16,6 @@ import functools
 import itertools
 import platform
 import sys
-from functools import partial
 
 from nbfftconv import simd
 from nbfftconv.target import TARGET
@@ -257,7 +256,7 @@ transpose_packed = simd.kernel(_emit_transpose, "transpose_packed")
 multiply_packed = simd.kernel(_emit_multiply, "multiply_packed", 16)
 #: (..., c_ahead_row, source, target): the same of two times 16 rows and columns. Meanwhile `PAIRS` pairs of vectors of
 #: every 32 entries are packed, `line` bytes apart, from `source` on, to `target`.
-multiply_and_pack = simd.kernel(partial(_emit_block, rows=2, columns=2), "multiply_and_pack", 16)
+multiply_and_pack = simd.kernel(functools.partial(_emit_block, rows=2, columns=2), "multiply_and_pack", 16)
 #: (a, a_block, table, b, b_row, b_part, c, c_row, steps, add, ahead, lines, y, y_row, rows, columns): the same where B
 #: is in a window: rows `b_row` bytes apart, parts `b_part`, 32 entries of the sum where the table says. With each of
 #: these so many lines are fetched, from `ahead` on, and some rows from `y` on, which will be written.

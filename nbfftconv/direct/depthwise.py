@@ -45,7 +45,7 @@ _RUN = 4
 _ROWS = 8
 _VECTORS = power_of_two((TARGET.registers - _RUN - 1) // _ROWS)
 #: Vectors of a row whose sums are in registers.
-_SEGMENTS = _ROWS * _VECTORS
+_ROW_VECTORS = _ROWS * _VECTORS
 #: More filters in a group, and more than so many for every tap of a channel, are left to `dense`, which gathers for
 #: every tap, but only once for all filters.
 _MOST_FILTERS, _FILTERS_PER_TAP = 4, 1.5
@@ -126,7 +126,7 @@ def _block(rows: int, vectors: int):
 # describes; from `ahead` on so many lines are fetched for every run.
 _windows = block_kernel(_block, _ROWS, _VECTORS, "windows", 24)
 #: The same of vectors of a row, as rows.
-_segments = block_kernel(_block, _SEGMENTS, 1, "segments", 24)
+_row_windows = block_kernel(_block, _ROW_VECTORS, 1, "row_windows", 24)
 
 
 @jit.njit()
@@ -138,17 +138,17 @@ def _add_row(real, itemsize, lanes, r, window, w, depth, bias, begun, is_last, r
     w_channel, runs = r.x_kernel * itemsize, (r.runs4 + r.runs3 + r.runs2 + r.runs1) * depth
     first = 0
     while first < columns:  # whole vectors, and the last one
-        count = min(_SEGMENTS, (columns - first) // lanes)
+        count = min(_ROW_VECTORS, (columns - first) // lanes)
         inside = lanes
         if count == 0:
             count, inside = 1, columns - first
-        _segments(real, (
+        _row_windows(real, (
             window + first * itemsize, r.window, VECTOR_BYTES, w, w_channel, r.tap_step, depth,
             r.table, r.runs4, r.runs3, r.runs2, r.runs1,
             bias, relu, ahead, lines,
             output + first * itemsize, VECTOR_BYTES, begun, inside,
             count, mode_of(r, is_last, inside == lanes),
-            _SEGMENTS // 2 if count <= _SEGMENTS // 2 else _SEGMENTS, 1,
+            _ROW_VECTORS // 2 if count <= _ROW_VECTORS // 2 else _ROW_VECTORS, 1,
         ))  # fmt: skip
         ahead += lines * runs * VECTOR_BYTES
         first += count * lanes
@@ -177,7 +177,7 @@ def _forward(real):
                 # meanwhile what follows in memory is fetched, which comes next: of this row, other rows, or a channel
                 plane = max(0, plane_of(r.planes, n, group * r.channels + c + depth - 1))
                 if r.is_row != 0:
-                    blocks, pixels = cdiv(x1 - x0, _SEGMENTS * lanes), (x1 - x0) * r.x_stride
+                    blocks, pixels = cdiv(x1 - x0, _ROW_VECTORS * lanes), (x1 - x0) * r.x_stride
                     following = plane * r.x_input + min(r.x_input, x1 * r.x_stride)
                 else:
                     blocks = cdiv(y1 - y0, _ROWS) * cdiv(x1 - x0, _VECTORS * lanes)
@@ -248,8 +248,8 @@ def _record(geometry: ConvGeometry, dtype: np.dtype) -> Any:
     is_row = y["output"] == y["kernel"] == 1
     if is_row:
         fitting = _WINDOW_BYTES // (x["stride"] * itemsize) - x_reach
-        x_count = cdiv(x["output"], max(fitting, x_reach, _SEGMENTS * lanes))
-        x_core = round_up(cdiv(x["output"], x_count), _SEGMENTS * lanes)
+        x_count = cdiv(x["output"], max(fitting, x_reach, _ROW_VECTORS * lanes))
+        x_core = round_up(cdiv(x["output"], x_count), _ROW_VECTORS * lanes)
         distance = lanes * x["stride"]
         if distance % x["dilation"] == 0 and distance < x["kernel"] * x["dilation"]:
             tap_step = tap_shift = distance // x["dilation"]
@@ -258,7 +258,7 @@ def _record(geometry: ConvGeometry, dtype: np.dtype) -> Any:
         x_count = cdiv(x["output"], _COLUMNS)
         x_core = round_up(cdiv(x["output"], x_count), lanes)
     # blocks of too many rows, or vectors, read beyond what they need
-    vectors = cdiv(x_core + x_reach, lanes) + (_SEGMENTS // 2 - 1) * is_row
+    vectors = cdiv(x_core + x_reach, lanes) + (_ROW_VECTORS // 2 - 1) * is_row
     if vectors % 8 == 0:  # rows of a window shall use all sets of a cache
         vectors += 1
     phase = vectors * VECTOR_BYTES
