@@ -52,6 +52,8 @@ LARGEST_TILE = 512
 
 # A fused block of tiles is at most this large: it stays in the second-level cache of its core.
 _CORE_BYTES = TARGET.l2_bytes * 62 // 100
+# So many times longer than of other products the matrix unit takes of panels, whose columns it transposes.
+_PANELS = 1.3
 # Channels of a group up to which a fused pass of complex spectra is considered; beyond, it would read those of the
 # kernels too often.
 _FUSED_DEPTH = 16
@@ -462,7 +464,8 @@ def _share_of_vectors(choices: BlockedChoices) -> Numbers:
         tiles_at_once = np.minimum(columns * tiles.lanes, choices.grid.tiles)
         rows, columns, depth = depth, cdiv(rows, tiles.lanes), tiles_at_once
     vectors = tiles.entry / simd.VECTOR_BYTES
-    return split_product.share_of_vectors(choices.dtype.type, vectors, rows, columns, depth)
+    share = split_product.share_of_vectors(choices.dtype.type, vectors, rows, columns, depth)
+    return np.minimum(1.0, _PANELS * share) if choices.direction == "grad_weight" else share
 
 
 def tiled_cost(choices: BlockedChoices, weight_is_transformed: bool, machine: Machine) -> TiledCost:
