@@ -461,7 +461,8 @@ def _share_of_vectors(choices: BlockedChoices) -> Numbers:
     rows: Numbers = geometry.weight_size[0] // geometry.groups
     columns, depth = choices.block_lane_blocks, geometry.weight_size[1] * choices.grid.channel_phases
     if choices.direction == "grad_weight":
-        tiles_at_once = np.minimum(columns * tiles.lanes, choices.grid.tiles)
+        most = np.maximum(1, choices.grid.tiles)  # an empty batch has none
+        tiles_at_once = np.minimum(columns * tiles.lanes, most)
         rows, columns, depth = depth, cdiv(rows, tiles.lanes), tiles_at_once
     vectors = tiles.entry / simd.VECTOR_BYTES
     share = split_product.share_of_vectors(choices.dtype.type, vectors, rows, columns, depth)
