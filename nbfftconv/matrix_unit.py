@@ -167,7 +167,7 @@ def _packed_pairs(v, source, entry, target):
 
 def _emit_block(
     v, a, a_block, b, b_block, c, c_row, c_rows, c_column, steps, add, ahead, line, c_ahead, c_ahead_row, source=None,
-    target=None, *, rows=2, columns=2,
+    target=None, *, rows, columns,
 ):  # fmt: skip
     entries = [(2 * i + j, c + c_rows * i + c_column * j) for i in range(rows) for j in range(columns)]
     _emit_begun(v, add, entries, c_row)

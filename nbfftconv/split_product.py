@@ -82,18 +82,16 @@ def _multiply_columns(
         ahead = b + min(next_columns + fetched // depth, columns - 1) * b_rows + fetched % depth * vector
         here = c + i // SIDE * c_rows
         c_ahead = here + 2 * c_rows if rows - i > 2 * SIDE else c + 2 * c_column
+        operands = (
+            of_rows + i // SIDE * packed, packed, of_columns, packed, here, c_row, c_rows, c_column, steps, add,
+            ahead, vector, c_ahead, c_row,
+        )  # fmt: skip
         if call < calls:
             k, part = call // _CALLS, call % _CALLS
-            matrix_unit.multiply_and_pack(real, (
-                of_rows + i // SIDE * packed, packed, of_columns, packed, here, c_row, c_rows, c_column, steps, add,
-                ahead, vector, c_ahead, c_row, b + (j + 2 + k) * b_rows + 2 * PAIRS * part * vector,
-                of_next + k * packed + PAIRS * part * vector,
-            ))  # fmt: skip
+            source = b + (j + 2 + k) * b_rows + 2 * PAIRS * part * vector
+            matrix_unit.multiply_and_pack(real, (*operands, source, of_next + k * packed + PAIRS * part * vector))
         else:
-            matrix_unit.multiply_packed(real, (
-                of_rows + i // SIDE * packed, packed, of_columns, packed, here, c_row, c_rows, c_column, steps, add,
-                ahead, vector, c_ahead, c_row, blocks, count,
-            ))  # fmt: skip
+            matrix_unit.multiply_packed(real, (*operands, blocks, count))
     left = rows % SIDE
     if left > 0:  # fewer than a register has
         here, row = c + rows // SIDE * c_rows, 2 * vector

@@ -31,7 +31,7 @@ LOSS_TOLERANCE = 1e-3
 NEAR = 0.01  # pixels by which places of what is found may differ
 ROOM = 256  # MiB beyond PyTorch's memory, with twice the weights
 OURS, OURS_LAST, FIRST, LAST, RUNTIME = "nbfftconv", "nbfftconv-nhwc", "torch", "torch-nhwc", "onnxruntime"
-BY_US, BY_TORCH = (OURS, OURS_LAST), (FIRST, LAST)
+BY_US, BY_TORCH, CHANNELS_LAST = (OURS, OURS_LAST), (FIRST, LAST), (OURS_LAST, LAST)
 
 
 class Options(NamedTuple):
@@ -108,7 +108,7 @@ def inference(engine: str, name: str, options: Options) -> Operations:
     model, inputs, find = make(name)
     if engine in BY_TORCH:
         model = fold(model)
-    if engine in (OURS_LAST, LAST):
+    if engine in CHANNELS_LAST:
         model, inputs = with_channels_last(model, inputs)
     if engine in BY_US:
         convert(model, inputs, options)
@@ -122,7 +122,7 @@ def inference(engine: str, name: str, options: Options) -> Operations:
         return find(model)
 
     operations: Operations = {"forward": run, "memory": lambda: memory_and_weights(model)}
-    return operations if find is None or engine in (OURS_LAST, LAST) else operations | {"find": found}
+    return operations if find is None or engine in CHANNELS_LAST else operations | {"find": found}
 
 
 class Compared(NamedTuple):
@@ -212,7 +212,7 @@ def training(engine: str, name: str, options: Options) -> Operations:
 
     torch.set_num_threads(options.threads)
     model, x, loss_of, rate = networks.make_lesson(name)
-    if engine in (OURS_LAST, LAST):
+    if engine in CHANNELS_LAST:
         model, (x,) = with_channels_last(model, (x,))
     if engine in BY_US:
         convert(model, (x,), options)
@@ -228,7 +228,7 @@ def training(engine: str, name: str, options: Options) -> Operations:
     def losses() -> Any:
         return torch.stack([step() for _ in range(options.steps)])
 
-    return {"step": step} if engine in (OURS_LAST, LAST) else {"losses": losses, "step": step}
+    return {"step": step} if engine in CHANNELS_LAST else {"losses": losses, "step": step}
 
 
 def compare_training(name: str, rounds: int, options: Options) -> Compared:
