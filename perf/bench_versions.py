@@ -4,7 +4,7 @@
 The two take turns, each in a process of its own, and plan by the same figures of the machine. Where memory comes to lie
 makes a process up to 4 % faster or slower as long as it lives, so there are several pairs of processes, of which the
 one and the other is first. A ratio is the other checkout's median time by that of this one: more than 1 is faster than
-before.
+before. Turns are short and many: a machine that others use as well is twice as slow for a tenth of a second, then not.
 """
 
 import argparse
@@ -19,6 +19,7 @@ from engines import this_engine as in_inference
 from layers import BY_NAME, LAYERS, Layer
 from rounds import Operations, difference, hold_threads, medians, race, table
 
+TURN = 0.06  # seconds, or one call
 OPERATIONS = ("inference", "forward", "dW", "dX", "step")
 HERE = Path(__file__).resolve().parents[1]
 
@@ -46,8 +47,8 @@ def main() -> int:
     parser.add_argument("other", type=Path, help="a checkout of another version")
     parser.add_argument("--layers", nargs="+", choices=list(BY_NAME), metavar="NAME", help="these only, of any set")
     parser.add_argument("--threads", type=int, default=2, help="threads of each")
-    parser.add_argument("--processes", type=int, default=4, help="pairs of processes, one after the other")
-    parser.add_argument("--rounds", type=int, default=2, help="interleaved rounds of each pair")
+    parser.add_argument("--processes", type=int, default=2, help="pairs of processes, one after the other")
+    parser.add_argument("--rounds", type=int, default=20, help="interleaved rounds of each pair")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all times there")
     args = parser.parse_args()
 
@@ -63,7 +64,7 @@ def main() -> int:
         engines = {name: (engine, (layer, args.threads, path, figures)) for name, path in checkouts.items()}
         times = {operation: {name: [] for name in checkouts} for operation in OPERATIONS}
         for pair in range(args.processes):
-            outputs, new = race(dict(sorted(engines.items(), reverse=pair % 2 > 0)), args.rounds)
+            outputs, new = race(dict(sorted(engines.items(), reverse=pair % 2 > 0)), args.rounds, turn=TURN)
             for operation, name in itertools.product(OPERATIONS, checkouts):
                 times[operation][name] += new[operation][name]
         document[layer.name] = times

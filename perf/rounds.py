@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-TURN = 0.3  # seconds of one engine's turn, or one call
+TURN = 0.3  # seconds of one engine's turn, or one call, where a benchmark names no other
 BUDGET = 10.0  # seconds of one engine on one operation: a slower one sits the other rounds out
 Operations = dict[str, Callable[[], Any]]
 
@@ -61,7 +61,7 @@ def _arrays(output: Any) -> tuple[np.ndarray, ...]:
 
 
 def _prepare(
-    make: Callable[..., Operations], arguments: tuple, once: Collection[str]
+    make: Callable[..., Operations], arguments: tuple, once: Collection[str], turn: float
 ) -> dict[str, tuple[tuple[np.ndarray, ...], float]]:
     """Make the operations of this process; return the output of each, and the time of a call as it warms up."""
     global _operations, _repeats
@@ -72,7 +72,7 @@ def _prepare(
         first = time.perf_counter() - start
         if first < BUDGET and name not in once:
             first = seconds_of(operation)
-        _repeats[name] = 1 + int(TURN / first)
+        _repeats[name] = 1 + int(turn / first)
         results[name] = output, first
     return results
 
@@ -84,24 +84,28 @@ def _take_turn(name: str) -> list[float]:
 
 
 def race(
-    engines: dict[str, tuple[Callable[..., Operations], tuple]], rounds: int, once: Collection[str] = ()
+    engines: dict[str, tuple[Callable[..., Operations], tuple]],
+    rounds: int,
+    once: Collection[str] = (),
+    turn: float = TURN,
 ) -> tuple[dict[str, dict[str, tuple[np.ndarray, ...]]], dict[str, dict[str, list[float]]]]:
     """Time the operations of each engine, a function and its arguments; return outputs and times by operation.
 
-    Those that are named in `once` are called once, for their outputs, and not timed.
+    Those that are named in `once` are called once, for their outputs, and not timed. Of two rounds, the second goes
+    through the engines from the last to the first.
     """
     outputs: dict[str, dict] = {}
     times: dict[str, dict] = {}
     with ExitStack() as stack:
         processes = {name: stack.enter_context(new_process()) for name in engines}
         for name, process in processes.items():
-            for operation, (output, first) in process.submit(_prepare, *engines[name], once).result().items():
+            for operation, (output, first) in process.submit(_prepare, *engines[name], once, turn).result().items():
                 outputs.setdefault(operation, {})[name] = output
                 if operation not in once:
                     times.setdefault(operation, {})[name] = [first] if first > BUDGET else []
-        for _ in range(rounds):
+        for number in range(rounds):
             for operation, samples in times.items():
-                for name, process in processes.items():
+                for name, process in list(processes.items())[:: -1 if number % 2 else 1]:
                     if name in samples and sum(samples[name]) < BUDGET:
                         samples[name] += process.submit(_take_turn, operation).result()
     return outputs, times
