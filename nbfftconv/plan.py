@@ -188,8 +188,8 @@ class StepPlan:
     seconds : float
         Time of a step that the cost model expects on one core.
     shares_spectra : bool
-        Whether the passes share what they make of the arrays, and both gradients are computed at once: by FFT, one tile
-        grid serves all three, the kernels' spectra are made once, and those of the output's gradient.
+        Whether both gradients are computed at once and share what is made of the output's gradient: by FFT, one tile
+        grid serves both. Where it serves the forward pass, too, the kernels' spectra are made once for all.
     keeps_input_spectra : bool
         Whether what is made of the input is shared, too, and kept from the forward pass on.
     """

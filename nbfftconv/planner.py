@@ -538,10 +538,10 @@ def make_step_plan(geometry: ConvGeometry, dtype: np.dtype, algorithm: str, spec
 def _make_step_plan(
     implementations: tuple[Implementation[Any, Any], ...], spectra_limit: int, *fields: Any
 ) -> StepPlan:
-    """Return the cheapest step: of passes that share spectra, or of the best plans of each."""
+    """Return the cheapest step: of passes or gradients that share spectra, or of the best plans of each."""
     requests = [Request(*fields)._replace(direction=direction) for direction in DIRECTIONS]
     plans = [_make_plan(implementations, None, *request) for request in requests]
     best = StepPlan.of(plans, seconds=sum(plan.seconds for plan in plans))
     for implementation in implementations:
-        best = implementation.step(requests, spectra_limit, best.seconds) or best
+        best = implementation.step(requests, plans[0], spectra_limit, best.seconds) or best
     return best

@@ -1,14 +1,15 @@
 """Rates of the cost model that cannot be counted, only measured: reads them from `fitted_rates`.
 
-That module has, for each implementation and transform, by the unit, a number for each name: fractions of the machine's
-`flops` and `bandwidth`, or seconds. What the names stand for is said where they are asked for. `perf/fit_costs.py` fits
-and writes them.
+That module has a table for vectors of 64 bytes and one for all that are narrower: for each implementation and
+transform, by the unit, a number for each name: fractions of the machine's `flops` and `bandwidth`, or seconds. What the
+names stand for is said where they are asked for. `perf/fit_costs.py` fits and writes them.
 """
 
 import math
 from typing import Any
 
 from nbfftconv import fitted_rates
+from nbfftconv.target import TARGET
 
 #: Units: a fraction of a figure of the machine, or seconds.
 UNITS = ("flops", "bandwidth", "seconds")
@@ -52,8 +53,10 @@ def checked(content: Any) -> Rates:
     return content
 
 
-#: All rates: by owner, unit and name.
-RATES = checked(fitted_rates.RATES)
+#: The bytes of vectors whose table is in force.
+WIDTH = 64 if TARGET.vector_bytes == 64 else 32
+#: All rates of it: by owner, unit and name.
+RATES = checked(fitted_rates.RATES[WIDTH])
 _flat = {
     owner: {name: rate for by_name in by_unit.values() for name, rate in by_name.items()}
     for owner, by_unit in RATES.items()

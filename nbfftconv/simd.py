@@ -218,6 +218,11 @@ class Emitter:
     def load_mask(self, address: Operand) -> Mask:
         """Mask of the lanes whose bits are set in the 16 bits at an address."""
         bits = self._builder.load(self._pointer(address, ir.IntType(16)))
+        if self.vector_bytes < 64:  # no masks of bits: LLVM would take them apart, one after the other
+            of_lanes = ir.Constant(self._magnitude, [1 << lane for lane in range(self.lanes)])
+            bits = self._in_all_lanes(self._builder.zext(bits, self._magnitude.element), self._magnitude)
+            found = self._builder.and_(bits, of_lanes)
+            return Mask(self._builder, self._builder.icmp_unsigned("==", found, of_lanes))
         if self.lanes < 16:
             bits = self._builder.trunc(bits, ir.IntType(self.lanes))
         return Mask(self._builder, self._builder.bitcast(bits, ir.VectorType(ir.IntType(1), self.lanes)))

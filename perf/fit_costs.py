@@ -3,7 +3,7 @@
 `measure` runs, on one thread, some of the plans that a race would run for each pass of a layer, of every transform, and
 direct convolution, in interleaved rounds. A turn prepares the kernels and convolves, and convolves once more; of the
 gradient at the kernels it is one pass. Of stages, the transforms of images and kernels are noted, and those back. All
-goes to costs.json.
+goes to costs_64.json, or, with narrower vectors than these bytes, to costs_32.json.
 
 `fit` has no formulas of its own: the model's seconds are a sum of terms, each in proportion to one rate in seconds, or
 to the inverse of a fraction; what the sum grows by when one rate is changed is that rate's term. The new rates are
@@ -32,6 +32,7 @@ from scipy.optimize import nnls
 from stages import clock_stages
 
 from nbfftconv import autotune, rates, simd, threads
+from nbfftconv import fitted_rates as written
 from nbfftconv.geometry import ConvGeometry
 from nbfftconv.implementations import Request, direct
 from nbfftconv.implementations.tiled import costed_choices
@@ -43,7 +44,7 @@ from nbfftconv.scratch import get_scratch_limit
 from nbfftconv.transforms import Transform, registry
 
 FORMAT = "nbfftconv costs 1"
-COSTS = Path(__file__).with_name("costs.json")
+COSTS = Path(__file__).with_name(f"costs_{rates.WIDTH}.json")
 RATES = Path(rates.__file__).with_name("fitted_rates.py")
 
 LEAST_ROUNDS, MOST_ROUNDS = 3, 15
@@ -393,7 +394,7 @@ def fit(data: Design, prior: float = PRIOR) -> np.ndarray:
 
 
 def fitted_rates(data: Design, factors: np.ndarray) -> rates.Rates:
-    """Return the content of fitted_rates.py, in three digits; a rate that hardly changes stays as it is."""
+    """Return the table of these vectors, in three digits; a rate that hardly changes stays as it is."""
     document = json.loads(json.dumps(rates.RATES))
     for parameter, factor in zip(data.parameters, factors, strict=True):
         if abs(factor - 1) > 1e-3:
@@ -402,13 +403,16 @@ def fitted_rates(data: Design, factors: np.ndarray) -> rates.Rates:
 
 
 def source_of(document: rates.Rates) -> str:
-    """Return the source of fitted_rates.py."""
+    """Return the source of fitted_rates.py, with another table of these vectors."""
     lines = ['"""Rates of the cost model, read by `rates`. Written by perf/fit_costs.py."""', "", "RATES = {"]
-    for owner, by_unit in document.items():
-        lines.append(f'    "{owner}": {{')
-        for unit, by_name in by_unit.items():
-            lines.append(f'        "{unit}": {{')
-            lines += [f'            "{name}": {rate!r},' for name, rate in by_name.items()]
+    for width, of_width in (written.RATES | {rates.WIDTH: document}).items():
+        lines.append(f"    {width}: {{")
+        for owner, by_unit in of_width.items():
+            lines.append(f'        "{owner}": {{')
+            for unit, by_name in by_unit.items():
+                lines.append(f'            "{unit}": {{')
+                lines += [f'                "{name}": {rate!r},' for name, rate in by_name.items()]
+                lines.append("            },")
             lines.append("        },")
         lines.append("    },")
     return "\n".join([*lines, "}", ""])
@@ -478,14 +482,14 @@ def main(arguments: Iterable[str] | None = None) -> int:
     names = [layer.name for layer in LAYERS]
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
-    of_measure = commands.add_parser("measure", help="time plans, and write costs.json: 5 minutes on a quiet machine")
+    of_measure = commands.add_parser("measure", help=f"time plans, and write {COSTS.name}: 5 minutes if it is quiet")
     of_measure.add_argument(
         "--layers", nargs="+", choices=names, default=names, metavar="NAME", help="some layers only"
     )
     of_measure.add_argument("--tiles", type=int, default=3, help="tiles of each transform, for each pass (default: 3)")
-    of_measure.add_argument("--costs", type=Path, default=COSTS, metavar="FILE", help="instead of perf/costs.json")
-    of_fit = commands.add_parser("fit", help="fit the rates to costs.json")
-    of_fit.add_argument("--costs", type=Path, default=COSTS, metavar="FILE", help="instead of perf/costs.json")
+    of_measure.add_argument("--costs", type=Path, default=COSTS, metavar="FILE", help=f"instead of perf/{COSTS.name}")
+    of_fit = commands.add_parser("fit", help=f"fit the rates to {COSTS.name}")
+    of_fit.add_argument("--costs", type=Path, default=COSTS, metavar="FILE", help=f"instead of perf/{COSTS.name}")
     of_fit.add_argument("--write", action="store_true", help="write nbfftconv/fitted_rates.py")
     args = parser.parse_args(arguments)
 

@@ -291,9 +291,10 @@ def in_blocks(plan: Any, block_tiles: int | None) -> Any:
 
 
 @contextmanager
-def shared_steps(block_tiles: int | None = None, **choices: Any) -> Iterator[None]:
+def shared_steps(block_tiles: int | None = None, forward: str | None = None, **choices: Any) -> Iterator[None]:
     """Layers' steps share spectra, of a given transform and tile; kept unless `spectra_limit` is 0.
 
+    With `forward`, gradients alone do, after a forward pass by that algorithm.
     Few tiles to a block, as the planner never has: blocks then begin amid images and rows of tiles.
     """
 
@@ -302,12 +303,11 @@ def shared_steps(block_tiles: int | None = None, **choices: Any) -> Iterator[Non
         plans = [
             planned(geometry, direction, dtype, algorithm, transposes=False, **choices) for direction in DIRECTIONS
         ]
-        return StepPlan(
-            *(in_blocks(plan, block_tiles) for plan in plans),
-            seconds=0.0,
-            shares_spectra=True,
-            keeps_input_spectra=spectra_limit > 0,
-        )
+        plans = [in_blocks(plan, block_tiles) for plan in plans]
+        if forward is not None:
+            plans[0] = planned(geometry, "forward", dtype, forward)
+        keeps = forward is None and spectra_limit > 0
+        return StepPlan(*plans, seconds=0.0, shares_spectra=True, keeps_input_spectra=keeps)
 
     with mock.patch.object(layer, "make_step_plan", make_step_plan):
         yield

@@ -24,10 +24,10 @@ class Spectra:
 
     def __init__(self, rng, real, blocking, units, channels):
         self.lanes = simd.lanes(real)
-        shape = units, BINS, channels | 1, blocking.vectors, self.lanes
+        self.bin = int(bin_stride(channels, blocking.entry_bytes))
+        shape = units, BINS, self.bin // blocking.entry_bytes, blocking.vectors, self.lanes
         self.array = rng.standard_normal(shape).astype(real)
         self.array[:, :, channels:] = np.nan
-        self.bin = bin_stride(channels, blocking.entry_bytes)
         self.lane_block = BINS * self.bin
         assert self.array.strides[:3] == (self.lane_block, self.bin, blocking.entry_bytes)
 

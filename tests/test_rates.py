@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from geometries import ROW_TILES
 
-from nbfftconv import jit, rates, threads
+from nbfftconv import fitted_rates, jit, rates, threads
 from nbfftconv.geometry import ConvGeometry
 from nbfftconv.implementations import direct
 from nbfftconv.implementations import registry as implementations
@@ -241,7 +241,11 @@ def test_rates_are_written_only_if_asked(document, tmp_path, monkeypatch, capsys
     assert fit_costs.main(["fit", "--costs", str(costs)]) == 0
     assert not written.exists()
     assert fit_costs.main(["fit", "--costs", str(costs), "--write"]) == 0
-    found = rates.checked(runpy.run_path(str(written))["RATES"])
+    tables = runpy.run_path(str(written))["RATES"]
+    assert {width: table for width, table in tables.items() if width != rates.WIDTH} == {
+        width: table for width, table in fitted_rates.RATES.items() if width != rates.WIDTH
+    }
+    found = rates.checked(tables[rates.WIDTH])
     assert {owner: {unit: set(of) for unit, of in by.items()} for owner, by in found.items()} == {
         owner: {unit: set(of) for unit, of in by.items()} for owner, by in rates.RATES.items()
     }

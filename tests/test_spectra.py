@@ -1,4 +1,4 @@
-"""Kernels' spectra: against numpy.fft, and written past the caches or not."""
+"""Spectra of kernels, against numpy.fft, and of tiles: written past the caches or not."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from compare import assert_accurate
 from geometries import CODELET_TILES, Case
 from numpy.testing import assert_array_equal
 
+import nbfftconv
 from nbfftconv import simd
 from nbfftconv.passes import to_spectra
-from nbfftconv.passes.to_spectra import transform_weight
+from nbfftconv.passes.context import Context
+from nbfftconv.passes.to_spectra import add_to_spectra, transform_weight
 
 DTYPES = (np.float32, np.float64)
 # filters that leave lanes of the last lane block empty, in groups, and phases of kernels
@@ -58,3 +60,42 @@ def test_streamed_or_not(case, transform, tile, dtype, rng, monkeypatch):
     assert_array_equal(values(plan, weight), stored)
     weight[-1, -1, -1, -1] = np.nan  # is taken as zero in its lane block
     assert np.isfinite(values(plan, weight)).all()
+
+
+@pytest.mark.usefixtures("restore_threads")
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", ["input", "output"])
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case((2, 5, 30, 33), (7, 5, 3, 3), padding=1),  # odd numbers of channels: the last line of a bin is not full
+        Case((2, 6, 30, 33), (9, 2, 3, 1), groups=3),
+        Case((1, 3, 40, 41), (4, 3, 4, 5), stride=2),
+    ],
+    ids=repr,
+)
+def test_tiles_streamed_or_not(case, name, dtype, rng, monkeypatch):
+    """Of real spectra, whose channels share cache lines where vectors are narrow."""
+    plan = case.plan("grad_weight", dtype, algorithm="winograd")
+    array = rng.standard_normal(case.input_size if name == "input" else case.output_size).astype(dtype)
+
+    def found():
+        context = Context(plan, plan.geometry)
+        spectra = getattr(context, f"{name}_spectra")()
+        spectra.array.view(dtype)[:] = np.nan
+        for _ in context.blocks():
+            assert context.lane_blocks == context.all_lane_blocks
+            add_to_spectra(context, name, array, spectra)
+            assert len(context.tasks) == 1
+        context.run()
+        shape = context.all_lane_blocks, context.bins, spectra.bin // context.entry, context.lanes
+        values = spectra.array[: np.prod(shape) * dtype().itemsize].view(dtype).reshape(shape)
+        view = context.views[name]
+        return values[:, :, : view.channels * view.channel_phases].copy()
+
+    stored = found()
+    assert np.isfinite(stored).all()
+    monkeypatch.setattr(to_spectra, "_STREAMED_BYTES", 0)
+    for threads in (1, 3):
+        nbfftconv.set_num_threads(threads)
+        assert_array_equal(found(), stored)

@@ -13,18 +13,20 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from compare import assert_accurate, assert_accurate_where_finite
-from geometries import Case, cases, generators, shared_steps, tilings
+from geometries import Case, cases, generators, has_few_taps, shared_steps, tilings
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nbfftconv import Conv2d, scratch
+from nbfftconv import Conv2d, planner, scratch
 from nbfftconv import layer as layer_module
 from nbfftconv.geometry import ConvGeometry
+from nbfftconv.implementations import Request, registry
 from nbfftconv.passes import backward as backward_pass
 from nbfftconv.passes.context import Context
 from nbfftconv.passes.forward import recorded_program
 from nbfftconv.passes.recorder import Recorder
-from nbfftconv.planner import make_step_plan
+from nbfftconv.plan import DIRECTIONS
+from nbfftconv.planner import make_plan, make_step_plan
 
 HUGE = "huge"
 KEPT = 2**28  # at first a layer's limit
@@ -91,12 +93,25 @@ def test_against_the_oracle(data, case, dtype, block_tiles, spectra_limit, relu,
     activation = "relu" if relu else None
     layer = layer_of(case, w, bias, activation=activation)
     layer.spectra_limit = spectra_limit
-    with shared_steps(block_tiles, **data.draw(tilings(case))):
+    forward = data.draw(st.sampled_from([None, "direct", "fft", *(["winograd"] if has_few_taps(case) else [])]))
+    with shared_steps(block_tiles, forward, **data.draw(tilings(case))):
         y = layer(x)
-        assert (layer._last.forward[4] is not None) == (spectra_limit > 0)
+        assert (layer._last.forward[4] is not None) == (forward is None and spectra_limit > 0)
         found = gradients(layer, g)
     assert_accurate(y, case.expect("forward", x, w, bias=bias, activation=activation), dtype)
     assert_gradients(found, case, x, w, np.where(y > 0, g, 0) if relu else g, dtype)
+
+
+def test_gradients_share_after_a_forward_pass_by_another_algorithm_where_that_is_cheaper():
+    geometry = ConvGeometry.from_arguments((2, 8, 32, 32), (8, 8, 5, 5), padding=2)
+    requests = [Request(*planner._fields(geometry, way, F32, (), True, False, True)) for way in DIRECTIONS]
+    direct = make_plan(geometry, "forward", F32, "direct")
+    for seconds, is_apart in ((0.0, True), (1e3, False)):
+        step = registry.get("fft").step(requests, replace(direct, seconds=seconds), KEPT, 1e6)
+        assert (step.forward.algorithm == "direct", step.keeps_input_spectra) == (is_apart, not is_apart)
+        assert step.shares_spectra and step.grad_weight.grid == step.grad_input.grid
+        assert ("whose gradients share spectra" in step.grad_weight.reason) == is_apart
+    assert registry.get("fft").step(requests, direct, KEPT, 0.0) is None
 
 
 @pytest.mark.parametrize("spectra_limit", [KEPT, 0])
@@ -455,9 +470,10 @@ def test_plans_tell_the_memory_of_a_step(case, spectra_limit, scratch_limit, mon
     layer(x)
     kept = step.keeps_input_spectra
     assert (kept_by(layer) is not None) == kept
-    expected = step.forward.scratch_bytes
+    expected = 0 if step.forward.fused else step.forward.scratch_bytes
     total = sum(nbytes for _, nbytes in borrowed)
-    assert {name for name, _ in borrowed} == ({"output_spectra"} if kept else {"input_spectra", "output_spectra"})
+    expected_names = {"output_spectra"} if kept else {"input_spectra", "output_spectra"}
+    assert {name for name, _ in borrowed} == (set() if step.forward.fused else expected_names)
     assert total < expected if kept else total == expected
     if kept:
         assert kept_bytes(layer) <= spectra_limit

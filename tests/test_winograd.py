@@ -104,7 +104,7 @@ def test_spectra_of_tiles(case, tile_outputs, dtype, name, rng):
         add_to_spectra(context, name, array, spectra)
     context.run()
     channels = view.channels * view.channel_phases
-    shape = context.all_lane_blocks, tile[0] * tile[1], channels | 1, context.lanes
+    shape = context.all_lane_blocks, tile[0] * tile[1], spectra.bin // context.entry, context.lanes
     found = spectra.array[: np.prod(shape) * array.itemsize].view(dtype).reshape(shape)[:, :, :channels]
     maps = [winograd.matrices(tile_outputs, of_axis)[2 if name == "input" else 0] for of_axis in taps]
     if name == "output":

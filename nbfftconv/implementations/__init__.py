@@ -200,11 +200,12 @@ class Implementation(ABC, Generic[_Plan, _Kernels]):
         candidates = self.candidates(request)
         return candidates if candidates.best("").kernel_form in forms else None
 
-    def step(self, requests: Sequence[Request], spectra_limit: int, below: float) -> StepPlan | None:
+    def step(self, requests: Sequence[Request], forward: ConvPlan, spectra_limit: int, below: float) -> StepPlan | None:
         """Return the best plan of a training step whose passes share what they make of the arrays.
 
         None if there is none of less than `below` seconds. `requests` are those of its passes, in the order of
-        `DIRECTIONS`; what is kept of the input between the passes may take `spectra_limit` bytes.
+        `DIRECTIONS`; `forward` is the best plan of the first, for steps whose gradients alone share. What is kept of
+        the input between the passes may take `spectra_limit` bytes.
         """
         return None
 

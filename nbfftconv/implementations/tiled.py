@@ -212,23 +212,29 @@ class Tiled(Implementation[TiledPlan, TiledKernels]):
         candidates = TiledCandidates(request, costed)
         return candidates if candidates.seconds < math.inf else None
 
-    def step(self, requests: Sequence[Request], spectra_limit: int, below: float) -> StepPlan | None:
-        """Return the best step of passes of one tile grid."""
+    def step(self, requests: Sequence[Request], forward: ConvPlan, spectra_limit: int, below: float) -> StepPlan | None:
+        """Return the best step of passes of one tile grid, or of gradients of one after a forward pass of another."""
         geometry = requests[0].geometry
         if geometry.depth != FLAT or (not requests[0].is_asked and geometry.weight_size[2:] == (1, 1)):
             return None
-        forward, grad_weight, grad_input = step = [costed_choices(request, self.name)[-1] for request in requests]
-        keeps = forward.choices.input_bytes <= spectra_limit
-        shared = grad_weight.cost.output + grad_input.cost.weight + keeps * grad_weight.cost.input
-        seconds = forward.seconds + grad_weight.seconds + grad_input.seconds - shared
+        of_grid, grad_weight, grad_input = step = [costed_choices(request, self.name)[-1] for request in requests]
+        keeps = of_grid.choices.input_bytes <= spectra_limit
+        gradients = grad_weight.seconds + grad_input.seconds - grad_weight.cost.output
+        of_all = of_grid.seconds + gradients - grad_input.cost.weight - keeps * grad_weight.cost.input
+        seconds = np.minimum(of_all, forward.seconds + gradients)
         index = int(seconds.argmin()) if len(seconds) else 0
         if not len(seconds) or not seconds[index] < below:
             return None
-        reason = f"the model expects {seconds[index] * 1e3:.3g} ms for a step that shares spectra, "
+        is_of_all = bool(of_all[index] <= seconds[index])
+        reason = f"the model expects {seconds[index] * 1e3:.3g} ms for a step "
+        reason += f"{'that shares' if is_of_all else 'whose gradients share'} spectra, "
         reason += f"{below * 1e3:.3g} ms for one that does not, on one core"
-        plans = (of_pass.choices.plan(index, reason, float(of_pass.seconds[index])) for of_pass in step)
+        plans = [of_pass.choices.plan(index, reason, float(of_pass.seconds[index])) for of_pass in step]
         return StepPlan.of(
-            plans, seconds=float(seconds[index]), shares_spectra=True, keeps_input_spectra=bool(keeps[index])
+            plans if is_of_all else [forward, *plans[1:]],
+            seconds=float(seconds[index]),
+            shares_spectra=True,
+            keeps_input_spectra=is_of_all and bool(keeps[index]),
         )
 
     def read_choices(self, written: dict[str, Any]) -> Choices:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from nbfftconv.implementations import Inapplicable, Request
 from nbfftconv.implementations.tiled import Tiled, TiledCandidates
 from nbfftconv.passes.plan import WinogradPlan
-from nbfftconv.plan import StepPlan
+from nbfftconv.plan import ConvPlan, StepPlan
 from nbfftconv.tiling import problem_sizes
 from nbfftconv.transforms.winograd import MOST_TAPS
 
@@ -23,7 +23,7 @@ class Winograd(Tiled):
             raise Inapplicable(f"Winograd's maps are for {MOST_TAPS} taps a side at most, not {taps}")
         return super().candidates(request)
 
-    def step(self, requests: Sequence[Request], spectra_limit: int, below: float) -> StepPlan | None:
+    def step(self, requests: Sequence[Request], forward: ConvPlan, spectra_limit: int, below: float) -> StepPlan | None:
         """Return None: to add up small tiles that overlap takes longer than to transform the gradient anew."""
         return None
 

@@ -18,7 +18,7 @@ from nbfftconv.program import Operand
 from nbfftconv.records import Record
 from nbfftconv.rounding import cdiv
 from nbfftconv.scratch import Memory
-from nbfftconv.transforms import TileTransform, bin_stride, registry
+from nbfftconv.transforms import LINE_BYTES, TileTransform, bin_stride, registry
 
 #: What a pass reads or writes.
 Array = np.ndarray | Operand
@@ -141,7 +141,7 @@ class Numbers:
                 ("input", self.group_depth),
                 ("output", min(self.blocking.fused_rows, self.filter_block)),
             ):
-                stride = bin_stride(channels, self.entry)
+                stride = int(bin_stride(channels, self.entry))
                 lane_block = self.bins * stride
                 self.fused_spectra[name] = worker, lane_block, stride
                 worker += self.most_lane_blocks * lane_block
@@ -255,7 +255,7 @@ class Context(Numbers):
 
     def _spectra(self, lane_blocks: int, channels: int, is_kept: bool) -> Spectra:
         """Make room for the spectra of some lane blocks and channels, to outlive the call if `is_kept`."""
-        stride = bin_stride(channels, self.entry)
+        stride = int(bin_stride(channels, self.entry))
         array, address = (scratch.lasting if is_kept else self.borrow)(lane_blocks * self.bins * stride)
         return Spectra(array, address, self.bins * stride, stride)
 
@@ -273,8 +273,8 @@ class Context(Numbers):
 
     @cached_property
     def finished(self) -> int:
-        """Address of room for a spectrum for each worker, which is finished there before it is written elsewhere."""
-        return self.borrow(self.areas * self.bins * self.entry).address
+        """Address of room for each worker's spectra of a line of channels, finished there before they are written."""
+        return self.borrow(self.areas * self.bins * max(self.entry, LINE_BYTES)).address
 
     @cached_property
     def panels(self) -> Memory:

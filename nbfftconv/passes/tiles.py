@@ -61,14 +61,14 @@ def _write(v, source, pitch, target, row, rows, count, factors, relu, stream):
                 write(clip, store)
 
 
-def _stream(v, source, target, stride, bins, vectors):
+def _stream(v, source, pitch, target, stride, bins, vectors):
     def one_bin(source, target):
         def vector(source, at):
             v.store_nontemporal(v.load(source), at)
             return [source + v.vector_bytes, at + v.vector_bytes]
 
-        source, _ = v.repeat(vectors, [source, target], vector)
-        return [source, target + stride]
+        v.repeat(vectors, [source, target], vector)
+        return [source + pitch, target + stride]
 
     v.repeat(bins, [source, target], one_bin)
 
@@ -135,9 +135,8 @@ gather_tile = simd.kernel(_gather, "gather_tile")
 #: times factors[0], plus factors[1], clipped if `relu` is 1; past the caches if `stream` is 1. Whole lines are written,
 #: so that none is read before: on one core 20 GB/s instead of 8.
 write_rows = simd.kernel(_write, "write_rows")
-#: ``(source, target, stride, bins, vectors)``: a spectrum whose bins, of so many vectors, follow each other, to bins
-#: `stride` bytes apart, past the caches: on one core 19 GB/s instead of 4, where neighbouring channels fill a page for
-#: every bin.
+#: ``(source, pitch, target, stride, bins, vectors)``: bins of so many vectors, `pitch` bytes apart, to bins `stride`
+#: bytes apart, past the caches: on one core 19 GB/s instead of 4, where neighbouring channels fill a page for each bin.
 stream_bins = simd.kernel(_stream, "stream_bins")
 #: ``(source, pitch, target, row, rows, begin, end, vectors, scale)``: samples begin .. end - 1 of `rows` rows, added
 #: times the scalar at `scale`, or written.

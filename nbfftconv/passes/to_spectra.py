@@ -34,6 +34,7 @@ from nbfftconv.records import Record, RecordType, fields
 from nbfftconv.rounding import cdiv
 from nbfftconv.simd import VECTOR_BYTES
 from nbfftconv.target import TARGET
+from nbfftconv.transforms import LINE_BYTES
 
 #: Kernels' spectra of more bytes would not be found in the caches of a core, but drive out what is there.
 _STREAMED_BYTES = 2 * TARGET.l2_bytes
@@ -43,8 +44,8 @@ _FINISHED_BYTES = TARGET.l2_bytes // 8
 _LOOKED_AT_BYTES = TARGET.l2_bytes // 16
 
 #: `outliers` has a word for each worker, set where it met one. If it is not 0, at `has_zeros` is noted, as uint8, for
-#: each image or filter whether one of its values is zero; and at `finished` each worker finishes a spectrum before it
-#: is written past the caches.
+#: each image or filter whether one of its values is zero; and at `finished` each worker finishes the spectra of the
+#: channels of a cache line before these are written past the caches: half a line takes as long as three whole ones.
 TO_SPECTRA = fields(
     "first_lane_block", "outliers", "has_zeros", "finished",
     source=VIEW, spectra=SPECTRA, transform=TRANSFORM, workspace=WORKSPACE,
@@ -195,6 +196,10 @@ def _stage(real):
         channels = v.channels * v.channel_phases
         # channels that are looked at for zeros together
         run = max(1, _LOOKED_AT_BYTES // (r.transform.lanes * v.channel)) * v.channel_phases
+        # of channels that share a line: how many, where in memory one follows the other, and how many are finished
+        in_order = v.channel_phases == 1 or r.has_zeros != 0
+        line, waiting = max(1, LINE_BYTES // entry) if in_order else 1, 0
+        pitch = line * entry
         pointed = -1
         for item in range(begin, end):
             lane_block, index = item // channels, item % channels
@@ -208,13 +213,18 @@ def _stage(real):
             target = s.address + lane_block * s.lane_block + index * entry
             spectrum, stride = target, s.bin
             if r.finished != 0:
-                spectrum, stride = r.finished + worker * bins * entry, entry
+                spectrum, stride = r.finished + worker * bins * pitch + index % line * entry, pitch
             lane_block += r.first_lane_block
             pointed = lane_block_to_spectrum(
                 real, word, limit, itemsize, r, worker, lane_block, index, spectrum, stride, pointed
             )  # fmt: skip
             if r.finished != 0:
-                stream_bins(real, (spectrum, target, s.bin, bins, entry // VECTOR_BYTES))
+                waiting += 1
+                if index % line == line - 1 or index + 1 == channels or item + 1 == end:
+                    before = (waiting - 1) * entry
+                    vectors = waiting * entry // VECTOR_BYTES
+                    stream_bins(real, (spectrum - before, pitch, target - before, s.bin, bins, vectors))
+                    waiting = 0
         if r.finished != 0:
             simd.fence()
 

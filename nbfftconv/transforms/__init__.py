@@ -16,6 +16,7 @@ from numba import types
 
 from nbfftconv import simd
 from nbfftconv.jit import Callback
+from nbfftconv.rounding import cdiv
 from nbfftconv.simd import VECTOR_BYTES
 
 #: Bytes of the numbers of a tile that `point` of `Functions` is given.
@@ -25,10 +26,16 @@ TILE_BYTES = 5 * 8
 COMPLEX_BYTES = 2 * VECTOR_BYTES
 
 
+#: Bytes of a cache line.
+LINE_BYTES = 64
+
+
 def bin_stride(channels: Any, entry_bytes: Any) -> Any:
-    """Bytes from one bin to the next: an odd number of channels, since bins an even number apart share few sets of a
-    cache."""
-    return (channels | 1) * entry_bytes
+    """Bytes from one bin to the next: an odd number of channels, or of the lines that real ones share, since bins an
+    even number apart share few sets of a cache."""
+    unit = np.where(entry_bytes == VECTOR_BYTES, max(VECTOR_BYTES, LINE_BYTES), entry_bytes)
+    units = cdiv(channels * entry_bytes, unit)
+    return (units + 1 - units % 2) * unit
 
 
 @dataclass(frozen=True)
