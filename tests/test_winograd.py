@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import itertools
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 from compare import ERROR_BOUND, relative_error
 from geometries import Case
+from llvmlite import binding
 from numpy_emitter import NumpyEmitter
 
 import nbfftconv
@@ -150,3 +154,29 @@ def test_more_taps_are_refused():
         nbfftconv.plan_conv2d((1, 2, 9, 9), (2, 2, 5, 4), algorithm="winograd")
     with pytest.raises(ValueError, match="tile sides"):
         nbfftconv.plan_conv2d((1, 2, 9, 9), (2, 2, 3, 3), algorithm="winograd", tile=7)
+
+
+NARROW = """
+import numpy as np
+import nbfftconv
+
+rng = np.random.default_rng(5)
+for kernel in (2, 2), (3, 2), (3, 3):
+    for dtype in np.float32, np.float64:
+        x, w = (rng.standard_normal(shape).astype(dtype) for shape in ((2, 3, 9, 21), (5, 3, *kernel)))
+        tile = tuple(taps + 3 for taps in kernel)
+        plan = nbfftconv.plan_conv2d(x.shape, w.shape, dtype=dtype, algorithm="winograd", tile=tile)
+        found = nbfftconv.conv2d(x, w, plan=plan)
+        np.testing.assert_allclose(found, nbfftconv.conv2d(x, w, algorithm="direct"), rtol=0, atol=1e-4)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cpu", ["haswell", "generic"])
+def test_tiles_wider_than_a_vector(cpu):
+    """A row of a tile takes more vectors than a row of its kernel."""
+    if cpu == "haswell" and not binding.get_host_cpu_features().get("avx2"):
+        pytest.skip("no AVX2 here")
+    environment = {**os.environ, "NUMBA_CPU_NAME": cpu}
+    run = subprocess.run([sys.executable, "-c", NARROW], env=environment, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr

@@ -92,6 +92,8 @@ def _fused(kernel, blocking: Blocking):
                         k = first_row
                         while k < last_row:
                             rows = min(most_rows, last_row - k)
+                            if lanes > 1:  # of one vector of filters
+                                rows = min(rows, lanes - k % lanes)
                             if lane_blocks == 1 and tall_rows <= min(lanes, last_row - k):
                                 rows = tall_rows
                             w = ws.address + (group * r.weight_lane_blocks + k // lanes) * ws.lane_block

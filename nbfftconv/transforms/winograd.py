@@ -361,7 +361,7 @@ _CONTEXT = np.dtype(
             "points",  # along a row
             "outputs", "samples", "places",  # along a row: of a tile, and vectors in which that of all lanes lies
             "segments",  # of a vector, at most
-            "row_vectors",
+            "row_vectors",  # that a row of samples takes
             "rows_to_array", "whole_kernels",  # addresses of code, or 0
         )
     ]
@@ -531,7 +531,7 @@ def winograd(real: type, tile: tuple[int, int], taps: tuple[int, int]) -> TileTr
             kernel_callback(columns, inverse, *y), kernel_callback(rows_to_lanes, inverse, *x),
         )  # fmt: skip
         samples, is_written = _sizes(name, *x)[0], name == "output"
-        sizes = tile[1], outputs[1], samples, _places(name, *x), _segments(real, outputs[1]), shape.pitch // shape.lanes
+        sizes = tile[1], outputs[1], samples, _places(name, *x), _segments(real, outputs[1]), cdiv(samples, shape.lanes)
         rows_to = kernel_callback(rows_to_array, inverse, *x).address(real) if is_written else 0
         is_common = name == "weight" and taps == (3, 3)  # others are not worth their machine code
         whole = kernel_callback(whole_kernels, *y, *x).address(real) if is_common else 0
