@@ -257,7 +257,7 @@ RATES = {
         "four_step": {
             "flops": {
                 "transform": 0.488,
-                "tall": 0.207,
+                "tall": 0.36,
                 "product": 0.854,
             },
             "bandwidth": {
