@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from rounds import Operations, hold_threads, medians, memory, new_process, race, table
 
+TURN = 0.1  # seconds of one engine's turn, or one call
 TOLERANCE = 1e-5
 LOSS_TOLERANCE = 1e-3
 NEAR = 0.01  # pixels by which places of what is found may differ
@@ -139,7 +140,7 @@ def compare_inference(name: str, rounds: int, options: Options) -> Compared:
     RuntimeError if outputs, or what was found, differ.
     """
     engines = {engine: (inference, (engine, name, options)) for engine in (*BY_US, *BY_TORCH)}
-    outputs, times = race(engines, rounds, once=("memory", "find"))
+    outputs, times = race(engines, rounds, once=("memory", "find"), turn=TURN)
     error = max(difference(outputs["forward"][engine], outputs["forward"][FIRST]) for engine in BY_US)
     check_difference(name, error, TOLERANCE)
     ours, theirs = (min(outputs["memory"][engine][0].tolist() for engine in engines) for engines in (BY_US, BY_TORCH))
@@ -198,7 +199,7 @@ def onnx_inference(engine: str, name: str, options: Options) -> Operations:
 def compare_onnx(name: str, rounds: int, options: Options) -> Compared:
     """Compare this package's session with onnxruntime; besides, say how much was found."""
     engines = {engine: (onnx_inference, (engine, name, options)) for engine in (OURS, RUNTIME)}
-    outputs, times = race(engines, rounds, once=("plain", "find"))
+    outputs, times = race(engines, rounds, once=("plain", "find"), turn=TURN)
     theirs = outputs["forward"][RUNTIME]
     error, own = (difference(each, theirs) for each in (outputs["forward"][OURS], outputs["plain"][RUNTIME]))
     check_difference(name, error, max(TOLERANCE, own))
@@ -237,7 +238,7 @@ def compare_training(name: str, rounds: int, options: Options) -> Compared:
     RuntimeError if losses differ.
     """
     engines = {engine: (training, (engine, name, options)) for engine in (*BY_US, *BY_TORCH)}
-    outputs, times = race(engines, rounds, once=("losses",))
+    outputs, times = race(engines, rounds, once=("losses",), turn=TURN)
     (ours,), (theirs,) = outputs["losses"][OURS], outputs["losses"][FIRST]
     error = float((np.abs(ours - theirs) / np.abs(theirs)).max())
     if not error <= LOSS_TOLERANCE:
@@ -270,7 +271,7 @@ def main() -> None:
     mode.add_argument("--onnx", action="store_true", help="ONNX models, against onnxruntime")
     parser.add_argument("--steps", type=int, default=50, help="steps whose losses are compared (default: 50)")
     parser.add_argument("--threads", type=int, default=2, help="threads of each engine (default: 2)")
-    parser.add_argument("--rounds", type=int, default=5, help="interleaved rounds (default: 5)")
+    parser.add_argument("--rounds", type=int, default=15, help="interleaved rounds (default: 15)")
     parser.add_argument("--measure", action="store_true", help="convert by races, not by models of the times")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there, after every network")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the time of each layer, of one network only")
