@@ -20,10 +20,10 @@ import numpy as np
 
 from nbfftconv import environment, epoch, memory
 from nbfftconv.rounding import round_up
+from nbfftconv.target import LINE_BYTES
 
 _DEFAULT_LIMIT = 512 * 2**20
 _SMALL_RESULT = 2**20  # bytes below which a result is not worth keeping
-_LINE = 64  # bytes
 _BYTE = np.dtype(np.uint8)
 
 
@@ -148,7 +148,7 @@ def borrow_together(sizes: Sequence[int]) -> list[Memory]:
     offsets, total = [], 0
     for nbytes in sizes:
         offsets.append(total)
-        total += round_up(nbytes, _LINE)
+        total += round_up(nbytes, LINE_BYTES)
     array, address = borrow(total)
     return [Memory(array[offset:], address + offset) for offset in offsets]
 
@@ -168,9 +168,9 @@ def lasting(nbytes: int) -> Memory:
 
 
 def _new(nbytes: int) -> _Owner:
-    array = np.empty(nbytes + _LINE, _BYTE)
+    array = np.empty(nbytes + LINE_BYTES, _BYTE)
     address = array.ctypes.data
-    first = -address % _LINE
+    first = -address % LINE_BYTES
     return _Owner(array, first, address + first, nbytes)
 
 

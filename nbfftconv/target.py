@@ -25,6 +25,9 @@ _AVX512_CPUS = (
     "znver5",
 )
 
+#: Bytes of a cache line, on all targets.
+LINE_BYTES = 64
+
 #: Bytes of the widest vectors of any target, in which blocks are reckoned that shall fill a part of a cache: as the
 #: sizes of caches are assumed ones, so are the blocks the same on all machines.
 WIDEST_VECTOR_BYTES = 64

@@ -36,7 +36,7 @@ from nbfftconv.records import Record, RecordType, fields
 from nbfftconv.rounding import cdiv, round_up
 from nbfftconv.scratch import Memory
 from nbfftconv.simd import VECTOR_BYTES
-from nbfftconv.target import TARGET, WIDEST_VECTOR_BYTES, power_of_two
+from nbfftconv.target import LINE_BYTES, TARGET, WIDEST_VECTOR_BYTES, power_of_two
 from nbfftconv.threads import share
 
 # The block of Y in registers: vectors of pixels, and filters, a power of two as their numbers are. X takes as many
@@ -49,7 +49,6 @@ _DEPTH = TARGET.l1_bytes * 3 // 4 // (_VECTORS * WIDEST_VECTOR_BYTES)
 
 #: A scalar is gathered in the time of so many products.
 _OF_SCALAR = 4
-_LINE = 64  # bytes
 #: Vectors of pixels of a tile whose channels are all in one block, at most, ...
 _MOST_VECTORS = 60
 #: ... and where they are not, so that the sums so far stay in a cache. For each block of pixels, the kernels are read
@@ -220,11 +219,11 @@ def _of_windows(real):
                         b = vector_of(r, lanes, memory, y0, x0, row_vectors, min(first + 1, last))
                         c = vector_of(r, lanes, memory, y0, x0, row_vectors, min(first + 2, last))
                         if r.is_flat != 0:
-                            ahead, line = next + calls % r.next_calls * _LINE, r.x_input * itemsize
+                            ahead, line = next + calls % r.next_calls * LINE_BYTES, r.x_input * itemsize
                         else:
                             channel, part = calls % (depth // taps), calls // (depth // taps) % r.next_calls
-                            ahead = next + channel * r.y_input * r.x_input * itemsize + part * depth * _LINE
-                            line = _LINE
+                            ahead = next + channel * r.y_input * r.x_input * itemsize + part * depth * LINE_BYTES
+                            line = LINE_BYTES
                         _add_products(
                             real, itemsize, lanes, r, n, group, block, i, depth, ahead, line,
                             (a[0], b[0], c[0]), (a[1], b[1], c[1]), (a[2], b[2], c[2]), min(_VECTORS, vectors - first),
@@ -448,7 +447,7 @@ def cut(geometry: ConvGeometry, dtype: np.dtype) -> Cut:
         table = places + phase * numbers["phase"] + turn * itemsize
         rows = numbers["y_core"] * y["stride"] * y["step"]
         lines = numbers["x_core"] * itemsize if is_flat else cdiv(rows * x["input"] * itemsize, numbers["depth"])
-        numbers["next_calls"] = max(1, cdiv(lines, _LINE))
+        numbers["next_calls"] = max(1, cdiv(lines, LINE_BYTES))
         numbers["is_flat"] = int(is_flat)
     else:
         numbers = tiles.numbers

@@ -31,7 +31,7 @@ from nbfftconv.rounding import cdiv, round_up
 from nbfftconv.scratch import Memory
 from nbfftconv.simd import VECTOR_BYTES
 from nbfftconv.split_product import packer
-from nbfftconv.target import TARGET
+from nbfftconv.target import LINE_BYTES, TARGET
 from nbfftconv.threads import share
 
 # A worker's memory: the unit's configuration, the largest magnitudes of sums, the window, and sums, of blocks of 2 × 16
@@ -40,7 +40,6 @@ _LARGEST, _WINDOW, _SUMS_ROW = 64, 128, 2 * VECTOR_BYTES
 _BLOCK_SUMS = 2 * SIDE * _SUMS_ROW
 #: Pairs of channels that are multiplied at once, and bytes of one.
 _PAIRS, _PAIR = DEPTH // 2, 4
-_LINE = 64  # bytes
 #: Kernels of a group that take no more than this stay in the L2 cache beside a small window; a larger window, for
 #: which kernels are read less often, takes five eighths of it.
 _RESIDENT_BYTES, _SMALL_WINDOW_BYTES, _WINDOW_BYTES = (TARGET.l2_bytes * part // 8 for part in (2, 2, 5))
@@ -151,7 +150,7 @@ _write_rows = simd.kernel(_emit_write, "write_window_rows")
 def _emit_fetch(v, address, lines):
     def fetch(address):
         v.prefetch(address, level=2)
-        return [address + _LINE]
+        return [address + LINE_BYTES]
 
     v.repeat(lines, [address], fetch)
 
@@ -265,13 +264,13 @@ def _next_pixels(r, itemsize, y0, x0):
     if r.y_count == 1:
         x = (x0 + r.x_core) * r.x_stride * r.x_step
         columns = min(r.x_core * r.x_stride * r.x_step, r.x_input - x) if r.y_input == 1 else 0
-        return x * itemsize, max(0, columns) * itemsize // _LINE
+        return x * itemsize, max(0, columns) * itemsize // LINE_BYTES
     if r.x_count > 1:
         return 0, 0
     reach = (r.y_kernel - 1) * r.y_dilation + 1
     y = ((y0 + r.y_core - 1) * r.y_stride + reach) * r.y_step - r.y_before
     rows = min(r.y_core * r.y_stride * r.y_step, r.y_input - y)
-    return y * r.x_input * itemsize, max(0, rows) * r.x_input * itemsize // _LINE
+    return y * r.x_input * itemsize, max(0, rows) * r.x_input * itemsize // LINE_BYTES
 
 
 @jit.njit()
@@ -284,7 +283,7 @@ def _fetch(real, itemsize, r, n, group, offset, lines, call, calls):
         plane = plane_of(r.planes, n, group * r.channels + channel)
         if plane >= 0:
             _fetch_lines(real, (
-                r.input + plane * r.y_input * r.x_input * itemsize + offset + line * _LINE, count,
+                r.input + plane * r.y_input * r.x_input * itemsize + offset + line * LINE_BYTES, count,
             ))  # fmt: skip
         begin += count
 
@@ -344,7 +343,7 @@ def _forward(real):
                     is_last = step + steps == r.steps
                     # the kernels of the next run, or of the next filters, of either block
                     following = a + 2 * panel if is_last else a + (step + steps) * PACKED_BYTES
-                    lines = r.fetches * cdiv(2 * r.run * PACKED_BYTES // _LINE, calls * steps)
+                    lines = r.fetches * cdiv(2 * r.run * PACKED_BYTES // LINE_BYTES, calls * steps)
                     fetched, of_pixels = 0, sums
                     for i in range(images):
                         y = r.output + output_plane_of(r.planes, r.groups * r.filters, first + i, filter) * plane
@@ -358,7 +357,7 @@ def _forward(real):
                                 steps, step, following + fetched + beyond, lines, y + at * itemsize, y_row, blocks,
                                 vectors,
                             ))  # fmt: skip
-                            fetched += steps * lines * _LINE
+                            fetched += steps * lines * LINE_BYTES
                             if is_last:
                                 _fetch(real, itemsize, r, first, group, offset, next_lines, call, all_calls)
                                 call += 1
@@ -449,7 +448,7 @@ def cut(geometry: ConvGeometry, dtype: np.dtype) -> Cut:
     def plane(y_core: int, x_core: int) -> tuple[int, int]:
         """Return the pixels of a row, and the bytes of a plane: lines, an odd number of them."""
         row = x_core + x_reach // x["stride"]
-        return row, (round_up((y_core + y_reach // y["stride"]) * row * _PAIR, _LINE) // _LINE | 1) * _LINE
+        return row, (cdiv((y_core + y_reach // y["stride"]) * row * _PAIR, LINE_BYTES) | 1) * LINE_BYTES
 
     x_count = 1
     while True:

@@ -18,7 +18,8 @@ from nbfftconv.program import Operand
 from nbfftconv.records import Record
 from nbfftconv.rounding import cdiv
 from nbfftconv.scratch import Memory
-from nbfftconv.transforms import LINE_BYTES, TileTransform, bin_stride, registry
+from nbfftconv.target import LINE_BYTES
+from nbfftconv.transforms import TileTransform, bin_stride, registry
 
 #: What a pass reads or writes.
 Array = np.ndarray | Operand
@@ -141,11 +142,14 @@ class Numbers:
                 ("input", self.group_depth),
                 ("output", min(self.blocking.fused_rows, self.filter_block)),
             ):
-                stride = int(bin_stride(channels, self.entry))
+                stride = self._bin_stride(channels)
                 lane_block = self.bins * stride
                 self.fused_spectra[name] = worker, lane_block, stride
                 worker += self.most_lane_blocks * lane_block
         self.workspace_numbers = address, worker, *offsets, end
+
+    def _bin_stride(self, channels: int) -> int:
+        return int(bin_stride(channels, self.entry))
 
     def _filter_block(self) -> int:
         """Return the filters of a work item: fewer where tiles alone would not feed all threads."""
@@ -255,7 +259,7 @@ class Context(Numbers):
 
     def _spectra(self, lane_blocks: int, channels: int, is_kept: bool) -> Spectra:
         """Make room for the spectra of some lane blocks and channels, to outlive the call if `is_kept`."""
-        stride = int(bin_stride(channels, self.entry))
+        stride = self._bin_stride(channels)
         array, address = (scratch.lasting if is_kept else self.borrow)(lane_blocks * self.bins * stride)
         return Spectra(array, address, self.bins * stride, stride)
 

@@ -33,8 +33,7 @@ from nbfftconv.passes.workspace import TRANSFORM, WORKSPACE, memory_of, point_to
 from nbfftconv.records import Record, RecordType, fields
 from nbfftconv.rounding import cdiv
 from nbfftconv.simd import VECTOR_BYTES
-from nbfftconv.target import TARGET
-from nbfftconv.transforms import LINE_BYTES
+from nbfftconv.target import LINE_BYTES, TARGET
 
 #: Kernels' spectra of more bytes would not be found in the caches of a core, but drive out what is there.
 _STREAMED_BYTES = 2 * TARGET.l2_bytes

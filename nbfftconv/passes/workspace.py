@@ -15,9 +15,8 @@ from nbfftconv.passes.views import NO_TILE, Tile, View, next_position, position_
 from nbfftconv.records import fields
 from nbfftconv.rounding import round_up
 from nbfftconv.simd import VECTOR_BYTES
+from nbfftconv.target import LINE_BYTES
 from nbfftconv.transforms import TILE_BYTES, Functions, Layout, TileTransform
-
-_LINE = 64
 
 #: A transform of the tiles of one array: addresses of its functions and of what they read, tiles that it transforms
 #: together, bytes of an entry, bins of a spectrum, rows of a tile, vectors in a row, bytes from a row to the next, and
@@ -50,12 +49,12 @@ def workspace_numbers(transform: TileTransform, rows: int, real: type, written: 
     """
     layout, itemsize = transform.layout, np.dtype(real).itemsize
     tile = rows * layout.pitch * itemsize
-    work = round_up(layout.lanes * tile, _LINE)
-    factors = work + round_up(transform.work_items * itemsize, _LINE)
-    largest = factors + _LINE
-    tiles = largest + _LINE
-    indirection = tiles + round_up(layout.lanes * TILE_BYTES if layout.lanes > 1 else 0, _LINE)
-    places = round_up(rows * transform.indirection_bytes, _LINE)
+    work = round_up(layout.lanes * tile, LINE_BYTES)
+    factors = work + round_up(transform.work_items * itemsize, LINE_BYTES)
+    largest = factors + LINE_BYTES
+    tiles = largest + LINE_BYTES
+    indirection = tiles + round_up(layout.lanes * TILE_BYTES if layout.lanes > 1 else 0, LINE_BYTES)
+    places = round_up(rows * transform.indirection_bytes, LINE_BYTES)
     strips = indirection + (1 + written) * places
     return 0, 0, tile, work, factors, largest, tiles, indirection, places, strips
 
@@ -87,7 +86,7 @@ class Strips(NamedTuple):
             columns = view.x.size
         row = columns * itemsize
         # what is written behind the last row of a strip hits the next one nowhere
-        strip = round_up(view.y.samples * row + tile_row, _LINE)
+        strip = round_up(view.y.samples * row + tile_row, LINE_BYTES)
         return cls(row, strip, (lanes - 2) // view.x.tiles + 3)
 
     @property

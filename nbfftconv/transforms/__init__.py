@@ -18,16 +18,13 @@ from nbfftconv import simd
 from nbfftconv.jit import Callback
 from nbfftconv.rounding import cdiv
 from nbfftconv.simd import VECTOR_BYTES
+from nbfftconv.target import LINE_BYTES
 
 #: Bytes of the numbers of a tile that `point` of `Functions` is given.
 TILE_BYTES = 5 * 8
 
 #: Bytes of a vector of complex numbers: the real parts, then the imaginary parts.
 COMPLEX_BYTES = 2 * VECTOR_BYTES
-
-
-#: Bytes of a cache line.
-LINE_BYTES = 64
 
 
 def bin_stride(channels: Any, entry_bytes: Any) -> Any:
