@@ -36,11 +36,15 @@ BY_US, BY_TORCH, CHANNELS_LAST = (OURS, OURS_LAST), (FIRST, LAST), (OURS_LAST, L
 
 
 class Options(NamedTuple):
-    """How networks are computed: threads, whether to convert by races, and steps whose losses are compared."""
+    """How networks are computed: threads, whether to convert by races, and steps whose losses are compared.
+
+    And `processes` of each engine, one after the other.
+    """
 
     threads: int
     measure: bool
     steps: int
+    processes: int
 
 
 def packaged(name: str) -> Any:
@@ -140,7 +144,7 @@ def compare_inference(name: str, rounds: int, options: Options) -> Compared:
     RuntimeError if outputs, or what was found, differ.
     """
     engines = {engine: (inference, (engine, name, options)) for engine in (*BY_US, *BY_TORCH)}
-    outputs, times = race(engines, rounds, once=("memory", "find"), turn=TURN)
+    outputs, times = race(engines, rounds, once=("memory", "find"), turn=TURN, processes=options.processes)
     error = max(difference(outputs["forward"][engine], outputs["forward"][FIRST]) for engine in BY_US)
     check_difference(name, error, TOLERANCE)
     ours, theirs = (min(outputs["memory"][engine][0].tolist() for engine in engines) for engines in (BY_US, BY_TORCH))
@@ -199,7 +203,7 @@ def onnx_inference(engine: str, name: str, options: Options) -> Operations:
 def compare_onnx(name: str, rounds: int, options: Options) -> Compared:
     """Compare this package's session with onnxruntime; besides, say how much was found."""
     engines = {engine: (onnx_inference, (engine, name, options)) for engine in (OURS, RUNTIME)}
-    outputs, times = race(engines, rounds, once=("plain", "find"), turn=TURN)
+    outputs, times = race(engines, rounds, once=("plain", "find"), turn=TURN, processes=options.processes)
     theirs = outputs["forward"][RUNTIME]
     error, own = (difference(each, theirs) for each in (outputs["forward"][OURS], outputs["plain"][RUNTIME]))
     check_difference(name, error, max(TOLERANCE, own))
@@ -238,7 +242,7 @@ def compare_training(name: str, rounds: int, options: Options) -> Compared:
     RuntimeError if losses differ.
     """
     engines = {engine: (training, (engine, name, options)) for engine in (*BY_US, *BY_TORCH)}
-    outputs, times = race(engines, rounds, once=("losses",), turn=TURN)
+    outputs, times = race(engines, rounds, once=("losses",), turn=TURN, processes=options.processes)
     (ours,), (theirs,) = outputs["losses"][OURS], outputs["losses"][FIRST]
     error = float((np.abs(ours - theirs) / np.abs(theirs)).max())
     if not error <= LOSS_TOLERANCE:
@@ -271,7 +275,8 @@ def main() -> None:
     mode.add_argument("--onnx", action="store_true", help="ONNX models, against onnxruntime")
     parser.add_argument("--steps", type=int, default=50, help="steps whose losses are compared (default: 50)")
     parser.add_argument("--threads", type=int, default=2, help="threads of each engine (default: 2)")
-    parser.add_argument("--rounds", type=int, default=15, help="interleaved rounds (default: 15)")
+    parser.add_argument("--processes", type=int, default=1, help="of each engine, one after the other (default: 1)")
+    parser.add_argument("--rounds", type=int, default=15, help="interleaved rounds of each process (default: 15)")
     parser.add_argument("--measure", action="store_true", help="convert by races, not by models of the times")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there, after every network")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the time of each layer, of one network only")
@@ -294,7 +299,7 @@ def main() -> None:
         parser.error(f"there is no {unknown[0]}, but {'; '.join(known)}")
     if arguments.plot and (len(names) > 1 or arguments.onnx):
         parser.error("--plot is of one network of PyTorch")
-    options = Options(arguments.threads, arguments.measure, arguments.steps)
+    options = Options(arguments.threads, arguments.measure, arguments.steps, arguments.processes)
 
     seconds, rows, ratios = {}, [], []
     for name in names:

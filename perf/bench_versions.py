@@ -8,7 +8,6 @@ before. Turns are short and many: a machine that others use as well is twice as 
 """
 
 import argparse
-import itertools
 import json
 import statistics
 import sys
@@ -62,11 +61,7 @@ def main() -> int:
     rows, ratios, document, wrong = [], {name: [] for name in OPERATIONS}, {}, []
     for layer in [BY_NAME[name] for name in args.layers] if args.layers else LAYERS:
         engines = {name: (engine, (layer, args.threads, path, figures)) for name, path in checkouts.items()}
-        times = {operation: {name: [] for name in checkouts} for operation in OPERATIONS}
-        for pair in range(args.processes):
-            outputs, new = race(dict(sorted(engines.items(), reverse=pair % 2 > 0)), args.rounds, turn=TURN)
-            for operation, name in itertools.product(OPERATIONS, checkouts):
-                times[operation][name] += new[operation][name]
+        outputs, times = race(engines, args.rounds, turn=TURN, processes=args.processes)
         document[layer.name] = times
         cells = []
         for operation in OPERATIONS:

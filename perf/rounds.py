@@ -88,12 +88,26 @@ def race(
     rounds: int,
     once: Collection[str] = (),
     turn: float = TURN,
+    processes: int = 1,
 ) -> tuple[dict[str, dict[str, tuple[np.ndarray, ...]]], dict[str, dict[str, list[float]]]]:
     """Time the operations of each engine, a function and its arguments; return outputs and times by operation.
 
     Those that are named in `once` are called once, for their outputs, and not timed. Of two rounds, the second goes
-    through the engines from the last to the first.
+    through the engines from the last to the first; so does the second of two `processes` of each, one after the other.
     """
+    outputs, times = _race_of_processes(engines, rounds, once, turn)
+    for number in range(1, processes):
+        in_order = dict(list(engines.items())[:: -1 if number % 2 else 1])
+        for operation, samples in _race_of_processes(in_order, rounds, once, turn)[1].items():
+            for name, seconds in samples.items():
+                times[operation][name] += seconds
+    return outputs, times
+
+
+def _race_of_processes(
+    engines: dict[str, tuple[Callable[..., Operations], tuple]], rounds: int, once: Collection[str], turn: float
+) -> tuple[dict[str, dict[str, tuple[np.ndarray, ...]]], dict[str, dict[str, list[float]]]]:
+    """Time the operations of each engine, as `race`, in one process of each."""
     outputs: dict[str, dict] = {}
     times: dict[str, dict] = {}
     with ExitStack() as stack:
