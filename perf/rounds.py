@@ -61,12 +61,17 @@ def _arrays(output: Any) -> tuple[np.ndarray, ...]:
 
 
 def _prepare(
-    make: Callable[..., Operations], arguments: tuple, once: Collection[str], turn: float
+    make: Callable[..., Operations], arguments: tuple, once: Collection[str], turn: float, is_first: bool
 ) -> dict[str, tuple[tuple[np.ndarray, ...], float]]:
-    """Make the operations of this process; return the output of each, and the time of a call as it warms up."""
+    """Make the operations of this process; return the output of each, and the time of a call as it warms up.
+
+    Those of `once` are called in the first process of an engine only.
+    """
     global _operations, _repeats
     _operations, _repeats, results = make(*arguments), {}, {}
     for name, operation in _operations.items():
+        if name in once and not is_first:
+            continue
         start = time.perf_counter()
         output = _arrays(operation())
         first = time.perf_counter() - start
@@ -98,14 +103,18 @@ def race(
     outputs, times = _race_of_processes(engines, rounds, once, turn)
     for number in range(1, processes):
         in_order = dict(list(engines.items())[:: -1 if number % 2 else 1])
-        for operation, samples in _race_of_processes(in_order, rounds, once, turn)[1].items():
+        for operation, samples in _race_of_processes(in_order, rounds, once, turn, is_first=False)[1].items():
             for name, seconds in samples.items():
                 times[operation][name] += seconds
     return outputs, times
 
 
 def _race_of_processes(
-    engines: dict[str, tuple[Callable[..., Operations], tuple]], rounds: int, once: Collection[str], turn: float
+    engines: dict[str, tuple[Callable[..., Operations], tuple]],
+    rounds: int,
+    once: Collection[str],
+    turn: float,
+    is_first: bool = True,
 ) -> tuple[dict[str, dict[str, tuple[np.ndarray, ...]]], dict[str, dict[str, list[float]]]]:
     """Time the operations of each engine, as `race`, in one process of each."""
     outputs: dict[str, dict] = {}
@@ -113,7 +122,8 @@ def _race_of_processes(
     with ExitStack() as stack:
         processes = {name: stack.enter_context(new_process()) for name in engines}
         for name, process in processes.items():
-            for operation, (output, first) in process.submit(_prepare, *engines[name], once, turn).result().items():
+            prepared = process.submit(_prepare, *engines[name], once, turn, is_first).result()
+            for operation, (output, first) in prepared.items():
                 outputs.setdefault(operation, {})[name] = output
                 if operation not in once:
                     times.setdefault(operation, {})[name] = [first] if first > BUDGET else []
