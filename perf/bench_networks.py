@@ -18,13 +18,15 @@ onnxruntime's own do if it does not optimize the model.
 """
 
 import argparse
+import functools
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from rounds import Operations, hold_threads, medians, memory, new_process, race, table
+from rounds import Operations, Raced, hold_threads, medians, memory, new_process, race, table
 
 TURN = 0.1  # seconds of one engine's turn, or one call
 TOLERANCE = 1e-5
@@ -36,15 +38,11 @@ BY_US, BY_TORCH, CHANNELS_LAST = (OURS, OURS_LAST), (FIRST, LAST), (OURS_LAST, L
 
 
 class Options(NamedTuple):
-    """How networks are computed: threads, whether to convert by races, and steps whose losses are compared.
-
-    And `processes` of each engine, one after the other.
-    """
+    """How networks are computed: threads, whether to convert by races, and steps whose losses are compared."""
 
     threads: int
     measure: bool
     steps: int
-    processes: int
 
 
 def packaged(name: str) -> Any:
@@ -138,13 +136,13 @@ class Compared(NamedTuple):
     cells: list[str]
 
 
-def compare_inference(name: str, rounds: int, options: Options) -> Compared:
+def compare_inference(name: str, in_turns: Callable[..., Raced], options: Options) -> Compared:
     """Compare engines; besides, say how much memory ours takes and may take, and how much was found.
 
     RuntimeError if outputs, or what was found, differ.
     """
     engines = {engine: (inference, (engine, name, options)) for engine in (*BY_US, *BY_TORCH)}
-    outputs, times = race(engines, rounds, once=("memory", "find"), turn=TURN, processes=options.processes)
+    outputs, times = in_turns(engines, once=("memory", "find"))
     error = max(difference(outputs["forward"][engine], outputs["forward"][FIRST]) for engine in BY_US)
     check_difference(name, error, TOLERANCE)
     ours, theirs = (min(outputs["memory"][engine][0].tolist() for engine in engines) for engines in (BY_US, BY_TORCH))
@@ -200,10 +198,10 @@ def onnx_inference(engine: str, name: str, options: Options) -> Operations:
     return operations if find is None else operations | {"find": lambda: find(new_session)}
 
 
-def compare_onnx(name: str, rounds: int, options: Options) -> Compared:
+def compare_onnx(name: str, in_turns: Callable[..., Raced], options: Options) -> Compared:
     """Compare this package's session with onnxruntime; besides, say how much was found."""
     engines = {engine: (onnx_inference, (engine, name, options)) for engine in (OURS, RUNTIME)}
-    outputs, times = race(engines, rounds, once=("plain", "find"), turn=TURN, processes=options.processes)
+    outputs, times = in_turns(engines, once=("plain", "find"))
     theirs = outputs["forward"][RUNTIME]
     error, own = (difference(each, theirs) for each in (outputs["forward"][OURS], outputs["plain"][RUNTIME]))
     check_difference(name, error, max(TOLERANCE, own))
@@ -236,13 +234,13 @@ def training(engine: str, name: str, options: Options) -> Operations:
     return {"step": step} if engine in CHANNELS_LAST else {"losses": losses, "step": step}
 
 
-def compare_training(name: str, rounds: int, options: Options) -> Compared:
+def compare_training(name: str, in_turns: Callable[..., Raced], options: Options) -> Compared:
     """Compare engines by steps; besides, say what the first loss and the last one were.
 
     RuntimeError if losses differ.
     """
     engines = {engine: (training, (engine, name, options)) for engine in (*BY_US, *BY_TORCH)}
-    outputs, times = race(engines, rounds, once=("losses",), turn=TURN, processes=options.processes)
+    outputs, times = in_turns(engines, once=("losses",))
     (ours,), (theirs,) = outputs["losses"][OURS], outputs["losses"][FIRST]
     error = float((np.abs(ours - theirs) / np.abs(theirs)).max())
     if not error <= LOSS_TOLERANCE:
@@ -299,7 +297,8 @@ def main() -> None:
         parser.error(f"there is no {unknown[0]}, but {'; '.join(known)}")
     if arguments.plot and (len(names) > 1 or arguments.onnx):
         parser.error("--plot is of one network of PyTorch")
-    options = Options(arguments.threads, arguments.measure, arguments.steps, arguments.processes)
+    options = Options(arguments.threads, arguments.measure, arguments.steps)
+    in_turns = functools.partial(race, rounds=arguments.rounds, turn=TURN, processes=arguments.processes)
 
     seconds, rows, ratios = {}, [], []
     for name in names:
@@ -308,7 +307,7 @@ def main() -> None:
         if why:
             print(f"{name}: left out, {why}", flush=True)
             continue
-        found, error, cells = compare(name, arguments.rounds, options)
+        found, error, cells = compare(name, in_turns, options)
         seconds[name] = found
         ours, theirs = (min(found[each] for each in found if (each in BY_US) == is_ours) for is_ours in (True, False))
         ratio = theirs / ours

@@ -19,6 +19,9 @@ import numpy as np
 TURN = 0.3  # seconds of one engine's turn, or one call, where a benchmark names no other
 BUDGET = 10.0  # seconds of one engine on one operation: a slower one sits the other rounds out
 Operations = dict[str, Callable[[], Any]]
+Engines = dict[str, tuple[Callable[..., Operations], tuple]]  # what makes the operations of each, and its arguments
+#: Outputs, and times, by operation and engine.
+Raced = tuple[dict[str, dict[str, tuple[np.ndarray, ...]]], dict[str, dict[str, list[float]]]]
 
 _operations: Operations  # what the process times
 _repeats: dict[str, int]  # calls of a turn
@@ -89,12 +92,12 @@ def _take_turn(name: str) -> list[float]:
 
 
 def race(
-    engines: dict[str, tuple[Callable[..., Operations], tuple]],
+    engines: Engines,
     rounds: int,
     once: Collection[str] = (),
     turn: float = TURN,
     processes: int = 1,
-) -> tuple[dict[str, dict[str, tuple[np.ndarray, ...]]], dict[str, dict[str, list[float]]]]:
+) -> Raced:
     """Time the operations of each engine, a function and its arguments; return outputs and times by operation.
 
     Those that are named in `once` are called once, for their outputs, and not timed. Of two rounds, the second goes
@@ -110,12 +113,12 @@ def race(
 
 
 def _race_of_processes(
-    engines: dict[str, tuple[Callable[..., Operations], tuple]],
+    engines: Engines,
     rounds: int,
     once: Collection[str],
     turn: float,
     is_first: bool = True,
-) -> tuple[dict[str, dict[str, tuple[np.ndarray, ...]]], dict[str, dict[str, list[float]]]]:
+) -> Raced:
     """Time the operations of each engine, as `race`, in one process of each."""
     outputs: dict[str, dict] = {}
     times: dict[str, dict] = {}
