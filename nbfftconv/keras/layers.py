@@ -60,7 +60,21 @@ def why_not(layer: Any) -> str:
     for dtype in (layer.compute_dtype, layer.variable_dtype):
         if dtype not in DTYPES:
             return f"{dtype} is Keras'"
-    return "" if host().is_cpu() else "it is not on a CPU"
+    if not host().is_cpu():
+        return "it is not on a CPU"
+    return "TensorFlow shifts it" if keras.backend.backend() == "tensorflow" and _is_shifted(layer) else ""
+
+
+def _is_shifted(layer: Any) -> bool:
+    """Whether TensorFlow computes something else of a layer than it documents, or its gradient is of something else.
+
+    "same" padding of its convolutions of volumes is not limited to 0: where a stride exceeds the taps' reach by two or
+    more, an input may be cropped at its start (seen in TensorFlow 2.21). The gradient of a transposed one is such.
+    """
+    if not isinstance(layer, keras.layers.Conv3D | keras.layers.Conv3DTranspose) or layer.padding != "same":
+        return False
+    along = zip(layer.strides, layer.dilation_rate, layer.kernel_size, strict=True)
+    return any(stride - dilation * (taps - 1) > 2 for stride, dilation, taps in along)
 
 
 class Substitute:
