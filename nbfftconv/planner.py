@@ -474,7 +474,7 @@ _Offer = tuple[Implementation[Any, Any], Candidates]
 
 def _offers(
     request: Request, implementations: tuple[Implementation[Any, Any], ...]
-) -> tuple[list[_Offer], list[Inapplicable]]:
+) -> tuple[list[_Offer], str]:
     """Return the implementations that have plans, with these, and why others have none; ValueError if none has any."""
     found, refusals = [], []
     for implementation in implementations:
@@ -483,10 +483,11 @@ def _offers(
                 raise Inapplicable(f"{implementation.name} convolution reads channels first")
             found.append((implementation, implementation.candidates(request)))
         except Inapplicable as reason:
-            refusals.append(reason)
+            refusals.append(str(reason))  # not the exception: its frames hold this list, and the arrays of all callers
+    why = "; ".join(dict.fromkeys(refusals))
     if not found:
-        raise ValueError("; ".join(dict.fromkeys(map(str, refusals))))
-    return found, refusals
+        raise ValueError(why)
+    return found, why
 
 
 @functools.lru_cache(maxsize=1024)
@@ -499,12 +500,12 @@ def _make_plan(
             return _plan_of_winner(request, winner)
         except ValueError as error:
             report(f"ignored in the profile: {winner} for {request.geometry}: {error}")
-    found, refusals = _offers(request, implementations)
+    found, why_not = _offers(request, implementations)
     _, cheapest = min(found, key=lambda offer: offer[1].seconds)
     if request.is_asked and len(implementations) == 1:
         return cheapest.best("it was asked for")
-    if len(found) == 1 and refusals:
-        return cheapest.best("; ".join(dict.fromkeys(map(str, refusals))))
+    if len(found) == 1 and why_not:
+        return cheapest.best(why_not)
     times = (f"{candidates.seconds * 1e3:.3g} ms {implementation.phrase}" for implementation, candidates in found)
     return cheapest.best(f"the model expects {', '.join(times)}, on one core")
 
