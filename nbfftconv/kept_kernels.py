@@ -16,9 +16,9 @@ from nbfftconv.planner import make_plan, make_plan_for_kept, plan_channels_last,
 
 #: Bytes that kernels leave to free memory.
 _RESERVE = 48 * 2**20
-#: A layer that would take more than so many times its weight, and more than such a part of what is left, takes less
-#: where that is expected to be so many times slower, at most.
-_FAIR_SHARE, _MUCH, _SLOWER = 2, 8, 1.1
+#: A layer that would take more than such a part of what is left takes the first of so many times its weight with which
+#: it is expected to be so many times slower, at most. Winograd's kernels take two to four times the weight.
+_FAIR_SHARES, _MUCH, _SLOWER = (2, 5), 8, 1.1
 # Sizes of images whose plan a layer remembers.
 _CHOSEN = 512
 
@@ -105,11 +105,11 @@ class KeptKernels:
         if best.kernel_form in self._wanted:
             return best
         memory.forget_room()  # layers may be gone
-        room, share = memory.room() - _RESERVE, _FAIR_SHARE * self.weight.nbytes
-        if max(share, room // _MUCH) < best.weight_bytes:  # others are to come that need room, too
-            smaller = self._plan_within(share, geometry, dtype, algorithm)
-            if smaller.seconds <= _SLOWER * best.seconds:
-                best = smaller
+        room = memory.room() - _RESERVE
+        if room // _MUCH < best.weight_bytes:  # others are to come that need room, too
+            shares = (share * self.weight.nbytes for share in _FAIR_SHARES)
+            plans = (self._plan_within(s, geometry, dtype, algorithm) for s in shares if s < best.weight_bytes)
+            best = next((plan for plan in plans if plan.seconds <= _SLOWER * best.seconds), best)
         if best.weight_bytes <= room:
             return best
         if room < self.weight.nbytes:  # kernels are made anew by every call

@@ -472,9 +472,7 @@ def _candidates_for_kept(
 _Offer = tuple[Implementation[Any, Any], Candidates]
 
 
-def _offers(
-    request: Request, implementations: tuple[Implementation[Any, Any], ...]
-) -> tuple[list[_Offer], str]:
+def _offers(request: Request, implementations: tuple[Implementation[Any, Any], ...]) -> tuple[list[_Offer], str]:
     """Return the implementations that have plans, with these, and why others have none; ValueError if none has any."""
     found, refusals = [], []
     for implementation in implementations:

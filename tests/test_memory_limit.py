@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 
 import numpy as np
@@ -11,6 +12,8 @@ from compare import assert_accurate
 
 import nbfftconv
 from nbfftconv import config, kept_kernels, memory, scratch
+from nbfftconv.geometry import ConvGeometry
+from nbfftconv.planner import make_plan
 
 MIB = 2**20
 
@@ -161,3 +164,22 @@ def test_free_memory_is_within_what_kernels_leave(rng):
     scratch.trim()
     free = sum(owner.nbytes for owner in scratch._pool.values() if scratch._is_free(owner))
     assert free + layer._kernels.nbytes <= max(8 * MIB, layer._kernels.nbytes)
+
+
+@pytest.mark.parametrize("times", [2, 4])
+def test_a_layer_takes_less_of_what_others_may_need(monkeypatch, times):
+    """The smallest of the plans that take so many times the weight, if it is nearly as fast as the fastest."""
+    w = np.zeros((16, 16, 3, 3), np.float32)
+    geometry = ConvGeometry.of_unchanging((1, 16, 24, 24), w.shape, (1, 1), ((1, 1), (1, 1)), (1, 1), 1)
+    fastest = make_plan(geometry, "forward", w.dtype, "fft")
+    seconds = {10: 1.0, times: 1.09, 0: 1.2}
+
+    def plan(geometry, direction, dtype, algorithm, weight_limit=2**32, **options):
+        most = max(n for n in seconds if n * w.nbytes <= weight_limit)
+        return dataclasses.replace(fastest, weight_bytes=most * w.nbytes, seconds=seconds[most])
+
+    monkeypatch.setattr(kept_kernels, "make_plan", plan)
+    config.set_memory_limit(40 * w.nbytes)
+    assert kept_kernels.KeptKernels(w).plan(geometry, w.dtype, "auto").weight_bytes == times * w.nbytes
+    config.set_memory_limit(90 * w.nbytes)  # there is room for many
+    assert kept_kernels.KeptKernels(w).plan(geometry, w.dtype, "auto").weight_bytes == 10 * w.nbytes

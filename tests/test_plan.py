@@ -6,6 +6,7 @@ import gc
 import json
 import math
 import tracemalloc
+import weakref
 
 import numpy as np
 import pyfftw
@@ -15,6 +16,7 @@ from geometries import DIRECTIONS, WAYS, Case, cases, planned
 from hypothesis import given
 
 import nbfftconv
+from nbfftconv import planner
 from nbfftconv.direct import depthwise
 from nbfftconv.geometry import ConvGeometry
 from nbfftconv.implementations import tiled_costs
@@ -422,3 +424,20 @@ def test_damaged_wisdom(measured, tmp_path, rng):
     x, w, expected = case.operands_and_expected("forward", np.float32, rng)
     plan = case.plan("forward", np.float32, algorithm="fft", tile=(40, 26))
     assert_accurate(case.run("forward", x, w, plan), expected, np.float32)
+
+
+@pytest.mark.parametrize("size", [(1, 1, 9, 9), (6, 6, 1, 1), (6, 6, 3, 3)], ids=str)
+def test_a_plan_holds_nothing_of_its_callers(size):
+    """A cycle would, until Python's collector comes: results of a race took several hundred MiB."""
+
+    def call():
+        x = np.ones((1, size[1], 37, 38), np.float32)
+        nbfftconv.conv2d(x, np.ones(size, np.float32))
+        return weakref.ref(x)
+
+    planner._make_plan.cache_clear()
+    gc.disable()
+    try:
+        assert call()() is None
+    finally:
+        gc.enable()
