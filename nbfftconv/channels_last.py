@@ -24,9 +24,15 @@ def _square(v, source, source_row, target, target_row, rows, columns):
     """Transpose a square of as many rows as there are lanes; of both, only `rows` and `columns` are in memory."""
     inside = v.lanes_between(0, columns)
     values = v.transpose([v.masked_load(source + source_row * v.minimum(i, rows - 1), inside) for i in range(v.lanes)])
-    written = v.lanes_between(0, rows)
-    for j in reversed(range(v.lanes)):  # columns that there are none of are written to the last one, and before it
-        v.masked_store(values[j], target + target_row * v.minimum(j, columns - 1), written)
+    # columns that there are none of are written to the last one, and before it
+    written = [(values[j], target + target_row * v.minimum(j, columns - 1)) for j in reversed(range(v.lanes))]
+    with v.when(rows, v.lanes):
+        for value, place in written:
+            v.store(value, place)
+    with v.unless(rows, v.lanes):  # a masked store of 32 bytes takes AMD's processors a dozen cycles
+        inside = v.lanes_between(0, rows)
+        for value, place in written:
+            v.masked_store(value, place, inside)
 
 
 # (source, source_row, target, target_row, rows, columns)
@@ -41,12 +47,15 @@ def _transpose(real):
         for item in range(begin, end):
             matrix = item // r.blocks * r.rows * r.columns * itemsize
             first = item % r.blocks * _ROWS
-            for j in range(0, r.columns, lanes):
-                for i in range(first, min(first + _ROWS, r.rows), lanes):
+            for left in range(0, r.columns, lanes):
+                # Squares at the ends are whole ones where there are any: what they share with others is written twice.
+                j = max(0, min(left, r.columns - lanes))
+                for top in range(first, min(first + _ROWS, r.rows), lanes):
+                    i = max(0, min(top, r.rows - lanes))
                     _transpose_square(real, (
                         r.source + matrix + (i * r.columns + j) * itemsize, r.columns * itemsize,
                         r.target + matrix + (j * r.rows + i) * itemsize, r.rows * itemsize,
-                        min(lanes, r.rows - i), min(lanes, r.columns - j),
+                        min(lanes, r.rows), min(lanes, r.columns),
                     ))  # fmt: skip
 
     return transpose_matrices

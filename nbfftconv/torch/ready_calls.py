@@ -105,7 +105,7 @@ def make_ready(
         return
     with contextlib.suppress(TypeError):  # settings that are lists
         call = ReadyConvolution(plan, kept, given, bias is not None, relu)
-        keep_call(kernels.calls, (input.shape, bias is None, settings), call)
+        keep_call(kernels.calls, (input.shape, is_last(input), bias is None, settings), call)
 
 
 def convolve_again(
@@ -116,7 +116,7 @@ def convolve_again(
     if kernels is None:
         return None
     try:
-        call = kernels.calls.get((input.shape, bias is None, settings))
+        call = kernels.calls.get((input.shape, is_last(input), bias is None, settings))
     except TypeError:  # lists
         return None
     if call is None or not call.is_current() or torch.is_autocast_enabled("cpu"):
