@@ -24,15 +24,11 @@ def _square(v, source, source_row, target, target_row, rows, columns):
     """Transpose a square of as many rows as there are lanes; of both, only `rows` and `columns` are in memory."""
     inside = v.lanes_between(0, columns)
     values = v.transpose([v.masked_load(source + source_row * v.minimum(i, rows - 1), inside) for i in range(v.lanes)])
+    of_rows = v.lanes_between(0, rows)
     # columns that there are none of are written to the last one, and before it
-    written = [(values[j], target + target_row * v.minimum(j, columns - 1)) for j in reversed(range(v.lanes))]
-    with v.when(rows, v.lanes):
-        for value, place in written:
-            v.store(value, place)
-    with v.unless(rows, v.lanes):  # a masked store of 32 bytes takes AMD's processors a dozen cycles
-        inside = v.lanes_between(0, rows)
-        for value, place in written:
-            v.masked_store(value, place, inside)
+    places = [target + target_row * v.minimum(j, columns - 1) for j in range(v.lanes)]
+    written = [(value, place, of_rows) for value, place in zip(values, places, strict=True)]
+    simd.store_masked(v, written[::-1], rows, v.lanes)
 
 
 # (source, source_row, target, target_row, rows, columns)

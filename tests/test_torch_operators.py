@@ -14,6 +14,8 @@ pytest.importorskip("expecttest", reason="torch's own tests need it")
 invocations = pytest.importorskip("torch.testing._internal.common_methods_invocations")
 
 nt = pytest.importorskip("nbfftconv.torch")
+from torch import library  # noqa: E402
+
 from nbfftconv.torch import kept_weights, operators, ready_calls  # noqa: E402
 
 OPERATORS = torch.ops.nbfftconv
@@ -60,7 +62,7 @@ def test_opcheck(geometry, requires_grad, rng):
     for is_last in last:
         for operator, given in calls(geometry, torch.float32, rng, is_last):
             given = [each.requires_grad_(requires_grad) if isinstance(each, torch.Tensor) else each for each in given]
-            torch.library.opcheck(operator.default, tuple(given))
+            library.opcheck(operator.default, tuple(given))
 
 
 @pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
